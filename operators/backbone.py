@@ -1,0 +1,81 @@
+"""Which backbone a spec means, resolved without torch when it was resolved before.
+
+The resolved value goes into the key of every feature: the digest of the state that was really
+loaded, not the file's name or the model's tag.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from operators import backbones
+from operators.errors import ConfigError
+from operators.sources import identity
+from operators.store import Memo, library_versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A backbone with its weights, as planning knows it.
+
+    Args:
+        model: timm name with its tag.
+        weights: path or URL of the weights; "random" or "" (timm's pretrained tag).
+        fingerprint: sha256 over name, dtype, shape and bytes of the loaded state.
+        width: D of the features.
+        data_config: timm's own preprocessing of the model (mean, std, crop, interpolation).
+    """
+
+    model: str
+    weights: str
+    fingerprint: str
+    width: int
+    pooling: str
+    data_config: dict[str, Any]
+
+
+def resolve(model: str, weights: str | None, pooling: str, memo: Memo) -> Backbone:
+    """Loads the model once to learn its fingerprint; afterwards the memo knows it.
+
+    Args:
+        model: timm name with its tag, or the name of a backbone shipped with this package.
+        weights: path or URL, "random", "builtin" (shipped with this package), or None for the
+            weights that timm's tag names.
+        pooling: "token" or "avg".
+
+    Raises:
+        ConfigError: unknown model, or weights that cannot be found.
+        IncompatibleError: the weights do not fit the model.
+    """
+    place = _place(model, weights)
+    preimage = {
+        "kind": "backbone",
+        "model": model,
+        "pooling": pooling,
+        "weights": place if place in ("random", "") else identity(place),
+        "versions": {k: v for k, v in library_versions().items() if k in ("torch", "timm")},
+    }
+    if (known := memo.get(preimage)) is not None:
+        return Backbone(**json.loads(known) | {"weights": place})
+    from operators import models  # imports torch
+
+    network = models.load(model, place, pooling)
+    backbone = Backbone(
+        model=model,
+        weights=place,
+        pooling=pooling,
+        fingerprint=models.fingerprint(network),
+        width=models.width(network),
+        data_config=models.data_config(network),
+    )
+    memo.put(preimage, json.dumps(asdict(backbone)).encode())
+    return backbone
+
+
+def _place(model: str, weights: str | None) -> str:
+    if weights != "builtin":
+        return weights or ""
+    try:
+        return str(backbones.weights_path(model))
+    except ValueError as error:
+        raise ConfigError(f"backbone.weights: {error}") from error

@@ -1,0 +1,248 @@
+"""The few file operations that the store is built on, for local folders and object stores.
+
+Everything durable rests on two of them: `put` writes a new file whole under a name that nobody
+else uses, `put_if_absent` makes a small file appear whole or not at all, and only once. A local
+folder has fsync and hard links for that, an object store its conditional put.
+"""
+
+import errno
+import os
+import uuid
+from pathlib import Path
+from typing import Protocol
+
+import fsspec
+
+from operators.errors import StorageError
+
+
+class Blobs(Protocol):
+    """Files below a root; names are relative, with `/`."""
+
+    root: str
+
+    def put(self, name: str, data: bytes) -> None:
+        """Writes a file durably; the name must be new and unique to the caller."""
+        ...
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Makes a file appear whole, or returns False when it is there already."""
+        ...
+
+    def get(self, name: str) -> bytes | None:
+        """The file's bytes, None when there is no such file."""
+        ...
+
+    def folders(self, name: str) -> list[str]:
+        """Names of the folders right below `name`, sorted; [] when there is none."""
+        ...
+
+    def files(self, name: str) -> dict[str, tuple[int, float]]:
+        """All files below `name`: relative name -> (bytes, seconds since the epoch)."""
+        ...
+
+    def exists(self, names: list[str]) -> set[str]:
+        """Which of the files exist."""
+        ...
+
+    def remove(self, name: str) -> None:
+        """Removes a file or a folder with all that it holds; no error when absent."""
+        ...
+
+    def move(self, name: str, new_name: str) -> None:
+        """Moves a folder within the root."""
+        ...
+
+
+def open_blobs(url: str) -> Blobs:
+    """The file operations for a local path or an fsspec URL."""
+    protocol, _, path = url.partition("://")
+    if not path:
+        return LocalBlobs(url)
+    return LocalBlobs(path) if protocol == "file" else ObjectBlobs(url)
+
+
+class LocalBlobs:
+    """A local (or network-mounted) folder."""
+
+    def __init__(self, root: str) -> None:
+        self.root = str(Path(root).absolute())
+
+    def _path(self, name: str) -> Path:
+        return Path(self.root, name)
+
+    def put(self, name: str, data: bytes) -> None:
+        path = self._path(name)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+            try:
+                view = memoryview(data)
+                while view:
+                    view = view[os.write(descriptor, view) :]
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+        except OSError as error:
+            path.unlink(missing_ok=True)
+            raise _storage_error(error, self.root, len(data)) from error
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        path = self._path(name)
+        temporary = f"{name}.{uuid.uuid4().hex}.tmp"
+        self.put(temporary, data)
+        try:
+            # A hard link fails when the name exists: rename would silently replace the winner.
+            os.link(self._path(temporary), path)
+            _sync_folder(path.parent)
+        except FileExistsError:
+            return False
+        except OSError as error:
+            raise _storage_error(error, self.root, len(data)) from error
+        finally:
+            self._path(temporary).unlink(missing_ok=True)
+        return True
+
+    def get(self, name: str) -> bytes | None:
+        try:
+            return self._path(name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _storage_error(error, self.root, 0) from error
+
+    def folders(self, name: str) -> list[str]:
+        try:
+            with os.scandir(self._path(name)) as entries:
+                return sorted(entry.name for entry in entries if entry.is_dir())
+        except FileNotFoundError:
+            return []
+
+    def files(self, name: str) -> dict[str, tuple[int, float]]:
+        found = {}
+        for folder, _, names in os.walk(self._path(name)):
+            for file in names:
+                path = Path(folder, file)
+                try:
+                    stat = path.stat()
+                except FileNotFoundError:  # a writer's temporary name, gone in between
+                    continue
+                found[path.relative_to(self.root).as_posix()] = (stat.st_size, stat.st_mtime)
+        return found
+
+    def exists(self, names: list[str]) -> set[str]:
+        return {name for name in names if os.path.exists(os.path.join(self.root, name))}
+
+    def remove(self, name: str) -> None:
+        path = self._path(name)
+        if path.is_dir():
+            # Not shutil.rmtree: another process may remove or add files meanwhile.
+            for child in list(path.iterdir()):
+                self.remove(child.relative_to(self.root).as_posix())
+            try:
+                path.rmdir()
+            except FileNotFoundError:
+                return
+        else:
+            path.unlink(missing_ok=True)
+
+    def move(self, name: str, new_name: str) -> None:
+        target = self._path(new_name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            os.rename(self._path(name), target)
+        except FileNotFoundError:
+            return  # another process was faster
+
+
+class ObjectBlobs:
+    """An object store through fsspec: s3, gs, abfs, and memory in tests."""
+
+    def __init__(self, url: str) -> None:
+        self.root = url.rstrip("/")
+        self.fs, self._base = fsspec.url_to_fs(self.root)
+
+    def _path(self, name: str) -> str:
+        return f"{self._base.rstrip('/')}/{name}" if name else self._base
+
+    def put(self, name: str, data: bytes) -> None:
+        # One put of the whole object: a stream that breaks off would leave a partial one behind.
+        try:
+            self.fs.pipe_file(self._path(name), data)
+        except OSError as error:
+            raise _storage_error(error, self.root, len(data)) from error
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        try:
+            self.fs.pipe_file(self._path(name), data, mode="create")
+        except FileExistsError:
+            # After a lost answer our own retry looks like a loss: the bytes tell.
+            return self.get(name) == data
+        except OSError as error:
+            raise _storage_error(error, self.root, len(data)) from error
+        return True
+
+    def get(self, name: str) -> bytes | None:
+        try:
+            return bytes(self.fs.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _storage_error(error, self.root, 0) from error
+
+    def folders(self, name: str) -> list[str]:
+        try:
+            entries = self.fs.ls(self._path(name), detail=True)
+        except FileNotFoundError:
+            return []
+        return sorted(
+            e["name"].rstrip("/").rpartition("/")[2] for e in entries if e["type"] == "directory"
+        )
+
+    def files(self, name: str) -> dict[str, tuple[int, float]]:
+        try:
+            entries = self.fs.find(self._path(name), detail=True)
+        except FileNotFoundError:
+            return {}
+        prefix = len(self._base.rstrip("/")) + 1
+        return {
+            path[prefix:]: (entry["size"] or 0, self.fs.modified(path).timestamp())
+            for path, entry in entries.items()
+        }
+
+    def exists(self, names: list[str]) -> set[str]:
+        # One listing per folder of stages instead of one request per name.
+        parents = {name.split("/")[0] for name in names}
+        prefix = len(self._base.rstrip("/")) + 1
+        stored: set[str] = set()
+        for parent in parents:
+            try:
+                stored.update(path[prefix:] for path in self.fs.find(self._path(parent)))
+            except FileNotFoundError:
+                continue
+        return stored & set(names)
+
+    def remove(self, name: str) -> None:
+        if self.fs.exists(self._path(name)):
+            self.fs.rm(self._path(name), recursive=True)
+
+    def move(self, name: str, new_name: str) -> None:
+        self.fs.mv(self._path(name), self._path(new_name), recursive=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _storage_error(error: OSError, root: str, needed: int) -> StorageError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageError(
+            f"store {root} is full: {needed} bytes did not fit; free space and run again"
+        )
+    if isinstance(error, PermissionError) or error.errno == errno.EROFS:
+        return StorageError(f"store {root}: no permission: {error.strerror or error}")
+    return StorageError(f"store {root}: {error.strerror or error}")

@@ -1,0 +1,148 @@
+"""Features of a shard of images on a frozen backbone.
+
+Decoding threads run ahead of the network. Every forward pass has the same batch size: the last
+batch is padded, so that a feature depends on its image alone and never on its neighbours.
+
+Shapes: B batch, D width.
+"""
+
+import hashlib
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from operators import models, sources
+from operators.errors import BadDataError, Diverged
+from operators.features import encode_shard
+from operators.pixels import normalise, prepare
+from operators.preprocessing import Preprocessing
+from operators.stage import Order, Result
+from operators.store import Store
+
+BATCH_SIZES = {"cpu": 16, "cuda": 256}
+"""Micro-batches: on CPUs small ones stay in the cache, GPUs want large ones."""
+
+
+@torch.inference_mode()
+def extract(
+    images: Iterable[bytes],
+    network: nn.Module,
+    preprocessing: Preprocessing,
+    *,
+    pooling: str = "token",
+    precision: str = "fp32",
+    batch_size: int = 16,
+    workers: int = 1,
+    max_pixels: int | None = None,
+) -> Tensor:
+    """Features [N, D] float32 of encoded images, in their order.
+
+    Args:
+        images: encoded images (JPEG, PNG, WEBP).
+        network: timm model in eval mode, on the device that shall compute.
+        precision: fp32, or bf16 / fp16 by autocast.
+        batch_size: images per forward pass.
+        workers: decoding threads; at most two batches per thread wait in memory.
+
+    Raises:
+        BadDataError: an image cannot be decoded.
+        Diverged: a feature is not finite.
+    """
+    device = next(network.parameters()).device
+    dtype = models.PRECISIONS[precision]
+    outputs = []
+    for pixels in _prepared(images, preprocessing, batch_size, workers, max_pixels):
+        batch = pixels.to(device, non_blocking=True)
+        count = len(batch)
+        if count < batch_size:
+            batch = torch.cat([batch, batch.new_zeros(batch_size - count, *batch.shape[1:])])
+        inputs = normalise(batch, preprocessing)
+        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
+            features = models.pooled_features(network, inputs, pooling)
+        outputs.append(features[:count].float())
+    result = torch.cat(outputs).cpu()
+    if not bool(torch.isfinite(result).all()):
+        row = int((~torch.isfinite(result)).any(dim=1).nonzero()[0])
+        raise Diverged(f"feature of image {row} of the shard is NaN or infinite")
+    return result
+
+
+def _prepared(
+    images: Iterable[bytes],
+    preprocessing: Preprocessing,
+    batch_size: int,
+    workers: int,
+    max_pixels: int | None,
+) -> Iterator[Tensor]:
+    """Batches of uint8 pixels [B, 3, h, w], decoded ahead by threads, in order."""
+    source = iter(images)
+    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
+        waiting: list[Future[Tensor]] = []
+        while True:
+            while len(waiting) <= 2 * workers and (chunk := list(islice(source, batch_size))):
+                waiting.append(pool.submit(prepare, chunk, preprocessing, max_pixels))
+            if not waiting:
+                return
+            yield waiting.pop(0).result()
+
+
+def run(order: Order, store: Store) -> Result:
+    """The operator `features`: one shard, read, extracted and encoded.
+
+    Raises:
+        BadDataError: the images are not those that were indexed, or cannot be decoded.
+        IncompatibleError: the backbone's weights changed since the plan.
+        Diverged: a feature is not finite.
+    """
+    del store
+    keyed, hints = order.parameters, order.hints
+    device = keyed["numerics"]["device"].split(":")[0]
+    torch.set_num_threads(max(1, int(hints["cpus"])))
+    network = models.load_on_device(
+        hints["model"], hints["weights"], keyed["pooling"], keyed["backbone"], device
+    )
+    started = time.perf_counter()
+    digests = hashlib.sha256()
+    features = extract(
+        _hashed(sources.read(hints["places"]), digests),
+        network,
+        Preprocessing.from_json(keyed["preprocessing"]),
+        pooling=keyed["pooling"],
+        precision=keyed["numerics"]["precision"],
+        batch_size=hints["batch_size"] or BATCH_SIZES[device],
+        workers=max(1, int(hints["cpus"])),
+        max_pixels=hints["max_pixels"],
+    )
+    if digests.hexdigest() != keyed["images"]:
+        raise BadDataError(f"{order.label}: images changed since they were indexed; run again")
+    seconds = time.perf_counter() - started
+    return Result(
+        files={"features.parquet": encode_shard(_cast(features, keyed["dtype"]))},
+        facts={"images_forwarded": len(features), "seconds_extracting": round(seconds, 4)}
+        | _norms(features),
+    )
+
+
+def _hashed(images: Iterable[bytes], digests: "hashlib._Hash") -> Iterator[bytes]:
+    """Passes images on, and their sha256 into the digest of the whole shard."""
+    for image in images:
+        digests.update(hashlib.sha256(image).digest())
+        yield image
+
+
+def _cast(features: Tensor, dtype: str) -> np.ndarray[Any, Any]:
+    array = features.numpy().astype(dtype)
+    if not np.isfinite(array).all():
+        raise Diverged(f"a feature exceeds the range of {dtype}; set features.dtype: float32")
+    return array
+
+
+def _norms(features: Tensor) -> dict[str, float]:
+    norms = features.norm(dim=1)
+    return {"norm_min": round(float(norms.min()), 6), "norm_max": round(float(norms.max()), 6)}

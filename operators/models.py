@@ -1,0 +1,176 @@
+"""timm models with their weights, loaded strictly.
+
+Shapes: B batch, N tokens, D width.
+"""
+
+import difflib
+import hashlib
+import io
+import pickle
+from functools import lru_cache
+from typing import Any
+
+import fsspec
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from torch import Tensor, nn
+
+from operators import backbones
+from operators.errors import ConfigError, IncompatibleError
+
+assert backbones  # registers the models that this package ships
+
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load(model: str, weights: str, pooling: str) -> nn.Module:
+    """Creates a timm model without classifier, in eval mode, its parameters frozen.
+
+    Args:
+        model: timm name with its tag.
+        weights: path or URL of safetensors or of a `.pth` that holds tensors only; "random" for
+            an initialisation from seed 0; "" for the weights that timm's tag names.
+        pooling: "token" or "avg", checked against the model.
+
+    Raises:
+        ConfigError: unknown model, or its pretrained weights are not to be had.
+        IncompatibleError: the weights do not fit the model, or it lacks a class token.
+    """
+    if not timm.is_model(model):
+        near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), 1)
+        hint = f'; did you mean "{near[0]}"?' if near else ""
+        raise ConfigError(f'backbone.model: unknown timm model "{model}"{hint}')
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            network = timm.create_model(model, pretrained=weights == "", num_classes=0)
+        except (OSError, RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise ConfigError(
+                f"backbone: {model} cannot be created: {reason[:200]}; "
+                "offline, set backbone.weights to a file"
+            ) from error
+    if weights not in ("", "random"):
+        _load_strictly(network, read_weights(weights), model, weights)
+    if pooling == "token" and not getattr(network, "num_prefix_tokens", 0):
+        raise IncompatibleError(
+            f"features.pooling: {model} has no class token; set features.pooling: avg"
+        )
+    return network.eval().requires_grad_(False)
+
+
+@lru_cache(maxsize=2)
+def load_on_device(
+    model: str, weights: str, pooling: str, fingerprint_: str, device: str
+) -> nn.Module:
+    """`load`, once per process; checks that the weights still are what was planned.
+
+    Raises:
+        IncompatibleError: the weights changed since the plan was made.
+    """
+    network = load(model, weights, pooling)
+    if (found := fingerprint(network)) != fingerprint_:
+        raise IncompatibleError(
+            f"backbone: weights of {model} changed since the plan: "
+            f"expected {fingerprint_[:12]}, loaded {found[:12]}; run again"
+        )
+    return network.to(device)
+
+
+def read_weights(place: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a `.pth` without any code in it.
+
+    Raises:
+        IncompatibleError: missing, truncated, or holds more than tensors.
+    """
+    try:
+        with fsspec.open(place, "rb") as file:
+            data = file.read()  # type: ignore[union-attr]
+    except FileNotFoundError as error:
+        raise ConfigError(f"backbone.weights: {place}: not found") from error
+    except OSError as error:
+        raise ConfigError(f"backbone.weights: {place}: {error.strerror or error}") from error
+    if data[:2] == b"PK" or data[:1] == b"\x80":
+        return _read_pickle(place, data)
+    try:
+        return load_safetensors(data)
+    except SafetensorError as error:
+        raise IncompatibleError(
+            f"backbone.weights: {place}: not a whole safetensors file ({len(data)} bytes): {error}"
+        ) from error
+
+
+def _read_pickle(place: str, data: bytes) -> dict[str, Tensor]:
+    try:
+        # weights_only is said aloud: its default can be switched by the environment.
+        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        raise IncompatibleError(
+            f"backbone.weights: {place}: holds code or is damaged; convert it to safetensors"
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise IncompatibleError(f"backbone.weights: {place}: is not a dictionary of tensors")
+    return state
+
+
+def _load_strictly(network: nn.Module, state: dict[str, Tensor], model: str, place: str) -> None:
+    classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    given = {
+        name: value
+        for name, value in state.items()
+        # The pretrained classifier is the one part that a frozen backbone does without.
+        if name in expected or not any(name.startswith(f"{head}.") for head in heads)
+    }
+    found = {name: tuple(value.shape) for name, value in given.items()}
+    differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    if differing:
+        shown = "; ".join(
+            f"expected {name} {list(expected[name]) if name in expected else 'absent'}, "
+            f"file has {list(found[name]) if name in found else 'none'}"
+            for name in differing[:5]
+        )
+        raise IncompatibleError(
+            f"backbone.weights: {place} does not fit {model} ({len(differing)} differences): {shown}"
+        )
+    network.load_state_dict(given, strict=True)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """sha256 over name, dtype, shape and bytes of the loaded state, in order of names."""
+    total = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def width(network: nn.Module) -> int:
+    """D of the pooled features."""
+    return int(network.num_features)  # type: ignore[arg-type]
+
+
+def data_config(network: nn.Module) -> dict[str, Any]:
+    """timm's own preprocessing of the model, as JSON values."""
+    config = timm.data.resolve_model_data_config(network)
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+
+
+def pooled_features(network: nn.Module, images: Tensor, pooling: str) -> Tensor:
+    """Features [B, D]: the class token, or the mean of the patch tokens, after the final norm.
+
+    Args:
+        images: [B, 3, height, width], normalised.
+    """
+    tokens = network.forward_features(images)  # type: ignore[operator]
+    if pooling == getattr(network, "global_pool", None) or tokens.ndim == 4:
+        return network.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+    if pooling == "token":
+        return tokens[:, 0]
+    return tokens[:, network.num_prefix_tokens :].mean(dim=1)  # type: ignore[index]

@@ -1,0 +1,220 @@
+"""Class orders and tasks: pure values, no data.
+
+A class order lists the data set's own class ids in the order in which they are learned; the
+first `initial` of them are task 0. Orders drawn from a seed equal those of LAMDA-PILOT and of
+every code base that shares its protocol.
+"""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from operators.errors import ConfigError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+Kind = Literal["class_incremental", "domain_incremental"]
+
+OrderName = int | str | list[int] | list[str]
+"""What a class order is called in specs, keys and results: a seed, "natural", or itself."""
+
+MAX_SEED = 2**32 - 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is learned at one step.
+
+    Args:
+        index: position in the stream, from 0.
+        classes: class ids in learning order.
+        domains: names of the domains whose images belong to the task; empty means all.
+    """
+
+    index: int
+    classes: tuple[int, ...]
+    domains: tuple[str, ...] = ()
+
+
+def expand(orders: Sequence[Any] | Mapping[str, int] | str) -> tuple[OrderName, ...]:
+    """The orders of a spec, one by one.
+
+    Args:
+        orders: list of seeds, "natural" and explicit lists; or "natural"; or
+            `{"count": n, "first": 0}` for n consecutive seeds.
+
+    Returns:
+        One JSON-friendly name per order.
+    """
+    if isinstance(orders, str):
+        return (orders,)
+    if isinstance(orders, Mapping):
+        first = orders.get("first", 0)
+        return tuple(range(first, first + orders["count"]))
+    return tuple(list(o) if isinstance(o, (list, tuple)) else o for o in orders)
+
+
+def class_order(num_classes: int, order: OrderName | tuple[int, ...]) -> tuple[int, ...]:
+    """Class ids in learning order.
+
+    Args:
+        num_classes: number of classes of the data set.
+        order: seed, "natural" (0, 1, 2, ...), or the ids themselves.
+
+    Returns:
+        A permutation of 0 .. num_classes - 1.
+
+    Raises:
+        ConfigError: an explicit order that is not a permutation; the ids are named.
+    """
+    if isinstance(order, int):
+        # Imported here because the spec imports this module and must start fast.
+        import numpy as np
+
+        # The legacy generator: default_rng gives other orders than the published ones.
+        return tuple(np.random.RandomState(order).permutation(num_classes).tolist())
+    if isinstance(order, str):
+        return tuple(range(num_classes))
+    _check_permutation(order, range(num_classes), "class")
+    return tuple(int(c) for c in order)
+
+
+def domain_order(domains: Sequence[str], order: OrderName | tuple[str, ...]) -> tuple[str, ...]:
+    """Domain names in learning order.
+
+    Args:
+        domains: names of all domains, in any order.
+        order: seed that permutes the sorted names, "natural" (sorted), or the names themselves.
+
+    Returns:
+        The names in learning order.
+
+    Raises:
+        ConfigError: an explicit order that does not name each domain once.
+    """
+    names = sorted(set(domains))
+    if isinstance(order, (int, str)):
+        return tuple(names[i] for i in class_order(len(names), order))
+    _check_permutation(order, names, "domain")
+    return tuple(str(name) for name in order)
+
+
+def task_sizes(num_classes: int, initial: int | None, increment: int) -> tuple[int, ...]:
+    """Number of classes of each task; the last task takes what is left.
+
+    Args:
+        num_classes: number of classes of the data set.
+        initial: classes of task 0; None means `increment`.
+        increment: classes of each later task.
+
+    Returns:
+        Sizes that add up to `num_classes`; a single task is a joint run.
+
+    Raises:
+        ConfigError: task 0 wants more classes than there are.
+    """
+    initial = increment if initial is None else initial
+    if initial > num_classes:
+        raise ConfigError(
+            f"scenario.initial: task 0 wants {initial} classes, the data set has {num_classes}; "
+            f"use at most {num_classes}"
+        )
+    full, rest = divmod(num_classes - initial, increment)
+    return (initial,) + (increment,) * full + ((rest,) if rest else ())
+
+
+def tasks(
+    kind: Kind,
+    num_classes: int,
+    domains: Sequence[str],
+    initial: int | None,
+    increment: int | None,
+    order: OrderName,
+) -> tuple[Task, ...]:
+    """The stream of tasks.
+
+    Args:
+        kind: `class_incremental`: new classes with every task; `domain_incremental`: every task
+            has all classes and one domain.
+        num_classes: number of classes of the data set.
+        domains: names of the domains; not read when class-incremental.
+        initial: classes of task 0, None for `increment`; not read when domain-incremental.
+        increment: classes of later tasks; not read when domain-incremental.
+        order: order of the classes, or of the domains.
+
+    Returns:
+        The tasks in learning order.
+
+    Raises:
+        ConfigError: the order or the sizes do not fit the data.
+    """
+    if kind == "domain_incremental":
+        if not domains:
+            raise ConfigError("dataset.domain: the data names no domain; give the column")
+        everything = tuple(range(num_classes))
+        return tuple(
+            Task(index=i, classes=everything, domains=(name,))
+            for i, name in enumerate(domain_order(domains, order))
+        )
+    if increment is None:
+        raise ConfigError("scenario.increment: missing; class_incremental needs it")
+    ids = class_order(num_classes, order)
+    stream, start = [], 0
+    for index, size in enumerate(task_sizes(num_classes, initial, increment)):
+        stream.append(Task(index=index, classes=ids[start : start + size]))
+        start += size
+    return tuple(stream)
+
+
+def task_of(
+    labels: "np.ndarray", domains: "np.ndarray | None", tasks: Sequence[Task]
+) -> "np.ndarray":
+    """The task that each sample belongs to.
+
+    Args:
+        labels: [N] integer class ids.
+        domains: [N] domain names; None where no task names a domain.
+        tasks: tasks, in learning order.
+
+    Returns:
+        [N] int64 task indices; -1 for samples of no task.
+    """
+    import numpy as np
+
+    found = np.full(len(labels), -1, dtype=np.int64)
+    for task in tasks:
+        member = np.isin(labels, task.classes)
+        if task.domains:
+            assert domains is not None
+            member &= np.isin(domains, task.domains)
+        found[member & (found < 0)] = task.index
+    return found
+
+
+def seen_classes(tasks: Sequence[Task], index: int) -> tuple[int, ...]:
+    """Class ids of tasks 0 .. index in learning order, each once."""
+    return tuple(dict.fromkeys(c for task in tasks[: index + 1] for c in task.classes))
+
+
+def _check_permutation(order: Sequence[Any], expected: Sequence[Any], what: str) -> None:
+    """Refuse an explicit order that does not hold each expected id once."""
+    wanted, given = set(expected), Counter(order)
+    problems = {
+        "missing": [i for i in expected if i not in given],
+        "more than once": [i for i, times in given.items() if times > 1],
+        "unknown": [i for i in given if i not in wanted],
+    }
+    parts = [f"{name} {_some(ids)}" for name, ids in problems.items() if ids]
+    if parts:
+        raise ConfigError(
+            f"scenario.orders: an explicit {what} order must name each of the {len(expected)} "
+            f"{what}{'es' if what == 'class' else 's'} once; {'; '.join(parts)}"
+        )
+
+
+def _some(ids: Sequence[Any]) -> str:
+    """At most ten ids in words."""
+    text = ", ".join(str(i) for i in ids[:10])
+    return text if len(ids) <= 10 else f"{text} and {len(ids) - 10} more"

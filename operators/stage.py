@@ -1,0 +1,142 @@
+"""A stage of the graph as a value, and what an operator is.
+
+A `Stage` says what is computed: operator, parameters and inputs, which make its content key, and
+beside them what is needed to compute it but changes nothing in the result (`hints`, `resources`).
+An `Operator` says how: a plain function that reads inputs from the store and returns files.
+Neither knows Ray; `cluster/executor.py` brings them to the workers.
+"""
+
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from operators.keys import digest
+
+if TYPE_CHECKING:
+    from operators.store import Store
+
+Files = dict[str, bytes]
+"""What an operator returns: file name -> content, committed together or not at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Resources:
+    """What one attempt of a stage occupies on the cluster; never part of a key."""
+
+    cpus: float = 1.0
+    gpus: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage:
+    """One node of the graph, equal to another when their keys are equal.
+
+    Args:
+        operator: name in `OPERATORS`.
+        parameters: JSON value with everything that changes the result.
+        inputs: role -> stages, in the order in which the operator reads them.
+        hints: JSON value with what is needed to compute the result and does not change it
+            (places of files, batch sizes).
+        resources: what the stage occupies while it runs.
+        label: what people see, for example `features train 3/20`.
+    """
+
+    operator: str
+    parameters: Mapping[str, Any]
+    inputs: Mapping[str, tuple["Stage", ...]] = field(default_factory=dict)
+    hints: Mapping[str, Any] = field(default_factory=dict)
+    resources: Resources = Resources()
+    label: str = ""
+
+    @cached_property
+    def preimage(self) -> dict[str, Any]:
+        """What the key is the digest of, in clear text; stored in the manifest."""
+        return {
+            "operator": self.operator,
+            "version": OPERATORS[self.operator].version,
+            "parameters": dict(self.parameters),
+            "inputs": {role: [s.key for s in stages] for role, stages in self.inputs.items()},
+        }
+
+    @cached_property
+    def key(self) -> str:
+        """sha256 of the preimage, 64 hex digits."""
+        return digest(self.preimage)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and self.key == other.key
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def order(self) -> "Order":
+        """The stage without its ancestry: what travels to a worker."""
+        return Order(
+            key=self.key,
+            preimage=self.preimage,
+            hints=dict(self.hints),
+            input_operators={
+                role: stages[0].operator for role, stages in self.inputs.items() if stages
+            },
+            label=self.label,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A stage as a worker sees it: inputs are keys, everything pickles small."""
+
+    key: str
+    preimage: dict[str, Any]
+    hints: dict[str, Any]
+    input_operators: dict[str, str]
+    label: str
+
+    @property
+    def operator(self) -> str:
+        return self.preimage["operator"]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self.preimage["parameters"]
+
+    def inputs(self, role: str) -> list[tuple[str, str]]:
+        """(operator, key) of each input stage with this role, in order."""
+        operator = self.input_operators.get(role, "")
+        return [(operator, key) for key in self.preimage["inputs"].get(role, [])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What an operator hands back: files to commit, and facts for the manifest and MLflow."""
+
+    files: Files
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """How a kind of stage is computed.
+
+    Args:
+        version: raised by the author when results change; part of every key.
+        function: `module:name` of `(Order, Store) -> Result`, imported only where it runs, so
+            that planning imports neither torch nor Ray.
+    """
+
+    version: int
+    function: str
+
+    def load(self) -> Callable[[Order, "Store"], Result]:
+        module, name = self.function.split(":")
+        return getattr(importlib.import_module(module), name)
+
+
+OPERATORS: dict[str, Operator] = {
+    "dataset": Operator(version=1, function="operators.dataset:run"),
+    "features": Operator(version=1, function="operators.extract:run"),
+    "fit": Operator(version=1, function="operators.fit:run"),
+    "evaluate": Operator(version=1, function="operators.evaluate:run"),
+}

@@ -1,0 +1,311 @@
+"""From a spec to a graph of stages.
+
+Planning reads the data set's index and the backbone's fingerprint (both remembered in the store)
+and is pure from there on: the same bytes give the same keys on any machine.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from operators import backbone as backbones
+from operators import dataset as datasets
+from operators.backbone import Backbone
+from operators.dataset import Dataset, Split
+from operators.errors import BadDataError, ConfigError
+from operators.preprocessing import PRESETS, Preprocessing, from_timm
+from operators.scenario import Task, expand, tasks
+from operators.stage import Resources, Stage
+from operators.store import Memo
+from pipelines.spec import PipelineSpec, error_lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """A method of the spec with every hyper-parameter resolved.
+
+    Args:
+        name: name in `METHODS`.
+        hyperparameters: all of them, defaults included.
+        card: the method's card as JSON values.
+        label: the name, with what the spec sets where a method stands in it twice.
+    """
+
+    name: str
+    hyperparameters: dict[str, Any]
+    card: dict[str, Any]
+    label: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """One method on one class order with one seed: two stages of its own."""
+
+    method: Method
+    order: str
+    tasks: tuple[Task, ...]
+    seed: int
+    fit: Stage
+    evaluate: Stage
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The graph of a spec, with what the stages were made of."""
+
+    spec: PipelineSpec
+    dataset: Dataset
+    backbone: Backbone
+    preprocessing: Preprocessing
+    features: dict[str, tuple[Stage, ...]]
+    runs: tuple[Run, ...]
+
+    @property
+    def targets(self) -> list[Stage]:
+        """What the run is for: the evaluations."""
+        return [run.evaluate for run in self.runs]
+
+    @property
+    def stages(self) -> list[Stage]:
+        """Every stage once, inputs before what reads them."""
+        return topological(self.targets)
+
+
+def make_plan(spec: PipelineSpec, memo: Memo) -> Plan:
+    """The graph of a spec.
+
+    Raises:
+        ConfigError: the spec asks for what does not exist; all problems at once.
+        BadDataError: the data cannot be used.
+        IncompatibleError: the weights do not fit the backbone.
+    """
+    methods = resolve_methods(spec, memo)
+    dataset = datasets.index(spec.dataset.description(), memo)
+    backbone = backbones.resolve(
+        spec.backbone.model, spec.backbone.weights, spec.features.pooling, memo
+    )
+    preprocessing = resolve_preprocessing(spec, backbone)
+    features = {
+        split.name: feature_stages(spec, split, backbone, preprocessing)
+        for split in (dataset.train, dataset.test)
+    }
+    return Plan(
+        spec=spec,
+        dataset=dataset,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        features=features,
+        runs=tuple(_runs(spec, dataset, features, methods)),
+    )
+
+
+def resolve_methods(spec: PipelineSpec, memo: Memo) -> tuple[Method, ...]:
+    """The spec's methods with all hyper-parameters; asks the memo before importing torch.
+
+    Raises:
+        ConfigError: unknown methods or hyper-parameters, all of them at once.
+    """
+    source = _source_digest()
+    names = [name for name, _ in spec.methods]
+    resolved, problems = [], []
+    for number, (name, given) in enumerate(spec.methods):
+        preimage = {"kind": "method", "name": name, "given": given, "source": source}
+        known = memo.get(preimage)
+        if known is None:
+            from operators import describe  # imports torch
+
+            found, wrong = describe.method(name, given)
+            problems += [(f"methods.{number}.{path}".rstrip("."), what) for path, what in wrong]
+            if wrong:
+                continue
+            known = json.dumps(found).encode()
+            memo.put(preimage, known)
+        facts = json.loads(known)
+        label = name if names.count(name) == 1 else f"{name} {_short(given)}".strip()
+        resolved.append(Method(name=name, label=label, **facts))
+    if problems:
+        raise ConfigError(error_lines(spec, problems))
+    return tuple(resolved)
+
+
+def resolve_preprocessing(spec: PipelineSpec, backbone: Backbone) -> Preprocessing:
+    """The spec's preprocessing with every value known."""
+    given = spec.backbone.preprocessing
+    if not isinstance(given, str):
+        return Preprocessing(**given.model_dump())
+    return from_timm(backbone.data_config) if given == "timm_default" else PRESETS[given]
+
+
+def feature_stages(
+    spec: PipelineSpec, split: Split, backbone: Backbone, preprocessing: Preprocessing
+) -> tuple[Stage, ...]:
+    """The feature shards of a split: consecutive samples, in the data set's order.
+
+    Neither labels nor places are in the keys: relabelling or moving the data changes no feature,
+    and appended samples leave full shards as they are.
+    """
+    resources, size = spec.resources.extract, spec.features.shard_size
+    count = len(split.labels)
+    starts = range(0, count, size)
+    keyed = {
+        "backbone": backbone.fingerprint,
+        "preprocessing": preprocessing.to_json(),
+        "pooling": spec.features.pooling,
+        "dtype": spec.features.dtype,
+        "numerics": {
+            "device": "cuda" if resources.gpus else "cpu",
+            "precision": spec.backbone.precision,
+            "torch": ".".join(version("torch").split(".")[:2]),
+        },
+    }
+    return tuple(
+        Stage(
+            operator="features",
+            parameters=keyed
+            | {"images": hashlib.sha256(split.digests[start : start + size].tobytes()).hexdigest()},
+            hints={
+                "places": split.places(start, min(start + size, count)),
+                "model": backbone.model,
+                "weights": backbone.weights,
+                "batch_size": resources.batch_size,
+                "cpus": resources.cpus,
+                "max_pixels": spec.dataset.max_pixels,
+            },
+            resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
+            label=f"features {split.name} {number + 1}/{len(starts)}",
+        )
+        for number, start in enumerate(starts)
+    )
+
+
+def _runs(
+    spec: PipelineSpec,
+    dataset: Dataset,
+    features: dict[str, tuple[Stage, ...]],
+    methods: Iterable[Method],
+) -> Iterable[Run]:
+    scenario = spec.scenario
+    cpus = Resources(cpus=spec.resources.fit.cpus)
+    train, test = dataset.train.stage(), dataset.test.stage()
+    num_classes = len(dataset.classes)
+    streams = []
+    for order in expand(scenario.orders):
+        stream = tasks(
+            scenario.kind,
+            num_classes,
+            dataset.domains,
+            scenario.initial,
+            scenario.increment,
+            order,
+        )
+        _check_rows(dataset, stream, order)
+        streams.append((_order_name(order), stream))
+    everything = Task(
+        index=0,
+        classes=tuple(range(num_classes)),
+        domains=tuple(range(len(dataset.domains))),
+    )
+    for method in methods:
+        description = {
+            "name": method.name,
+            "version": method.card["version"],
+            "hyperparameters": method.hyperparameters,
+        }
+        separable = method.card["separable"] and scenario.kind == "class_incremental"
+        for name, stream in streams:
+            for seed in spec.seeds:
+                label = f"{method.label} order {name} seed {seed}"
+                used_seed = seed if method.card["uses_seed"] else None
+                fit = Stage(
+                    operator="fit",
+                    parameters={
+                        "method": description,
+                        "seed": used_seed,
+                        "num_classes": num_classes,
+                        # One fit on all classes serves every order of a separable method.
+                        "tasks": _task_json((everything,) if separable else stream),
+                    },
+                    inputs={"features": features["train"], "dataset": (train,)},
+                    hints={"cpus": spec.resources.fit.cpus},
+                    resources=cpus,
+                    label=f"fit {method.label if separable else label}",
+                )
+                evaluate = Stage(
+                    operator="evaluate",
+                    parameters={
+                        "method": description,
+                        "separable": separable,
+                        "order": name,
+                        "seed": seed,
+                        "num_classes": num_classes,
+                        "tasks": _task_json(stream),
+                    },
+                    inputs={
+                        "model": (fit,),
+                        "features": features["test"],
+                        "dataset": (test,),
+                    },
+                    hints={"cpus": spec.resources.fit.cpus},
+                    resources=cpus,
+                    label=f"evaluate {label}",
+                )
+                yield Run(
+                    method=method, order=name, tasks=stream, seed=seed, fit=fit, evaluate=evaluate
+                )
+
+
+def _check_rows(dataset: Dataset, stream: Sequence[Task], order: Any) -> None:
+    """Every task needs rows to learn from and rows to be tested on."""
+    for split in (dataset.train, dataset.test):
+        present = set(zip(split.labels.tolist(), split.domains.tolist(), strict=True))
+        for task in stream:
+            if not any((c, d) in present for c in task.classes for d in task.domains):
+                where = ", ".join(dataset.domains[d] for d in task.domains)
+                raise BadDataError(
+                    f"scenario: task {task.index} of order {order} has no {split.name} images"
+                    + (f" (domain {where})" if where else "")
+                )
+
+
+def _task_json(stream: Sequence[Task]) -> list[dict[str, list[int]]]:
+    return [{"classes": list(t.classes), "domains": list(t.domains)} for t in stream]
+
+
+def _order_name(order: Any) -> str:
+    return order if isinstance(order, str) else json.dumps(order, separators=(",", ":"))
+
+
+def _short(given: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in given.items())
+
+
+def _source_digest() -> str:
+    """Digest of the methods' sources: what the memo remembers of them holds for these alone."""
+    import methods
+
+    total = hashlib.sha256()
+    for path in sorted(Path(next(iter(methods.__path__))).glob("*.py")):
+        total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
+    return total.hexdigest()
+
+
+def topological(targets: Iterable[Stage]) -> list[Stage]:
+    """Targets and all their ancestors, each once, inputs before what reads them."""
+    done: dict[str, Stage] = {}
+    for target in targets:
+        stack = [(target, False)]
+        while stack:
+            stage, expanded = stack.pop()
+            if stage.key in done:
+                continue
+            if expanded:
+                done[stage.key] = stage
+                continue
+            stack.append((stage, True))
+            for inputs in stage.inputs.values():
+                stack += [(s, False) for s in reversed(inputs) if s.key not in done]
+    return list(done.values())

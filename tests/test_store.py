@@ -1,0 +1,157 @@
+"""The store: commits are whole, once and checked; every kind of damage is found."""
+
+import json
+import pickle
+import random
+import threading
+from pathlib import Path
+
+import pytest
+from operators.errors import DamagedStage, StorageError
+from operators.keys import digest
+from operators.stage import Order, Result
+from operators.store import Store
+
+
+def order(name: str = "a") -> Order:
+    preimage = {"operator": "fit", "version": 1, "parameters": {"name": name}, "inputs": {}}
+    return Order(
+        key=digest(preimage), preimage=preimage, hints={}, input_operators={}, label=f"fit {name}"
+    )
+
+
+@pytest.fixture(params=["local", "memory"])
+def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
+    if request.param == "local":
+        return Store(str(tmp_path / "store"))
+    return Store(f"memory://store-{tmp_path.name}-{random.random()}")
+
+
+def commit(store: Store, name: str = "a", data: bytes = b"0123456789") -> Order:
+    store.commit(order(name), Result(files={"data.bin": data}, facts={"rows": 10}), 0.5)
+    return order(name)
+
+
+def test_committed_stage_reads_back(store: Store) -> None:
+    stage = commit(store)
+    assert store.has("fit", stage.key)
+    assert store.keys("fit") == {stage.key}
+    assert store.read("fit", stage.key, "data.bin") == b"0123456789"
+    manifest = store.manifest("fit", stage.key)
+    assert manifest["facts"] == {"rows": 10}
+    assert manifest["preimage"] == stage.preimage
+    assert manifest["seconds"] == 0.5
+    store.verify("fit", stage.key)
+
+
+def test_nothing_is_there_before_the_manifest(store: Store) -> None:
+    assert store.keys("fit") == set()
+    store.blobs.put(f"fit/{'0' * 64}/data.bin.1", b"orphan of a crash")
+    assert store.keys("fit") == set()
+    assert not store.has("fit", "0" * 64)
+
+
+def test_the_first_of_two_writers_stands(store: Store) -> None:
+    stage = commit(store, data=b"first")
+    manifest = store.commit(order(), Result(files={"data.bin": b"second"}), 1.0)
+    assert manifest == store.manifest("fit", stage.key)
+    assert store.read("fit", stage.key, "data.bin") == b"first"
+    assert len(store.blobs.files(f"fit/{stage.key}")) == 2  # the loser left nothing behind
+
+
+def test_sixteen_racing_writers_leave_one_manifest(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    for number in range(20):
+        barrier = threading.Barrier(16)
+
+        def write(name: str = f"r{number}", barrier: threading.Barrier = barrier) -> None:
+            barrier.wait()
+            commit(store, name)
+
+        threads = [threading.Thread(target=write) for _ in range(16)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        key = order(f"r{number}").key
+        store.verify("fit", key)
+        assert len(list((tmp_path / "fit" / key).iterdir())) == 2
+
+
+def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    stage = commit(store, data=random.Random(0).randbytes(500))
+    files = sorted((tmp_path / "fit" / stage.key).iterdir())
+    assert len(files) == 2
+    rng = random.Random(1)
+    for path in files:
+        sound = path.read_bytes()
+        for _ in range(200):
+            flipped = bytearray(sound)
+            position = rng.randrange(len(sound) * 8)
+            flipped[position // 8] ^= 1 << position % 8
+            path.write_bytes(bytes(flipped))
+            with pytest.raises(DamagedStage):
+                store.verify("fit", stage.key)
+        path.write_bytes(sound)
+    store.verify("fit", stage.key)
+
+
+@pytest.mark.parametrize("damage", ["truncate", "remove", "remove manifest"])
+def test_truncated_and_missing_files_are_found_and_set_aside(tmp_path: Path, damage: str) -> None:
+    store = Store(str(tmp_path))
+    stage = commit(store)
+    folder = tmp_path / "fit" / stage.key
+    [data] = [p for p in folder.iterdir() if p.name != "manifest.json"]
+    if damage == "truncate":
+        data.write_bytes(data.read_bytes()[:-1])
+    else:
+        (data if damage == "remove" else folder / "manifest.json").unlink()
+    with pytest.raises(DamagedStage) as caught:
+        store.verify("fit", stage.key)
+    assert pickle.loads(pickle.dumps(caught.value)).key == stage.key
+    store.quarantine("fit", stage.key)
+    assert not store.has("fit", stage.key)
+    assert len(list((tmp_path / "quarantine").iterdir())) == 1
+    commit(store)
+    store.verify("fit", stage.key)
+
+
+def test_a_newer_schema_is_refused(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    stage = commit(store)
+    path = tmp_path / "fit" / stage.key / "manifest.json"
+    manifest = json.loads(path.read_text())
+    body = {k: v for k, v in manifest.items() if k != "digest"} | {"schema": 99}
+    path.write_text(json.dumps(body | {"digest": digest(body)}))
+    with pytest.raises(StorageError, match="schema 99, this program reads up to 1"):
+        store.manifest("fit", stage.key)
+
+
+def test_memo_returns_what_was_put_and_nothing_damaged(store: Store) -> None:
+    assert store.memo.get({"kind": "x"}) is None
+    store.memo.put({"kind": "x"}, b"one")
+    assert store.memo.get({"kind": "x"}) == b"one"
+    store.memo.put({"kind": "x"}, b"two")
+    assert store.memo.get({"kind": "x"}) == b"two"
+    name = f"memo/{digest({'kind': 'x'})}"
+    data = store.blobs.get(name)
+    assert data is not None
+    store.blobs.remove(name)
+    store.blobs.put(name, data[:-1] + b"x")
+    assert store.memo.get({"kind": "x"}) is None
+
+
+def test_probe_says_what_is_wrong(tmp_path: Path) -> None:
+    Store(str(tmp_path)).probe()
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="file"):
+        Store(str(tmp_path / "file" / "store")).probe()
+
+
+def test_store_pickles_as_its_url(tmp_path: Path) -> None:
+    store = Store(str(tmp_path))
+    stage = commit(store)
+    copy = pickle.loads(pickle.dumps(store))
+    assert copy == store
+    assert copy.read("fit", stage.key, "data.bin") == b"0123456789"
