@@ -37,22 +37,24 @@ class Schedule:
         """Whether a stage waits or runs."""
         return key in self._open
 
+    def open_keys(self) -> set[str]:
+        """Keys of all stages that wait or run."""
+        return set(self._open)
+
     def add(self, stages: Iterable[Stage]) -> None:
         """Adds stages to compute: the first ones, or some again whose result was lost."""
-        stages = list(stages)
-        self._open.update(stage.key for stage in stages)
-        for stage in stages:
-            unmet = {child.key for child in inputs_of(stage)} & self._open
-            self._unmet[stage.key] = unmet
-            for key in unmet:
-                self._readers.setdefault(key, set()).add(stage.key)
-            # Stages that were ready, and are not when what they read is computed again.
-            for key in self._open - self.running.keys() if len(stages) == 1 else ():
-                if stage in set(inputs_of(self.stages[key])):
-                    self.wait_for(key, stage.key)
-        for stage in stages:
-            if not self._unmet[stage.key]:
-                heapq.heappush(self._ready, (self._rank[stage.key], stage.key))
+        added = [stage.key for stage in stages]
+        self._open.update(added)
+        # All open stages, not only the added ones: one that was ready is not any more when what it
+        # reads is computed again.
+        for key in self._open - self.running.keys():
+            unmet = {child.key for child in inputs_of(self.stages[key])} & self._open
+            self._unmet.setdefault(key, set()).update(unmet)
+            for child in unmet:
+                self._readers.setdefault(child, set()).add(key)
+        for key in added:
+            if not self._unmet[key]:
+                heapq.heappush(self._ready, (self._rank[key], key))
 
     def take(self, now: float) -> Stage | None:
         """The next stage to start, None when all that is left waits or runs.
@@ -86,6 +88,10 @@ class Schedule:
         """A running stage failed and starts again, at the earliest at a time."""
         self.running.pop(key)
         heapq.heappush(self._paused, (at, self._rank[key], key))
+
+    def abandon(self, key: str) -> None:
+        """A running stage failed for good; what reads it never starts."""
+        self.running.pop(key)
 
     def wait_for(self, key: str, other: str) -> None:
         """A stage starts (again) after another, open one."""

@@ -57,7 +57,7 @@ class ACIL:
         return {
             "count": torch.bincount(rows.labels, minlength=rows.num_classes),
             "draw": draw,
-            "gram": hidden.T @ hidden,
+            "gram": ridge.gram(hidden),
             "cross": ridge.cross(hidden, rows.labels, rows.num_classes),
         }
 

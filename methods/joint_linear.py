@@ -132,7 +132,7 @@ def _descend(rows: Tensor, right: Tensor, start: Tensor, penalty: float, iterati
     optimiser = torch.optim.LBFGS(
         [parameters],
         max_iter=iterations,
-        tolerance_grad=1e-7,
+        tolerance_grad=1e-5,
         tolerance_change=1e-10,
         line_search_fn="strong_wolfe",
     )

@@ -49,7 +49,7 @@ def sums(state: State, expand: Expand, width: int, held: Tensor | None) -> State
         cross = gram.new_zeros(width, len(state["count"]))
         for chunk in mask.nonzero()[:, 0].split(4096):
             rows = expand(state["features"][chunk])
-            gram.addmm_(rows.T, rows)
+            gram += ridge.gram(rows)
             cross += ridge.cross(rows, state["labels"][chunk], len(state["count"]))
         total |= {prefix + "gram": gram, prefix + "cross": cross}
     return total

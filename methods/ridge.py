@@ -15,6 +15,9 @@ from torch import Tensor
 GRID = [10.0**exponent for exponent in range(-8, 9)]
 """Strengths that are tried: 1e-8 .. 1e8."""
 
+TILE = 512
+"""Columns of a tile of a Gram matrix."""
+
 HELD_OUT = 0.2
 """Share of the rows that choose the strength."""
 
@@ -28,6 +31,22 @@ def cross(rows: Tensor, labels: Tensor, num_classes: int) -> Tensor:
     """H^T Y [M, K] for one-hot Y, as class sums of the rows [N, M]."""
     sums = rows.new_zeros(num_classes, rows.shape[1])
     return sums.index_add_(0, labels, rows).T.contiguous()
+
+
+def gram(rows: Tensor) -> Tensor:
+    """H^T H [M, M] of rows [N, M], exactly symmetric."""
+    width = rows.shape[1]
+    if width <= 2 * TILE:
+        product = rows.T @ rows
+        return product.tril() + product.tril(-1).T
+    product = rows.new_empty(width, width)
+    for start in range(0, width, TILE):
+        # Only tiles on and below the diagonal: little more than half of the work.
+        tiles = rows[:, start:].T @ rows[:, start : start + TILE]
+        tiles[:TILE] = (tiles[:TILE] + tiles[:TILE].T) / 2
+        product[start:, start : start + TILE] = tiles
+        product[start : start + TILE, start:] = tiles.T
+    return product
 
 
 def solve(gram: Tensor, right: Tensor, strength: float) -> tuple[Tensor, float]:
@@ -63,9 +82,9 @@ def solve_rows(rows: Tensor, right: Tensor, strength: float) -> tuple[Tensor, fl
         The weights, and the strength that was used.
     """
     if len(rows) < rows.shape[1]:
-        dual, used = solve(rows @ rows.T, right, strength)
+        dual, used = solve(gram(rows.T), right, strength)
         return rows.T @ dual, used
-    return solve(rows.T @ rows, rows.T @ right, strength)
+    return solve(gram(rows), rows.T @ right, strength)
 
 
 def squared_error(weights: Tensor, gram: Tensor, cross: Tensor, energy: float) -> float:
@@ -103,9 +122,9 @@ def choose(
 def choose_rows(rows: Tensor, right: Tensor, held: Tensor, held_right: Tensor) -> float:
     """The same from rows: [N, M] and targets [N, C] to fit, `held` [V, M] and [V, C] held out."""
     if len(rows) < rows.shape[1]:
-        left, inner, target = held @ rows.T, rows @ rows.T, right
+        left, inner, target = held @ rows.T, gram(rows.T), right
     else:
-        left, inner, target = held, rows.T @ rows, rows.T @ right
+        left, inner, target = held, gram(rows), rows.T @ right
     return _smallest(
         lambda strength: (
             (left @ solve(inner, target, strength)[0] - held_right).square().sum().item()

@@ -6,9 +6,9 @@ loaded, not the file's name or the model's tag.
 
 import json
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
-from operators import backbones
 from operators.errors import ConfigError
 from operators.sources import identity
 from operators.store import Memo, library_versions
@@ -75,7 +75,11 @@ def resolve(model: str, weights: str | None, pooling: str, memo: Memo) -> Backbo
 def _place(model: str, weights: str | None) -> str:
     if weights != "builtin":
         return weights or ""
-    try:
-        return str(backbones.weights_path(model))
-    except ValueError as error:
-        raise ConfigError(f"backbone.weights: {error}") from error
+    # Not from operators.backbones: importing that imports torch.
+    path = Path(__file__).parent / "backbones" / f"{model}.safetensors"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.safetensors"))
+        raise ConfigError(
+            f'backbone.weights: no builtin weights for "{model}" (known: {", ".join(known)})'
+        )
+    return str(path)

@@ -5,6 +5,7 @@ else uses, `put_if_absent` makes a small file appear whole or not at all, and on
 folder has fsync and hard links for that, an object store its conditional put.
 """
 
+import contextlib
 import errno
 import os
 import uuid
@@ -27,6 +28,10 @@ class Blobs(Protocol):
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         """Makes a file appear whole, or returns False when it is there already."""
+        ...
+
+    def replace(self, name: str, data: bytes) -> None:
+        """Writes a file whole, in place of an earlier one; for what is no commit."""
         ...
 
     def get(self, name: str) -> bytes | None:
@@ -84,7 +89,8 @@ class LocalBlobs:
             finally:
                 os.close(descriptor)
         except OSError as error:
-            path.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):  # perhaps it was never created
+                path.unlink()
             raise _storage_error(error, self.root, len(data)) from error
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
@@ -102,6 +108,11 @@ class LocalBlobs:
         finally:
             self._path(temporary).unlink(missing_ok=True)
         return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        temporary = f"{name}.{uuid.uuid4().hex}.tmp"
+        self.put(temporary, data)
+        os.replace(self._path(temporary), self._path(name))
 
     def get(self, name: str) -> bytes | None:
         try:
@@ -181,6 +192,9 @@ class ObjectBlobs:
         except OSError as error:
             raise _storage_error(error, self.root, len(data)) from error
         return True
+
+    def replace(self, name: str, data: bytes) -> None:
+        self.put(name, data)
 
     def get(self, name: str) -> bytes | None:
         try:

@@ -18,6 +18,8 @@ import torch
 
 from operators import features, fit, metrics
 from operators.errors import DamagedStage
+from operators.keys import canonical
+from operators.scenario import Task, task_of
 from operators.stage import Order, Result
 from operators.store import Store
 
@@ -48,7 +50,11 @@ def run(order: Order, store: Store) -> Result:
     tasks = keyed["tasks"]
     [dataset] = order.inputs("dataset")
     index = fit.load_index(store, *dataset)
-    true_task = _true_tasks(index.labels, index.domains, tasks)
+    stream = [
+        Task(index=i, classes=tuple(t["classes"]), domains=tuple(t["domains"]))
+        for i, t in enumerate(tasks)
+    ]
+    true_task = task_of(index.labels, index.domains, stream)
     own_classes = _membership(tasks, keyed["num_classes"])
     columns: dict[str, list[np.ndarray[Any, Any]]] = {
         name: [] for name in ("task_trained", "sample", *metrics.COLUMNS[2:])
@@ -71,10 +77,21 @@ def run(order: Order, store: Store) -> Result:
         ):
             columns[name].append(values)
     table = {name: np.concatenate(parts) for name, parts in columns.items()}
+    [(operator, key)] = order.inputs("model")
+    model = store.manifest(operator, key)
     summary = metrics.summarise(table, len(tasks), keyed["num_classes"])
     return Result(
-        files={"predictions.parquet": _encode(table, keyed["order"], keyed["seed"])},
-        facts={"summary": summary.to_json()},
+        files={
+            "predictions.parquet": _encode(table, canonical(keyed["order"]), keyed["seed"]),
+            "summary.json": canonical(summary.to_json()).encode(),
+        },
+        facts={
+            **summary.finals(),
+            "seconds_fitting": model["seconds"],
+            "state_bytes": model["facts"]["state_bytes"],
+            "trainable_parameters": model["facts"]["trainable_parameters"],
+            "fit": model["facts"]["tasks"],
+        },
     )
 
 
@@ -140,15 +157,6 @@ def _logits(
         chunk = torch.from_numpy(matrix[start : start + CHUNK].astype(np.float32))
         parts.append(learner.logits(state, chunk, seed).numpy())
     return np.concatenate(parts)
-
-
-def _true_tasks(labels: Any, domains: Any, tasks: list[dict[str, Any]]) -> Any:
-    """The task of each test sample, -1 where it belongs to none."""
-    result = np.full(len(labels), -1, dtype=np.int64)
-    for number, task in enumerate(tasks):
-        member = np.isin(labels, task["classes"]) & np.isin(domains, task["domains"])
-        result[member] = number
-    return result
 
 
 def _membership(tasks: list[dict[str, Any]], num_classes: int) -> Any:

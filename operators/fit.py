@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from functools import lru_cache
 from typing import Any
 
-import methods
 import numpy as np
 import torch
-from methods.base import Fitted, Rows, State
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+import methods
+from methods.base import Fitted, Rows, State
 from operators import features
 from operators.dataset import SplitIndex, read_index
 from operators.errors import DamagedStage, Diverged
@@ -59,9 +59,7 @@ def run(order: Order, store: Store) -> Result:
             if not bool(torch.isfinite(tensor).all()):
                 raise Diverged(f"{order.label}: {name} after task {number} is NaN or infinite")
             tensors[f"{number}/{name}"] = tensor.contiguous()
-        reports.append(
-            method.report(state) | {"seconds": round(time.perf_counter() - started, 6)}
-        )
+        reports.append(method.report(state) | {"seconds": round(time.perf_counter() - started, 6)})
     return Result(
         files={"state.safetensors": save_tensors(tensors)},
         facts={

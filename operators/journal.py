@@ -96,8 +96,8 @@ class Journal:
             except BlockingIOError:
                 os.close(log)
                 continue
-            lines = _lines(path)
-            if os.fstat(log).st_nlink == 0 or not lines:
+            lines = _lines(path) if os.fstat(log).st_nlink else []
+            if not lines:  # removed since the listing, or not even a header
                 os.close(log)
                 continue
             journal = cls(path=path, header=lines[0], _log=log, _ack=_open_ack(path))
@@ -185,6 +185,16 @@ class Journal:
         with self._lock:
             return len(self._entries) - self._next
 
+    def operations(self) -> list[Operation]:
+        """All operations, sent or not."""
+        with self._lock:
+            return [entry.operation for entry in self._entries]
+
+    @property
+    def modified_ms(self) -> int:
+        """When it was last written, in milliseconds since 1970."""
+        return os.fstat(self._log).st_mtime_ns // 1_000_000
+
     def close(self) -> None:
         """Removes the journal if everything was sent, and gives up the lock."""
         if self.unsent == 0:
@@ -195,6 +205,10 @@ class Journal:
                     self.path.rename(self.path.with_suffix(".rejected"))
                 else:
                     self.path.unlink(missing_ok=True)
+        self.release()
+
+    def release(self) -> None:
+        """Gives up the lock and leaves the files to whoever opens them next."""
         for handle in (self._log, self._ack):
             os.close(handle)
 

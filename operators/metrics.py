@@ -131,6 +131,15 @@ class Summary:
         cells = np.stack([true, predicted, counts], axis=1).tolist()
         return asdict(self) | {"confusion": cells}
 
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> "Summary":
+        """The inverse of `to_json`."""
+        classes = len(value["per_class"])
+        confusion = np.zeros((classes, classes), dtype=np.int64)
+        for true, predicted, count in value["confusion"]:
+            confusion[true, predicted] = count
+        return cls(**{**value, "confusion": confusion})
+
 
 def forgetting(matrix: list[list[float]]) -> float:
     """Mean over tasks j < T-1 of (max over l = 0 .. T-1 of R[l,j] - R[T-1,j]).

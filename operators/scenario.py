@@ -30,12 +30,13 @@ class Task:
     Args:
         index: position in the stream, from 0.
         classes: class ids in learning order.
-        domains: names of the domains whose images belong to the task; empty means all.
+        domains: numbers of the domains whose images belong to the task, in the data set's
+            numbering; data without domains are one domain, 0.
     """
 
     index: int
     classes: tuple[int, ...]
-    domains: tuple[str, ...] = ()
+    domains: tuple[int, ...] = (0,)
 
 
 def expand(orders: Sequence[Any] | Mapping[str, int] | str) -> tuple[OrderName, ...]:
@@ -81,24 +82,26 @@ def class_order(num_classes: int, order: OrderName | tuple[int, ...]) -> tuple[i
     return tuple(int(c) for c in order)
 
 
-def domain_order(domains: Sequence[str], order: OrderName | tuple[str, ...]) -> tuple[str, ...]:
-    """Domain names in learning order.
+def domain_order(domains: Sequence[str], order: OrderName | tuple[str, ...]) -> tuple[int, ...]:
+    """Numbers of the domains in learning order.
 
     Args:
-        domains: names of all domains, in any order.
+        domains: name of each domain; its position is its number.
         order: seed that permutes the sorted names, "natural" (sorted), or the names themselves.
 
     Returns:
-        The names in learning order.
+        A permutation of 0 .. len(domains) - 1.
 
     Raises:
         ConfigError: an explicit order that does not name each domain once.
     """
-    names = sorted(set(domains))
+    names = sorted(domains)
     if isinstance(order, (int, str)):
-        return tuple(names[i] for i in class_order(len(names), order))
-    _check_permutation(order, names, "domain")
-    return tuple(str(name) for name in order)
+        chosen = [names[i] for i in class_order(len(names), order)]
+    else:
+        _check_permutation(order, names, "domain")
+        chosen = [str(name) for name in order]
+    return tuple(list(domains).index(name) for name in chosen)
 
 
 def task_sizes(num_classes: int, initial: int | None, increment: int) -> tuple[int, ...]:
@@ -139,7 +142,7 @@ def tasks(
         kind: `class_incremental`: new classes with every task; `domain_incremental`: every task
             has all classes and one domain.
         num_classes: number of classes of the data set.
-        domains: names of the domains; not read when class-incremental.
+        domains: name of each domain; its position is its number.
         initial: classes of task 0, None for `increment`; not read when domain-incremental.
         increment: classes of later tasks; not read when domain-incremental.
         order: order of the classes, or of the domains.
@@ -155,27 +158,26 @@ def tasks(
             raise ConfigError("dataset.domain: the data names no domain; give the column")
         everything = tuple(range(num_classes))
         return tuple(
-            Task(index=i, classes=everything, domains=(name,))
-            for i, name in enumerate(domain_order(domains, order))
+            Task(index=i, classes=everything, domains=(domain,))
+            for i, domain in enumerate(domain_order(domains, order))
         )
     if increment is None:
         raise ConfigError("scenario.increment: missing; class_incremental needs it")
     ids = class_order(num_classes, order)
+    all_domains = tuple(range(len(domains) or 1))
     stream, start = [], 0
     for index, size in enumerate(task_sizes(num_classes, initial, increment)):
-        stream.append(Task(index=index, classes=ids[start : start + size]))
+        stream.append(Task(index=index, classes=ids[start : start + size], domains=all_domains))
         start += size
     return tuple(stream)
 
 
-def task_of(
-    labels: "np.ndarray", domains: "np.ndarray | None", tasks: Sequence[Task]
-) -> "np.ndarray":
+def task_of(labels: "np.ndarray", domains: "np.ndarray", tasks: Sequence[Task]) -> "np.ndarray":
     """The task that each sample belongs to.
 
     Args:
         labels: [N] integer class ids.
-        domains: [N] domain names; None where no task names a domain.
+        domains: [N] integer domain numbers.
         tasks: tasks, in learning order.
 
     Returns:
@@ -185,10 +187,7 @@ def task_of(
 
     found = np.full(len(labels), -1, dtype=np.int64)
     for task in tasks:
-        member = np.isin(labels, task.classes)
-        if task.domains:
-            assert domains is not None
-            member &= np.isin(domains, task.domains)
+        member = np.isin(labels, task.classes) & np.isin(domains, task.domains)
         found[member & (found < 0)] = task.index
     return found
 

@@ -168,9 +168,7 @@ class Store:
 
     def quarantine(self, operator: str, key: str) -> None:
         """Sets a damaged stage aside; afterwards it is not stored, and nothing was deleted."""
-        self.blobs.move(
-            f"{operator}/{key}", f"quarantine/{operator}-{key}-{uuid.uuid4().hex[:12]}"
-        )
+        self.blobs.move(f"{operator}/{key}", f"quarantine/{operator}-{key}-{uuid.uuid4().hex[:12]}")
 
     # --- accelerators -------------------------------------------------------------------------
 
@@ -201,9 +199,7 @@ class Memo:
         """Stores content for a preimage; the newest wins."""
         name = f"memo/{digest(preimage)}"
         data = hashlib.sha256(content).hexdigest().encode() + b"\n" + content
-        if not self.blobs.put_if_absent(name, data) and self.blobs.get(name) != data:
-            self.blobs.remove(name)
-            self.blobs.put_if_absent(name, data)
+        self.blobs.replace(name, data)
 
 
 def library_versions() -> dict[str, str]:

@@ -6,6 +6,7 @@ Endpoints and keys come from the environment or a profile, never from the URL.
 """
 
 import re
+import unicodedata
 
 from operators.errors import ConfigError
 
@@ -29,6 +30,11 @@ def mask(text: str) -> str:
     return _USER_AND_PASSWORD.sub(r"\1***@", _TOKEN.sub("***", text))
 
 
+def has_control_characters(text: str) -> bool:
+    """Whether the text holds line breaks, NUL, other control characters, or half a character."""
+    return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
+
+
 def check(url: str) -> str:
     """Let a plain local path or an allowed fsspec URL through.
 
@@ -46,7 +52,7 @@ def check(url: str) -> str:
     """
     if not url:
         raise ConfigError("is empty; give a path or URL")
-    if any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in url):
+    if has_control_characters(url):
         raise ConfigError("invalid character in path (newline, NUL or another control character)")
     if has_credentials(url):
         raise ConfigError(

@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from pydantic import GetCoreSchemaHandler
+from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from operators import urls
@@ -26,6 +26,12 @@ def refuse(message: str, at: Path = ()) -> PydanticCustomError:
         at: path from that value to the part the message is about.
     """
     return PydanticCustomError("spec", "{message}", {"message": message, "at": at})
+
+
+class Section(BaseModel):
+    """What all sections of a spec share: values stay as they are, unknown keys are refused."""
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
 
 @dataclass(frozen=True)
@@ -191,3 +197,10 @@ def no_duplicates(values: tuple[Any, ...]) -> tuple[Any, ...]:
             raise refuse(f"same as item {first[name]}; keep one", (index,))
         first[name] = index
     return values
+
+
+def plain(value: Any) -> Any:
+    """Tuples as lists and keys as text, at any depth."""
+    if isinstance(value, dict):
+        return {str(key): plain(item) for key, item in value.items()}
+    return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value

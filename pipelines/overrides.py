@@ -97,8 +97,11 @@ def _position(items: list[Any], part: str | int) -> int:
     if isinstance(part, int) and part < len(items):
         return part
     if isinstance(part, str):
-        names = [i if isinstance(i, str) else next(iter(i), "") for i in items
-                 if isinstance(i, (str, dict))]
+        names = [
+            i if isinstance(i, str) else next(iter(i), "")
+            for i in items
+            if isinstance(i, (str, dict))
+        ]
         if part in names:
             raise _Refused(f'items are numbered; write {names.index(part)} for "{part}"')
         hint = nearest(part, [str(n) for n in names])

@@ -8,20 +8,24 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from operators.dataset import Dataset, Split
+
 from operators import backbone as backbones
 from operators import dataset as datasets
+from operators import preprocessing as preprocessings
 from operators.backbone import Backbone
-from operators.dataset import Dataset, Split
-from operators.errors import BadDataError, ConfigError
-from operators.preprocessing import PRESETS, Preprocessing, from_timm
-from operators.scenario import Task, expand, tasks
+from operators.errors import BadDataError
+from operators.preprocessing import Preprocessing
+from operators.scenario import OrderName, Task, tasks
 from operators.stage import Resources, Stage
 from operators.store import Memo
-from pipelines.spec import PipelineSpec, error_lines
+from pipelines.spec import Loaded
+from pipelines.spec_model import BuiltinDataset, PipelineSpec
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +50,7 @@ class Run:
     """One method on one class order with one seed: two stages of its own."""
 
     method: Method
-    order: str
+    order: OrderName
     tasks: tuple[Task, ...]
     seed: int
     fit: Stage
@@ -69,13 +73,26 @@ class Plan:
         """What the run is for: the evaluations."""
         return [run.evaluate for run in self.runs]
 
-    @property
+    def images(self, stage: Stage) -> int:
+        """Images of a feature shard."""
+        return self._images[stage.key]
+
+    @cached_property
+    def _images(self) -> dict[str, int]:
+        size = self.spec.features.shard_size
+        counts = {}
+        for split in (self.dataset.train, self.dataset.test):
+            for number, stage in enumerate(self.features[split.name]):
+                counts[stage.key] = min(size, len(split.labels) - number * size)
+        return counts
+
+    @cached_property
     def stages(self) -> list[Stage]:
         """Every stage once, inputs before what reads them."""
         return topological(self.targets)
 
 
-def make_plan(spec: PipelineSpec, memo: Memo) -> Plan:
+def make_plan(loaded: Loaded, memo: Memo) -> Plan:
     """The graph of a spec.
 
     Raises:
@@ -83,12 +100,16 @@ def make_plan(spec: PipelineSpec, memo: Memo) -> Plan:
         BadDataError: the data cannot be used.
         IncompatibleError: the weights do not fit the backbone.
     """
-    methods = resolve_methods(spec, memo)
-    dataset = datasets.index(spec.dataset.description(), memo)
+    spec = loaded.spec
+    methods = resolve_methods(loaded, memo)
+    dataset = datasets.index(spec.dataset.model_dump(mode="json"), memo)
     backbone = backbones.resolve(
         spec.backbone.model, spec.backbone.weights, spec.features.pooling, memo
     )
-    preprocessing = resolve_preprocessing(spec, backbone)
+    given = spec.backbone.preprocessing
+    preprocessing = preprocessings.resolve(
+        given if isinstance(given, str) else given.model_dump(), backbone.data_config
+    )
     features = {
         split.name: feature_stages(spec, split, backbone, preprocessing)
         for split in (dataset.train, dataset.test)
@@ -103,23 +124,24 @@ def make_plan(spec: PipelineSpec, memo: Memo) -> Plan:
     )
 
 
-def resolve_methods(spec: PipelineSpec, memo: Memo) -> tuple[Method, ...]:
+def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
     """The spec's methods with all hyper-parameters; asks the memo before importing torch.
 
     Raises:
         ConfigError: unknown methods or hyper-parameters, all of them at once.
     """
     source = _source_digest()
-    names = [name for name, _ in spec.methods]
+    requested = loaded.spec.methods
+    names = [name for name, _ in requested]
     resolved, problems = [], []
-    for number, (name, given) in enumerate(spec.methods):
+    for number, (name, given) in enumerate(requested):
         preimage = {"kind": "method", "name": name, "given": given, "source": source}
         known = memo.get(preimage)
         if known is None:
             from operators import describe  # imports torch
 
             found, wrong = describe.method(name, given)
-            problems += [(f"methods.{number}.{path}".rstrip("."), what) for path, what in wrong]
+            problems += [(f"methods.{number}{path}", what) for path, what in wrong]
             if wrong:
                 continue
             known = json.dumps(found).encode()
@@ -128,16 +150,8 @@ def resolve_methods(spec: PipelineSpec, memo: Memo) -> tuple[Method, ...]:
         label = name if names.count(name) == 1 else f"{name} {_short(given)}".strip()
         resolved.append(Method(name=name, label=label, **facts))
     if problems:
-        raise ConfigError(error_lines(spec, problems))
+        raise loaded.error(problems)
     return tuple(resolved)
-
-
-def resolve_preprocessing(spec: PipelineSpec, backbone: Backbone) -> Preprocessing:
-    """The spec's preprocessing with every value known."""
-    given = spec.backbone.preprocessing
-    if not isinstance(given, str):
-        return Preprocessing(**given.model_dump())
-    return from_timm(backbone.data_config) if given == "timm_default" else PRESETS[given]
 
 
 def feature_stages(
@@ -149,6 +163,7 @@ def feature_stages(
     and appended samples leave full shards as they are.
     """
     resources, size = spec.resources.extract, spec.features.shard_size
+    max_pixels = None if isinstance(spec.dataset, BuiltinDataset) else spec.dataset.max_pixels
     count = len(split.labels)
     starts = range(0, count, size)
     keyed = {
@@ -166,14 +181,14 @@ def feature_stages(
         Stage(
             operator="features",
             parameters=keyed
-            | {"images": hashlib.sha256(split.digests[start : start + size].tobytes()).hexdigest()},
+            | {"images": split.images_digest(start, min(start + size, count))},
             hints={
                 "places": split.places(start, min(start + size, count)),
                 "model": backbone.model,
                 "weights": backbone.weights,
                 "batch_size": resources.batch_size,
                 "cpus": resources.cpus,
-                "max_pixels": spec.dataset.max_pixels,
+                "max_pixels": max_pixels,
             },
             resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
             label=f"features {split.name} {number + 1}/{len(starts)}",
@@ -192,8 +207,9 @@ def _runs(
     cpus = Resources(cpus=spec.resources.fit.cpus)
     train, test = dataset.train.stage(), dataset.test.stage()
     num_classes = len(dataset.classes)
-    streams = []
-    for order in expand(scenario.orders):
+    domains = tuple(range(len(dataset.domains)))
+    streams: list[tuple[OrderName, tuple[Task, ...], list[dict[str, list[int]]]]] = []
+    for order in scenario.orders:
         stream = tasks(
             scenario.kind,
             num_classes,
@@ -202,13 +218,12 @@ def _runs(
             scenario.increment,
             order,
         )
-        _check_rows(dataset, stream, order)
-        streams.append((_order_name(order), stream))
-    everything = Task(
-        index=0,
-        classes=tuple(range(num_classes)),
-        domains=tuple(range(len(dataset.domains))),
-    )
+        described = [_task_json(task) for task in stream]
+        _check_rows(dataset, described, order)
+        streams.append((order, stream, described))
+    everything = [
+        _task_json(Task(index=0, classes=tuple(range(num_classes)), domains=domains))
+    ]
     for method in methods:
         description = {
             "name": method.name,
@@ -216,9 +231,9 @@ def _runs(
             "hyperparameters": method.hyperparameters,
         }
         separable = method.card["separable"] and scenario.kind == "class_incremental"
-        for name, stream in streams:
+        for order, stream, described in streams:
             for seed in spec.seeds:
-                label = f"{method.label} order {name} seed {seed}"
+                label = f"{method.label} order {order} seed {seed}"
                 used_seed = seed if method.card["uses_seed"] else None
                 fit = Stage(
                     operator="fit",
@@ -227,7 +242,7 @@ def _runs(
                         "seed": used_seed,
                         "num_classes": num_classes,
                         # One fit on all classes serves every order of a separable method.
-                        "tasks": _task_json((everything,) if separable else stream),
+                        "tasks": everything if separable else described,
                     },
                     inputs={"features": features["train"], "dataset": (train,)},
                     hints={"cpus": spec.resources.fit.cpus},
@@ -239,10 +254,10 @@ def _runs(
                     parameters={
                         "method": description,
                         "separable": separable,
-                        "order": name,
+                        "order": order,
                         "seed": seed,
                         "num_classes": num_classes,
-                        "tasks": _task_json(stream),
+                        "tasks": described,
                     },
                     inputs={
                         "model": (fit,),
@@ -254,29 +269,25 @@ def _runs(
                     label=f"evaluate {label}",
                 )
                 yield Run(
-                    method=method, order=name, tasks=stream, seed=seed, fit=fit, evaluate=evaluate
+                    method=method, order=order, tasks=stream, seed=seed, fit=fit, evaluate=evaluate
                 )
 
 
-def _check_rows(dataset: Dataset, stream: Sequence[Task], order: Any) -> None:
+def _check_rows(dataset: Dataset, stream: Sequence[dict[str, list[int]]], order: OrderName) -> None:
     """Every task needs rows to learn from and rows to be tested on."""
     for split in (dataset.train, dataset.test):
         present = set(zip(split.labels.tolist(), split.domains.tolist(), strict=True))
-        for task in stream:
-            if not any((c, d) in present for c in task.classes for d in task.domains):
-                where = ", ".join(dataset.domains[d] for d in task.domains)
+        for number, task in enumerate(stream):
+            if not any((c, d) in present for c in task["classes"] for d in task["domains"]):
+                where = ", ".join(dataset.domains[d] for d in task["domains"])
                 raise BadDataError(
-                    f"scenario: task {task.index} of order {order} has no {split.name} images"
+                    f"scenario: task {number} of order {order} has no {split.name} images"
                     + (f" (domain {where})" if where else "")
                 )
 
 
-def _task_json(stream: Sequence[Task]) -> list[dict[str, list[int]]]:
-    return [{"classes": list(t.classes), "domains": list(t.domains)} for t in stream]
-
-
-def _order_name(order: Any) -> str:
-    return order if isinstance(order, str) else json.dumps(order, separators=(",", ":"))
+def _task_json(task: Task) -> dict[str, list[int]]:
+    return {"classes": list(task.classes), "domains": list(task.domains)}
 
 
 def _short(given: dict[str, Any]) -> str:

@@ -22,7 +22,14 @@ from pipelines.spec_model import PipelineSpec
 from pipelines.spec_reference import siblings
 from pipelines.yaml_source import Path, SyntaxProblem, dump, parse
 
-__all__ = ["Loaded", "PipelineSpec", "from_value", "load", "load_resolved", "presets"]
+__all__ = [
+    "Loaded",
+    "PipelineSpec",
+    "from_value",
+    "load",
+    "load_resolved",
+    "presets",
+]
 
 MAX_BYTES = 1024 * 1024
 _PRESETS = FilePath(__file__).parent / "presets"
@@ -34,7 +41,7 @@ class Loaded:
 
     Args:
         spec: the checked spec.
-        text: YAML of the spec with all defaults written out; loads as an equal spec.
+        text: YAML with all defaults written out; loads as an equal spec.
         origins: where each value was written.
     """
 
@@ -43,20 +50,21 @@ class Loaded:
     origins: Origins
 
     def error(self, problems: Iterable[tuple[str, str]]) -> ConfigError:
-        """Problems found later (hyper-parameters, data) in the words of the spec's own errors.
+        """Problems found after loading, in the form of the loader's own: where, what, what to do.
 
         Args:
-            problems: (dotted key path, message); see `PipelineSpec.method_path`.
+            problems: (dotted key path, message); a method's hyper-parameters are at
+                `methods.INDEX.field`.
 
         Returns:
-            `FILE:LINE: key.path: message`, a line each.
+            `FILE:LINE: key.path: message`, a line each, in the order of the file.
         """
-        return self.origins.error(problems)
+        return self.origins.error((self.spec.written_path(key), what) for key, what in problems)
 
 
 def presets() -> dict[str, FilePath]:
     """Preset name -> file, sorted by name."""
-    return {path.stem: path for path in sorted(_PRESETS.glob("*.yaml"))}
+    return {path.stem: path for path in sorted(_PRESETS.glob("*.yaml"), key=lambda p: p.stem)}
 
 
 def load(source: str, overrides: Sequence[str] = ()) -> PipelineSpec:
@@ -201,7 +209,7 @@ def _unacceptable(value: Any, path: Path) -> Iterable[Problem]:
     elif isinstance(value, str):
         if urls.has_credentials(value):
             yield path, "looks like a credential; use the environment"
-        elif any(ord(c) < 32 or ord(c) == 127 or 0xD800 <= ord(c) <= 0xDFFF for c in value):
+        elif urls.has_control_characters(value):
             yield path, "invalid character (newline, NUL or another control character); remove it"
     elif isinstance(value, float):
         if not math.isfinite(value):

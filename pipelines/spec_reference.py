@@ -32,8 +32,8 @@ class Key:
 
 @cache
 def keys() -> tuple[Key, ...]:
-    """All keys, sections before what is in them."""
-    return tuple(_walk(PipelineSpec, ()))
+    """All keys, sections before what is in them; a key of two alternatives once."""
+    return tuple({key.path: key for key in _walk(PipelineSpec, ())}.values())
 
 
 @cache
@@ -89,8 +89,9 @@ def _nested_rules(annotation: Any) -> Iterator[Rule | Before]:
 def _default(field: FieldInfo) -> str:
     if field.is_required():
         return "required"
-    value = field.get_default()
-    return json.dumps(value.model_dump() if isinstance(value, BaseModel) else value)
+    value = field.get_default(call_default_factory=True)
+    # A section that is left out has the defaults of its keys, which have rows of their own.
+    return "{}" if isinstance(value, BaseModel) else json.dumps(value)
 
 
 if __name__ == "__main__":

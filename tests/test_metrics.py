@@ -136,7 +136,10 @@ def test_shared_classes_of_a_domain_incremental_run() -> None:
     [
         ([(0, 0, 0, 0, 0, 0)], "no rows of task 0 after task 1"),
         ([(0, 0, 0, 0, 0, 0), (1, 0, 0, 0, 0, 0)], "no rows of task 1 after task 1"),
-        ([(0, 0, 0, 0, 0, 1), (1, 0, 0, 0, 0, 0), (1, 1, 1, 1, 1, 1)], "0 rows of task 0 after task 0; expected 1"),
+        (
+            [(0, 0, 0, 0, 0, 1), (1, 0, 0, 0, 0, 0), (1, 1, 1, 1, 1, 1)],
+            "0 rows of task 0 after task 0; expected 1",
+        ),
         ([(0, 0, 0, 9, 0, 0)], "predicted must be in 0..3, found 9..9"),
     ],
 )
@@ -152,7 +155,12 @@ def test_large_tables_take_less_than_a_second() -> None:
     trained = np.repeat(np.arange(50), sizes)
     sample = np.concatenate([np.arange(n) for n in sizes])
     label, predicted = sample // 100, (sample * 7) % (sizes[trained] // 100)
-    columns = {"task_trained": trained, "sample": sample, "label": label, "true_task": sample // 200}
+    columns = {
+        "task_trained": trained,
+        "sample": sample,
+        "label": label,
+        "true_task": sample // 200,
+    }
     columns |= {"predicted": predicted, "predicted_in_task": label}
     start = time.perf_counter()
     summarise(columns, num_tasks=50, num_classes=100)

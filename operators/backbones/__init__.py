@@ -5,8 +5,6 @@ Importing this module registers them with timm, after which
 lie next to this file; see ``README.md`` there for where they come from.
 """
 
-from __future__ import annotations
-
 from pathlib import Path
 from typing import Any, Final
 

@@ -6,14 +6,14 @@ to 4-pixel patches) and learns CIFAR-100 labels and the teacher's features at th
 seen there alone, never in training.
 """
 
-from __future__ import annotations
-
 import argparse
 import io
 import math
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -22,10 +22,10 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file, save_file
-from sklearn.datasets import load_digits
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
+from operators import digits
 from operators.backbones import VIT_MICRO
 
 TEACHER = "vit_tiny_patch16_224"
@@ -35,17 +35,27 @@ WARMUP = 0.04
 KD_WEIGHT = 3.0
 
 
+def create(name: str, **kwargs: Any) -> VisionTransformer:
+    """Build a timm ViT without a classifier."""
+    model = timm.create_model(name, num_classes=0, **kwargs)
+    assert isinstance(model, VisionTransformer)
+    return model
+
+
+def decode(pngs: Sequence[bytes], size: int) -> Tensor:
+    """Return images as uint8 (N, 3, size, size)."""
+    arrays = []
+    for png in pngs:
+        image = Image.open(io.BytesIO(png)).convert("RGB")
+        arrays.append(np.asarray(image.resize((size, size), Image.Resampling.BICUBIC)))
+    return torch.from_numpy(np.stack(arrays)).permute(0, 3, 1, 2).contiguous()
+
+
 def read_images(path: Path) -> tuple[Tensor, Tensor]:
     """Return the images of a Parquet file as uint8 (N, 3, 32, 32), and their labels."""
     table = pq.read_table(path, columns=["image", "label"])
-    images = np.stack(
-        [
-            np.asarray(Image.open(io.BytesIO(png)).convert("RGB"))
-            for png in table["image"].to_pylist()
-        ]
-    )
     labels = torch.from_numpy(table["label"].to_numpy().astype(np.int64))
-    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels
+    return decode(table["image"].to_pylist(), 32), labels
 
 
 def normalise(images: Tensor) -> Tensor:
@@ -154,12 +164,12 @@ def train(args: argparse.Namespace) -> None:
     images, labels = read_images(args.train)
     test_images, test_labels = read_images(args.test)
 
-    teacher = timm.create_model(TEACHER, num_classes=0)
+    teacher = create(TEACHER)
     teacher_state = load_file(args.teacher)
     teacher.load_state_dict(
         {k: v for k, v in teacher_state.items() if not k.startswith("head.")}, strict=True
     )
-    student = timm.create_model(VIT_MICRO, num_classes=0, drop_path_rate=0.05)
+    student = create(VIT_MICRO, drop_path_rate=0.05)
     initialise(student, teacher)
 
     start = time.monotonic()
@@ -222,15 +232,6 @@ def train(args: argparse.Namespace) -> None:
     report(epoch, len(test_images))
 
 
-def read_digits() -> tuple[Tensor, Tensor]:
-    """Return scikit-learn's digits as uint8 (N, 3, 32, 32), and their labels."""
-    digits = load_digits()
-    small = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    large = np.stack([Image.fromarray(i).resize((32, 32), Image.Resampling.BICUBIC) for i in small])
-    images = torch.from_numpy(large)[:, None].expand(-1, 3, -1, -1).contiguous()
-    return images, torch.from_numpy(digits.target.astype(np.int64))
-
-
 def nearest_mean(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> float:
     """Return the accuracy of the nearest class mean by cosine similarity."""
     means = torch.stack([train_x[train_y == c].mean(dim=0) for c in train_y.unique()])
@@ -267,7 +268,7 @@ def ridge(train_x: Tensor, train_y: Tensor, test_x: Tensor, test_y: Tensor) -> f
 
 def evaluate(args: argparse.Namespace) -> None:
     """Print the accuracies of the model card that need frozen features only."""
-    model = timm.create_model(VIT_MICRO, num_classes=0)
+    model = create(VIT_MICRO)
     model.load_state_dict(load_file(args.out), strict=True)
     train_x, train_y = read_images(args.train)
     test_x, test_y = read_images(args.test)
@@ -275,14 +276,19 @@ def evaluate(args: argparse.Namespace) -> None:
     print(f"CIFAR-100, nearest class mean: {nearest_mean(data[0], train_y, data[1], test_y):.4f}")
     print(f"CIFAR-100, ridge: {ridge(data[0], train_y, data[1], test_y):.4f}")
 
-    images, labels = read_digits()
-    test = torch.arange(len(images)) % 5 == 0
-    pixels = images[:, 0].flatten(1).float() / 255
+    pngs = digits.images("train") + digits.images("test")
+    labels = torch.from_numpy(np.concatenate([digits.labels("train"), digits.labels("test")]))
+    test = torch.arange(len(pngs)) >= len(digits.labels("train"))
+    images = decode(pngs, 32)
     frozen = features(model, images, 32, 256, False)
     generator = torch.Generator().manual_seed(args.seed)
     projection = torch.randn(frozen.shape[1], 2000, generator=generator)
-    projected = (frozen @ projection).relu()
-    for name, x in (("pixels", pixels), ("features", frozen), ("projected features", projected)):
+    for name, x in {
+        "8x8 pixels": decode(pngs, 8)[:, 0].flatten(1) / 255,
+        "32x32 pixels": images[:, 0].flatten(1) / 255,
+        "features": frozen,
+        "projected features": (frozen @ projection).relu(),
+    }.items():
         split = x[~test], labels[~test], x[test], labels[test]
         print(f"digits, {name}: nearest class mean {nearest_mean(*split):.4f}", end=", ")
         print(f"ridge {ridge(*split):.4f}")

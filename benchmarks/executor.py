@@ -1,0 +1,96 @@
+"""What the executor costs: no-op stages against as many plain Ray tasks, in one run.
+
+    python benchmarks/executor.py [COUNT]
+
+Both parts run on the same local Ray and warm workers, so that only their ratio and difference
+matter. A stage is committed to a store (files with fsync); the table shows that part alone, too.
+"""
+
+import json
+import resource
+import sys
+import tempfile
+import time
+from contextlib import nullcontext
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+from cluster.executor import execute
+from cluster.session import connect
+from cluster.worker import run_stage
+from operators.stage import OPERATORS, Operator, Order, Result, Stage
+from operators.store import Store
+
+NOOP = Operator(version=1, function="executor:noop")
+
+
+def noop(order: Order, store: Store) -> Result:
+    """An operator that does nothing."""
+    return Result(files={})
+
+
+def nothing() -> None:
+    """What a plain task does."""
+
+
+def stages(count: int, first: int) -> list[Stage]:
+    OPERATORS["noop"] = NOOP
+    return [
+        Stage(operator="noop", parameters={"n": n}, label=f"noop {n}")
+        for n in range(first, first + count)
+    ]
+
+
+def main(count: int) -> None:
+    """Prints a table, and the same as one line of JSON."""
+    folder = Path(__file__).resolve().parent
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm" if Path("/dev/shm").is_dir() else None) as root,
+        connect(None, python_path=[str(folder)]) as session,
+    ):
+        import ray
+
+        store = Store(root)
+        same = partial(nullcontext, session)
+        execute(stages(64, first=10**9), store, connect=same)  # warm
+
+        task = ray.remote(num_cpus=1, max_retries=0)(nothing)
+        ray.get([task.remote() for _ in range(64)])
+        start = time.perf_counter()
+        ray.get([task.remote() for _ in range(count)])
+        plain = time.perf_counter() - start
+
+        graph = stages(count, first=0)
+        start = time.perf_counter()
+        execute(graph, store, connect=same)
+        ours = time.perf_counter() - start
+        rss = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+        alone = stages(500, first=2 * 10**9)
+        start = time.perf_counter()
+        for stage in alone:
+            run_stage(NOOP, stage.order(), store)
+        commit = (time.perf_counter() - start) / len(alone)
+
+        start = time.perf_counter()
+        execute(graph, store, connect=same)
+        cached = time.perf_counter() - start
+
+    ms = 1000 / count
+    rows = [
+        ("plain Ray tasks", plain, plain * ms),
+        ("stages", ours, ours * ms),
+        ("difference per stage", ours - plain, (ours - plain) * ms),
+        ("commit of an empty stage, no Ray", commit * count, commit * 1000),
+        ("the same graph, stored", cached, cached * ms),
+    ]
+    print(f"{count} no-op stages, {session.cpus:g} CPUs, driver's peak RSS {rss:.0f} MB")
+    for name, seconds, each in rows:
+        print(f"{name:34}{seconds:9.2f} s{each:9.3f} ms each")
+    print(json.dumps({"count": count, "rss_mb": rss} | {name: each for name, _, each in rows}))
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 10_000)

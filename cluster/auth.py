@@ -1,0 +1,71 @@
+"""Ray's token, and the environment variables through which Ray learns of it.
+
+The token itself never appears in an argument, a runtime environment or a log.
+"""
+
+import os
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from operators.errors import ConfigError
+
+TOKEN_HINT = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token of the cluster"
+FOLLOWED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
+"""Variables that override an explicit address somewhere in Ray. We pass addresses, and mean them."""
+
+
+def token() -> str | None:
+    """The user's token, looked for where Ray looks for it.
+
+    Raises:
+        ConfigError: RAY_AUTH_TOKEN_PATH names a file that cannot be read.
+    """
+    if value := os.environ.get("RAY_AUTH_TOKEN", "").strip():
+        return value
+    if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        try:
+            return Path(path).read_text().strip()
+        except OSError as error:
+            raise ConfigError(f"RAY_AUTH_TOKEN_PATH={path}: {error.strerror}") from error
+    default = Path.home() / ".ray" / "auth_token"
+    return default.read_text().strip() if default.is_file() else None
+
+
+@contextmanager
+def client_environment() -> Iterator[None]:
+    """Makes Ray use the user's token, also for an address given explicitly, and that address.
+
+    Ray itself sends a token to an explicit address only when RAY_AUTH_MODE=token is set as well.
+    """
+    changes: dict[str, str | None] = dict.fromkeys(FOLLOWED)
+    if "RAY_AUTH_MODE" not in os.environ and token():
+        changes["RAY_AUTH_MODE"] = "token"
+    with environment(changes):
+        yield
+
+
+@contextmanager
+def environment(changes: Mapping[str, str | None]) -> Iterator[None]:
+    """Changes environment variables for a while; None removes one."""
+    before = {name: os.environ.get(name) for name in changes}
+    _set(changes)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(values: Mapping[str, str | None]) -> None:
+    for name, value in values.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+    if "ray" in sys.modules:
+        # Ray reads these variables once, when it is imported.
+        from ray._raylet import AuthenticationTokenLoader, Config
+
+        Config.initialize("")
+        AuthenticationTokenLoader.instance().reset_cache()

@@ -1,0 +1,117 @@
+"""What the store holds, whether it is sound, and what may go."""
+
+import json
+import time
+from collections import Counter
+from typing import Any
+
+from operators.errors import DamagedStage
+from operators.stage import OPERATORS
+from operators.store import Store
+
+RUNS = "runs"
+"""Folder of run records: `<root>/runs/<pipeline>/<time>.json`, each names the stages it used."""
+
+
+def inventory(store: Store) -> list[dict[str, Any]]:
+    """Per operator: stored stages, their bytes, and the newest one's age in seconds."""
+    rows = []
+    for operator in OPERATORS:
+        files = store.blobs.files(operator)
+        stages = sum(name.endswith("/manifest.json") for name in files)
+        rows.append(
+            {
+                "operator": operator,
+                "stages": stages,
+                "bytes": sum(size for size, _ in files.values()),
+                "newest_seconds": (
+                    round(time.time() - max(t for _, t in files.values()), 1) if files else None
+                ),
+            }
+        )
+    return rows
+
+
+def verify(store: Store, repair: bool) -> dict[str, Any]:
+    """Reads every stored stage and compares it with its manifest.
+
+    Args:
+        repair: set damaged stages aside, so that the next run computes them again.
+    """
+    damaged, stages = [], 0
+    for operator in OPERATORS:
+        for key in sorted(store.keys(operator)):
+            stages += 1
+            try:
+                store.verify(operator, key)
+            except DamagedStage as error:
+                damaged.append({"operator": operator, "key": key, "reason": error.reason})
+                if repair:
+                    store.quarantine(operator, key)
+    return {"stages": stages, "damaged": damaged, "set_aside": repair and bool(damaged)}
+
+
+def collect(store: Store, days: float, unused: bool, delete: bool) -> dict[str, Any]:
+    """Garbage: files that no manifest names, what was set aside, and on request unused stages.
+
+    Roots are the manifests and, for `unused`, the run records: a committed stage is garbage only
+    when no recorded run used it.
+
+    Args:
+        days: only what is older; a running pipeline's files are young.
+        unused: also committed stages that no run record names.
+        delete: remove them; otherwise only list.
+    """
+    horizon = time.time() - days * 86400
+    used = _used_keys(store) if unused else set()
+    garbage: dict[str, tuple[int, str]] = {}
+    for operator in OPERATORS:
+        folders: dict[str, dict[str, tuple[int, float]]] = {}
+        for name, entry in store.blobs.files(operator).items():
+            folders.setdefault(name.split("/")[1], {})[name] = entry
+        for key, files in folders.items():
+            manifest = f"{operator}/{key}/manifest.json"
+            if manifest in files and unused and key not in used:
+                if files[manifest][1] < horizon:
+                    garbage |= {name: (size, "unused stage") for name, (size, _) in files.items()}
+                continue
+            kept = {manifest} | _named_files(store, operator, key, manifest in files)
+            for name, (size, modified) in files.items():
+                if name not in kept and modified < horizon:
+                    garbage[name] = size, "left by a crash"
+    for folder, reason in (("quarantine", "set aside as damaged"), ("memo", "leftover")):
+        for name, (size, modified) in store.blobs.files(folder).items():
+            leftover = folder == "quarantine" or name.endswith(".tmp") or "/probe-" in name
+            if leftover and modified < horizon:
+                garbage[name] = size, reason
+    if delete:
+        # Manifests first: a stage without its manifest is not there, one without data is damaged.
+        for name in sorted(garbage, key=lambda n: not n.endswith("/manifest.json")):
+            store.blobs.remove(name)
+    reasons = Counter(reason for _, reason in garbage.values())
+    return {
+        "deleted": delete,
+        "days": days,
+        "files": sorted(garbage),
+        "bytes": sum(size for size, _ in garbage.values()),
+        "reasons": dict(reasons),
+    }
+
+
+def _named_files(store: Store, operator: str, key: str, committed: bool) -> set[str]:
+    if not committed:
+        return set()
+    try:
+        manifest = store.manifest(operator, key)
+    except DamagedStage:
+        # Not ours to judge: `cache verify` sets it aside, later it is garbage as such.
+        return set(store.blobs.files(f"{operator}/{key}"))
+    return {f"{operator}/{key}/{entry['stored']}" for entry in manifest["files"].values()}
+
+
+def _used_keys(store: Store) -> set[str]:
+    used: set[str] = set()
+    for name in store.blobs.files(RUNS):
+        if name.endswith(".json") and (data := store.blobs.get(name)) is not None:
+            used.update(json.loads(data)["stages"])
+    return used

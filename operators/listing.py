@@ -1,0 +1,103 @@
+"""The images of a folder with one folder per class."""
+
+import os
+from collections.abc import Iterator
+from typing import Any
+
+from operators.errors import BadDataError
+
+EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
+
+Listing = list[tuple[str, list[int] | str]]
+"""Name relative to the folder, and what changes when the file's content changes."""
+
+
+def list_folder(url: str, filesystem: Any, path: str) -> tuple[tuple[str, ...], Listing]:
+    """Lists a folder; no file is opened.
+
+    Hidden files and folders, and files that are no images by their name, are passed over. Images
+    may lie deeper than the class folder.
+
+    Args:
+        url: the folder, for messages.
+        filesystem: an fsspec file system, or None for the local one.
+        path: the folder as the file system knows it.
+
+    Returns:
+        Class names, sorted, with those of empty folders; files by class, then by name.
+
+    Raises:
+        BadDataError: no class folders, or a symbolic link leads back into its own folder.
+        OSError: the folder cannot be listed.
+    """
+    if filesystem is None:
+        classes = sorted(e.name for e in os.scandir(path) if not _hidden(e.name) and e.is_dir())
+        entries: Listing = [
+            item
+            for name in classes
+            for item in sorted(_walk(os.path.join(path, name), name, (os.path.realpath(path),)))
+        ]
+    else:
+        classes, entries = _list_remote(filesystem, path)
+    if not classes:
+        raise BadDataError(
+            f"{url}: holds no class folders; give a folder with one folder per class, or Parquet "
+            f"files as {url}/*.parquet"
+        )
+    return tuple(classes), entries
+
+
+def _walk(
+    folder: str, relative: str, above: tuple[str, ...]
+) -> Iterator[tuple[str, list[int] | str]]:
+    real = os.path.realpath(folder)
+    if real in above:
+        raise BadDataError(f"symlink loop at {folder}")
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            name = f"{relative}/{entry.name}"
+            if _hidden(entry.name):
+                continue
+            if entry.is_symlink() and _loops(entry.path):
+                raise BadDataError(f"symlink loop at {entry.path}")
+            if entry.is_dir():
+                yield from _walk(entry.path, name, (*above, real))
+            elif entry.name.lower().endswith(EXTENSIONS):
+                yield name, _fingerprint(entry)
+
+
+def _loops(link: str) -> bool:
+    """Whether a symbolic link leads only to links (the operating system gives up on it)."""
+    try:
+        os.stat(link)
+    except OSError as error:
+        return not isinstance(error, (FileNotFoundError, PermissionError, NotADirectoryError))
+    return False
+
+
+def _fingerprint(entry: os.DirEntry[str]) -> list[int]:
+    try:
+        stat = entry.stat()
+    except OSError:  # a dangling link: reading it will name it
+        stat = entry.stat(follow_symlinks=False)
+    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+
+
+def _list_remote(filesystem: Any, path: str) -> tuple[list[str], Listing]:
+    found = filesystem.find(path, detail=True, withdirs=True)
+    start = len(path.rstrip("/")) + 1
+    classes, entries = set(), []
+    for full, info in found.items():
+        parts = full.rstrip("/")[start:].split("/")
+        if any(map(_hidden, parts)) or not parts[0]:
+            continue
+        if info["type"] == "directory" or len(parts) > 1:
+            classes.add(parts[0])
+        if info["type"] != "directory" and len(parts) > 1 and full.lower().endswith(EXTENSIONS):
+            volatile = str(sorted((k, str(v)) for k, v in info.items() if k != "name"))
+            entries.append(("/".join(parts), volatile))
+    return sorted(classes), sorted(entries, key=lambda e: (e[0].split("/")[0], e[0]))
+
+
+def _hidden(name: str) -> bool:
+    return name.startswith(".")

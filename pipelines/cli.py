@@ -1,0 +1,246 @@
+"""The command `graftwork`."""
+
+import json
+import os
+import sys
+import traceback
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from operators.errors import ConfigError, GraftworkError, Interrupted
+
+app = typer.Typer(
+    name="graftwork",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Continual learning with pre-trained models, as a pipeline on Ray.\n\n"
+    "Start with [bold]graftwork run quickstart[/bold], then [bold]graftwork ui[/bold].",
+    epilog="--debug, anywhere, shows the traceback of an error.",
+)
+cache_app = typer.Typer(no_args_is_help=True, help="Look at the store, check it, tidy it.")
+app.add_typer(cache_app, name="cache")
+
+Spec = Annotated[
+    str, typer.Argument(metavar="SPEC", help="A YAML file, an fsspec URL, or a preset's name.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set", metavar="KEY=VALUE", help="Override a value: --set backbone.precision=bf16."
+    ),
+]
+StoreUrl = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        envvar="GRAFTWORK_STORE",
+        metavar="URL",
+        help="Where features and results are kept: a folder or an fsspec URL.",
+    ),
+]
+Tracking = Annotated[
+    str | None,
+    typer.Option(
+        envvar="MLFLOW_TRACKING_URI",
+        metavar="URI",
+        help="MLflow's tracking URI; default: a database in the store's folder.",
+    ),
+]
+Address = Annotated[
+    str | None,
+    typer.Option(metavar="RAY", help="A Ray cluster to join (host:port, ray://...); default: own."),
+]
+JobAddress = Annotated[
+    str, typer.Option("--address", metavar="URL", help="The cluster's dashboard: http://HEAD:8265.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
+DEFAULT_STORE = "graftwork-store"
+
+
+def _where(store: str, tracking: str | None, address: str | None = None) -> Any:
+    from operators import urls
+    from pipelines.run import Where
+
+    return Where(store=urls.check(store), tracking=tracking, address=address)
+
+
+def _print_json(value: Any) -> None:
+    print(json.dumps(value, indent=1))
+
+
+@app.command(epilog="Example: graftwork run quickstart --set 'seeds=[0,1]' --store /data/store")
+def run(
+    spec: Spec,
+    overrides: Overrides = None,
+    store: StoreUrl = DEFAULT_STORE,
+    tracking: Tracking = None,
+    address: Address = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run a pipeline: compute what the store lacks, record everything, print the results."""
+    from pipelines import show
+    from pipelines.progress import Display
+    from pipelines.run import run_pipeline
+    from pipelines.spec import load_resolved
+
+    loaded = load_resolved(spec, overrides or ())
+    document = run_pipeline(loaded, _where(store, tracking, address), Display())
+    if as_json:
+        _print_json(document)
+    else:
+        show.document(document, Console())
+
+
+@app.command(epilog="Example: graftwork plan cifar100-small --set scenario.increment=20")
+def plan(
+    spec: Spec,
+    overrides: Overrides = None,
+    store: StoreUrl = DEFAULT_STORE,
+    mermaid: Annotated[bool, typer.Option(help="Print the graph in Mermaid's language.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show the graph of a pipeline: what is stored, what is not, and why it is not."""
+    from operators.store import Store
+    from pipelines import explain, show
+    from pipelines.plan import make_plan
+    from pipelines.spec import load_resolved
+
+    loaded = load_resolved(spec, overrides or ())
+    opened = Store(_where(store, None).store)
+    made = make_plan(loaded, opened.memo)
+    if mermaid:
+        print(explain.mermaid(made, opened))
+        return
+    status = explain.explain(made, opened)
+    if as_json:
+        _print_json(status)
+    else:
+        show.plan(status, Console())
+
+
+@app.command(epilog="Example: graftwork doctor spec.yaml")
+def doctor(
+    spec: Spec,
+    overrides: Overrides = None,
+    store: StoreUrl = DEFAULT_STORE,
+    as_json: AsJson = False,
+) -> None:
+    """Look at the data of a spec before any cluster time: counts, sizes, broken images."""
+    from operators.store import Store
+    from pipelines import show
+    from pipelines.progress import Display
+    from pipelines.spec import load_resolved
+
+    loaded = load_resolved(spec, overrides or ())
+    show.doctor(loaded, Store(_where(store, None).store), Display(), as_json)
+
+
+@app.command(epilog="Example: graftwork results --pipeline quickstart --format md")
+def results(
+    pipeline: Annotated[str | None, typer.Option(help="Only this pipeline.")] = None,
+    format: Annotated[str, typer.Option(help="table, json, csv or md.")] = "table",
+    store: StoreUrl = DEFAULT_STORE,
+    tracking: Tracking = None,
+) -> None:
+    """The leaderboard: mean and deviation over class orders and seeds, from MLflow."""
+    from pipelines import results as leaderboards
+
+    rows = leaderboards.leaderboard(_where(store, tracking).tracking_uri(), pipeline)
+    print(leaderboards.render(rows, format), end="")
+
+
+@app.command(epilog="Example: graftwork methods ranpac")
+def methods(
+    name: Annotated[str | None, typer.Argument(help="Fields and card of one method.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List the methods, or the hyper-parameters and the card of one."""
+    from pipelines import show
+
+    show.methods(name, Console(), as_json)
+
+
+@app.command(epilog="Example: graftwork ui --port 5001")
+def ui(
+    store: StoreUrl = DEFAULT_STORE,
+    tracking: Tracking = None,
+    port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
+) -> None:
+    """Serve MLflow's pages on this machine (127.0.0.1 only) until Ctrl-C."""
+    from pipelines.ui import serve
+
+    serve(_where(store, tracking).tracking_uri(), port)
+
+
+@cache_app.command("ls", epilog="Example: graftwork cache ls --store /data/store")
+def cache_ls(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
+    """What the store holds, by kind of stage."""
+    from operators import housekeeping
+    from operators.store import Store
+    from pipelines import show
+
+    rows = housekeeping.inventory(Store(_where(store, None).store))
+    _print_json(rows) if as_json else show.inventory(rows, Console())
+
+
+@cache_app.command("verify", epilog="Example: graftwork cache verify --repair")
+def cache_verify(
+    store: StoreUrl = DEFAULT_STORE,
+    repair: Annotated[bool, typer.Option(help="Set damaged stages aside.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Read every stored byte and compare it with its manifest; exit status 6 when damaged."""
+    from operators import housekeeping
+    from operators.store import Store
+    from pipelines import show
+
+    found = housekeeping.verify(Store(_where(store, None).store), repair)
+    _print_json(found) if as_json else show.verified(found, Console())
+    raise typer.Exit(6 if found["damaged"] else 0)
+
+
+@cache_app.command("gc", epilog="Example: graftwork cache gc --unused --delete")
+def cache_gc(
+    store: StoreUrl = DEFAULT_STORE,
+    delete: Annotated[bool, typer.Option(help="Delete; without it, only list.")] = False,
+    unused: Annotated[bool, typer.Option(help="Also stages that no run record names.")] = False,
+    days: Annotated[float, typer.Option(min=0, help="Only what is older.")] = 7.0,
+    force: Annotated[bool, typer.Option(help="Allow --days below 7.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Find (and with --delete remove) what crashes left behind and what was set aside."""
+    from operators import housekeeping
+    from operators.store import Store
+    from pipelines import show
+
+    if days < 7 and not force:
+        raise ConfigError(f"--days {days:g} would touch files of running pipelines; add --force")
+    found = housekeeping.collect(Store(_where(store, None).store), days, unused, delete)
+    _print_json(found) if as_json else show.collected(found, Console())
+
+
+def main() -> None:
+    """Entry point: errors become one line each on stderr and an exit status."""
+    debug = "--debug" in sys.argv
+    arguments = [a for a in sys.argv[1:] if a != "--debug"]
+    try:
+        app(arguments, standalone_mode=True)
+    except GraftworkError as error:
+        if debug:
+            traceback.print_exc()
+        for line in str(error).splitlines() or [type(error).__name__]:
+            print(f"error: {line}" if not isinstance(error, Interrupted) else line, file=sys.stderr)
+        sys.exit(error.exit_code)
+    except BrokenPipeError:
+        # The reader (`head`) went away; Python would complain once more while closing stdout.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+

@@ -1,0 +1,196 @@
+"""What becomes of a finished result: an entry of the document, an MLflow run, a report's line."""
+
+import json
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.executor import Outcome
+from operators.keys import canonical
+from operators.metrics import Summary
+from operators.store import Store, library_versions
+from operators.tracking import MethodRun, RunIds
+from pipelines import report as reports
+from pipelines.plan import Plan, Run
+from pipelines.spec import Loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finished:
+    """A result that is stored.
+
+    Args:
+        run: what was asked for.
+        summary: its metrics.
+        seconds: time of its fit and its evaluation, whenever they were computed.
+        facts: facts of the evaluation.
+        cached: it was stored before this run began.
+    """
+
+    run: Run
+    summary: Summary
+    seconds: float
+    facts: Mapping[str, Any]
+    cached: bool
+
+
+def read(store: Store, run: Run, cached: bool) -> Finished:
+    """A stored result.
+
+    Raises:
+        DamagedStage: it is damaged.
+    """
+    stage = run.evaluate
+    manifest = store.manifest(stage.operator, stage.key)
+    summary = json.loads(store.read(stage.operator, stage.key, "summary.json", manifest))
+    return Finished(
+        run=run,
+        summary=Summary.from_json(summary),
+        seconds=manifest["seconds"] + manifest["facts"]["seconds_fitting"],
+        facts=manifest["facts"],
+        cached=cached,
+    )
+
+
+def result(finished: Finished, ids: RunIds) -> dict[str, Any]:
+    """One entry of the document's `results`."""
+    run, summary = finished.run, finished.summary
+    return {
+        "method": run.method.name,
+        "label": run.method.label,
+        "hyperparameters": run.method.hyperparameters,
+        "order": run.order,
+        "seed": run.seed,
+        "matrix": summary.matrix,
+        "curve": summary.curve,
+        **summary.finals(),
+        "trainable_parameters": finished.facts["trainable_parameters"],
+        "seconds": round(finished.seconds, 3),
+        "cached": finished.cached,
+        "mlflow_run_id": ids.methods.get(run.evaluate.key),
+    }
+
+
+def method_run(plan: Plan, store: Store, finished: Finished) -> MethodRun:
+    """What MLflow shows of a result."""
+    run, summary = finished.run, finished.summary
+    stage = run.evaluate
+    order = [c for task in run.tasks for c in task.classes]
+
+    def artifacts() -> dict[str, bytes | str]:
+        from pipelines import plots
+
+        return {
+            "predictions.parquet": store.read(stage.operator, stage.key, "predictions.parquet"),
+            "class_order.json": canonical(order),
+            "fit.json": json.dumps(finished.facts["fit"], indent=1),
+            **plots.method_artifacts(summary, list(dict.fromkeys(order))),
+        }
+
+    return MethodRun(
+        key=stage.key,
+        name=f"{run.method.label} · order {run.order} · seed {run.seed}",
+        params={
+            "method": run.method.name,
+            "order": str(run.order),
+            "seed": run.seed,
+            **run.method.hyperparameters,
+        },
+        metrics={
+            **summary.finals(),
+            "seconds": finished.seconds,
+            "trainable_parameters": finished.facts["trainable_parameters"],
+            "state_bytes": finished.facts["state_bytes"],
+        },
+        curves=summary.curves(),
+        tags={"graftwork.backbone": plan.backbone.model},
+        # The run that computed a cached result holds its files.
+        artifacts={} if finished.cached else artifacts,
+        dataset=(plan.spec.pipeline, plan.dataset.train.digest[:16]),
+        cached=finished.cached,
+    )
+
+
+def pipeline_params(plan: Plan) -> dict[str, Any]:
+    """Parameters of the pipeline's run in MLflow."""
+    spec = plan.spec
+    return {
+        "backbone": plan.backbone.model,
+        "backbone_fingerprint": plan.backbone.fingerprint,
+        "precision": spec.backbone.precision,
+        "preprocessing": canonical(plan.preprocessing.to_json()),
+        "scenario": spec.scenario.kind,
+        "initial": spec.scenario.initial,
+        "increment": spec.scenario.increment,
+        "methods": ", ".join(dict.fromkeys(run.method.label for run in plan.runs)),
+        "training_images": len(plan.dataset.train),
+        "test_images": len(plan.dataset.test),
+    }
+
+
+def report(
+    plan: Plan,
+    loaded: Loaded,
+    runs: Sequence[Finished],
+    outcome: Outcome,
+    document: Mapping[str, Any],
+) -> str:
+    """The HTML report of a finished run."""
+    spec = plan.spec
+    scenario = spec.scenario
+    stream = runs[0].run.tasks
+    sizes = [len(task.classes) for task in stream]
+    facts = {
+        "data": f"{len(plan.dataset.train):,} training and {len(plan.dataset.test):,} test images, "
+        f"{len(plan.dataset.classes)} classes",
+        "scenario": f"{scenario.kind.replace('_', ' ')}, {len(stream)} tasks of "
+        + (f"{sizes[0]} classes" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)} classes"),
+        "backbone": f"{plan.backbone.model}, {spec.backbone.precision}, "
+        f"{plan.backbone.width} features, state {plan.backbone.fingerprint[:12]}",
+        "preprocessing": canonical(plan.preprocessing.to_json()),
+    }
+    return reports.render(
+        reports.ReportData(
+            pipeline=spec.pipeline,
+            status=document["status"],
+            created=time.strftime("%Y-%m-%d %H:%M:%S"),
+            seconds=document["seconds"],
+            images_forwarded=document["images_forwarded"],
+            facts=facts,
+            spec=loaded.text,
+            results=[_method_result(found) for found in runs],
+            stages=[
+                reports.StageResult(
+                    name=stage.label,
+                    operator=stage.operator,
+                    state="computed" if stage.key in outcome.done else "cached",
+                    seconds=outcome.done[stage.key].seconds if stage.key in outcome.done else 0.0,
+                    images_forwarded=plan.images(stage) if stage.operator == "features" else 0,
+                )
+                for stage in plan.stages
+            ],
+            environment=library_versions()
+            | {"platform": platform.platform(), "cpus": str(os.cpu_count())},
+        )
+    )
+
+
+def _method_result(found: Finished) -> reports.MethodResult:
+    run, summary = found.run, found.summary
+    return reports.MethodResult(
+        method=run.method.name,
+        hyperparameters=run.method.hyperparameters,
+        order=str(run.order),
+        seed=run.seed,
+        matrix=summary.matrix,
+        curve=summary.curve,
+        task_curve=summary.task_curve,
+        metrics=summary.finals(),
+        trainable_parameters=found.facts["trainable_parameters"],
+        images_forwarded=0,  # closed-form methods read stored features
+        seconds=found.seconds,
+        cached=found.cached,
+    )

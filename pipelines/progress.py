@@ -1,0 +1,107 @@
+"""Progress of a run on stderr: a live display on a terminal, plain lines elsewhere."""
+
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from cluster.executor import Event
+
+SECONDS_BETWEEN_LINES = 10.0
+"""At least this long between two plain lines, so that a log stays readable."""
+
+
+class Display:
+    """What people see of a run while it goes on."""
+
+    def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
+        self.console = console or Console(stderr=True, highlight=False)
+        self.quiet = quiet
+        self._counts: Counter[str] = Counter()
+        self._images = 0
+        self._first_image = 0.0
+        self._total = self._remaining_images = 0
+        self._last_line = 0.0
+        self._live: Live | None = None
+        self._bar: Progress | None = None
+
+    def say(self, message: str) -> None:
+        """One line, at once."""
+        if not self.quiet:
+            self.console.print(message, markup=False, soft_wrap=True)
+
+    @contextmanager
+    def stages(self, total: int, images: int) -> Iterator[None]:
+        """Shows progress through `total` stages, of which features of `images` images."""
+        self._total, self._remaining_images = total, images
+        if self.quiet or not self.console.is_terminal:
+            yield
+            return
+        bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=None),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
+            console=self.console,
+            transient=True,
+        )
+        self._bar = bar
+        row = bar.add_task("stages", total=total, note="")
+        self._row = row
+        try:
+            with bar:
+                yield
+        finally:
+            self._bar = None
+
+    def event(self, event: Event) -> None:
+        """Takes note of an executor's event."""
+        if event.kind in ("retried", "damaged", "failed"):
+            self.say(f"{event.kind}: {event.stage.label}: {event.message}")
+        if event.kind not in ("cached", "finished"):
+            return
+        self._counts[event.kind] += 1
+        images = int(event.facts.get("images_forwarded", 0))
+        if images and not self._images:
+            # The first shard's own time is part of the rate: start counting where it started.
+            self._first_image = time.monotonic() - event.seconds
+        self._images += images
+        self._remaining_images -= images
+        if self._bar is not None:
+            self._bar.update(self._row, completed=self._done, note=self._note())
+        elif self._done == self._total or (
+            event.kind == "finished"
+            and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+        ):
+            self._last_line = time.monotonic()
+            self.say(f"{self._done}/{self._total} stages, {event.stage.label}{self._note(', ')}")
+
+    @property
+    def _done(self) -> int:
+        return self._counts["cached"] + self._counts["finished"]
+
+    def _note(self, prefix: str = "") -> str:
+        elapsed = time.monotonic() - self._first_image
+        if not self._images or elapsed <= 0:
+            return ""
+        rate = self._images / elapsed
+        left = self._remaining_images / rate
+        note = f"{rate:.0f} images/s"
+        return prefix + note + (f", features in {_duration(left)}" if left >= 1 else "")
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+
+
+def stdout_is_terminal() -> bool:
+    """Whether results are read by a person."""
+    return sys.stdout.isatty()

@@ -1,0 +1,177 @@
+"""Tables on the terminal."""
+
+import json
+from collections import defaultdict
+from statistics import mean, pstdev
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from operators.store import Store
+from pipelines.progress import Display
+from pipelines.spec import Loaded
+
+
+def _table(title: str, *columns: str) -> Table:
+    """A table whose first column is text and whose other columns are numbers."""
+    table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for number, name in enumerate(columns):
+        table.add_column(name, justify="right" if number else "left", overflow="fold")
+    return table
+
+
+def document(value: dict[str, Any], console: Console) -> None:
+    """The results of a run, best method first."""
+    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for result in value["results"]:
+        groups[result["label"]].append(result)
+    table = _table(
+        f"{value['pipeline']}: accuracy in %", "method", "A_last", "A_avg", "forgetting", "runs", "s"
+    )
+    ranked = sorted(groups.items(), key=lambda g: -mean(r["a_last"] for r in g[1]))
+    for label, results in ranked:
+        table.add_row(
+            label,
+            *(_spread([r[name] for r in results]) for name in ("a_last", "a_avg", "forgetting")),
+            str(len(results)),
+            f"{mean(r['seconds'] for r in results):.2f}",
+        )
+    console.print(table)
+    stages = value["stages"]
+    console.print(
+        f"{stages['computed']} stages computed, {stages['cached']} from the store; "
+        f"{value['images_forwarded']} images forwarded; {value['seconds']:.1f} s",
+        highlight=False,
+    )
+
+
+def _spread(values: list[float]) -> str:
+    return f"{mean(values):.2f}" + (f" ± {pstdev(values):.2f}" if len(values) > 1 else "")
+
+
+def plan(value: dict[str, Any], console: Console) -> None:
+    """Hit or miss per stage; shards with the same fate share a line."""
+    lines: dict[tuple[str, str, str], list[str]] = defaultdict(list)
+    for row in value["stages"]:
+        name = row["stage"]
+        group = name.rpartition(" ")[0] if row["operator"] == "features" else name
+        # The digest of the images differs from shard to shard: one example speaks for all.
+        lines[group, row["status"], row["why"].split(":")[0]].append(row["why"])
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("stage", overflow="fold")
+    table.add_column("", overflow="fold")
+    table.add_column("why", overflow="fold")
+    colours = {"hit": "green", "miss": "yellow", "not needed": "dim"}
+    for (group, status, _), reasons in lines.items():
+        count = f" × {len(reasons)}" if len(reasons) > 1 else ""
+        table.add_row(group + count, f"[{colours[status]}]{status}[/]", reasons[0])
+    console.print(table)
+    counts = ", ".join(f"{number} {status}" for status, number in value["counts"].items())
+    console.print(f"{counts}; {value['images_to_forward']} images to forward", highlight=False)
+
+
+def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> None:
+    """What the data of a spec looks like.
+
+    Raises:
+        BadDataError: the data cannot be used.
+    """
+    from pipelines import doctor as doctors
+
+    found = doctors.describe(
+        loaded.spec.dataset.model_dump(mode="json"), store.memo, progress=display.counting
+    )
+    if as_json:
+        print(json.dumps(found.to_json(), indent=1))
+    else:
+        Console().print(found)
+    found.check()
+
+
+def methods(name: str | None, console: Console, as_json: bool) -> None:
+    """All methods, or the hyper-parameters and the card of one.
+
+    Raises:
+        ConfigError: no method of this name.
+    """
+    from operators import describe
+
+    if name is None:
+        cards = describe.cards()
+        if as_json:
+            print(json.dumps(cards, indent=1))
+            return
+        table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+        for column in ("method", "what it does", "memory", "paper"):
+            table.add_column(column, overflow="fold")
+        for method, card in cards.items():
+            table.add_row(method, card["summary"], card["memory"], card["paper"])
+        console.print(table)
+        return
+    card, fields = describe.card(name)
+    if as_json:
+        print(json.dumps({"card": card, "hyperparameters": fields}, indent=1))
+        return
+    console.print(f"[bold]{card['title']}[/bold]  {card['paper']}\n{card['summary']}")
+    facts = Table(box=None, show_header=False, pad_edge=False)
+    for fact, value in card.items():
+        if fact not in ("title", "paper", "summary"):
+            facts.add_row(fact.replace("_", " "), str(value))
+    console.print(facts)
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("hyper-parameter", "type", "default", "meaning"):
+        table.add_column(column, overflow="fold")
+    for field in fields:
+        table.add_row(field["name"], field["type"], json.dumps(field["default"]), field["doc"])
+    console.print(table)
+
+
+def inventory(rows: list[dict[str, Any]], console: Console) -> None:
+    """Stages and bytes per operator."""
+    table = _table("", "operator", "stages", "size", "newest")
+    for row in rows:
+        age = row["newest_seconds"]
+        table.add_row(
+            row["operator"],
+            str(row["stages"]),
+            size(row["bytes"]),
+            "" if age is None else f"{age / 3600:.1f} h ago",
+        )
+    console.print(table)
+
+
+def verified(found: dict[str, Any], console: Console) -> None:
+    """What `cache verify` found."""
+    for stage in found["damaged"]:
+        console.print(
+            f"damaged: {stage['operator']}/{stage['key'][:12]}: {stage['reason']}", highlight=False
+        )
+    note = "; set aside" if found["set_aside"] else "; --repair sets them aside"
+    console.print(
+        f"{found['stages']} stages read, {len(found['damaged'])} damaged"
+        + (note if found["damaged"] else ""),
+        highlight=False,
+    )
+
+
+def collected(found: dict[str, Any], console: Console) -> None:
+    """What `cache gc` found."""
+    for reason, count in found["reasons"].items():
+        console.print(f"{count} files {reason}", highlight=False)
+    verb = "deleted" if found["deleted"] else "would be deleted; add --delete"
+    console.print(
+        f"{len(found['files'])} files, {size(found['bytes'])}, older than {found['days']:g} days: "
+        f"{verb}",
+        highlight=False,
+    )
+
+
+def size(count: float) -> str:
+    """Bytes for people."""
+    for unit in ("B", "KiB", "MiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} GiB"

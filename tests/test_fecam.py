@@ -1,0 +1,149 @@
+"""FeCAM: against a plain numpy computation per class, and its invariants."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+from methods import HyperparameterError
+from methods.base import Rows
+from methods.fecam import FeCAM
+
+CLASSES = [0, 1, 2, 3, 4]
+
+
+def make_rows(number: int = 60, width: int = 8) -> Rows:
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.arange(number) % 5
+    means = torch.randn(5, width, generator=generator)
+    mix = torch.randn(5, width, width, generator=generator) / 2
+    noise = torch.randn(number, 1, width, generator=generator) @ mix[labels]
+    return Rows(
+        features=means[labels] + noise[:, 0],
+        labels=labels,
+        samples=torch.arange(number),
+        num_classes=5,
+    )
+
+
+def solve(method: FeCAM, rows: Rows) -> dict[str, torch.Tensor]:
+    total = method.statistics(rows, 0)
+    return method.solve(total, total, CLASSES, 0)
+
+
+def correlations(method: FeCAM, rows: Rows) -> torch.Tensor:
+    """The class correlation matrices [C, D, D] that the stored factors stand for."""
+    whiten = solve(method, rows)["whiten"].double()
+    return torch.linalg.inv(whiten.mT @ whiten)
+
+
+@pytest.mark.parametrize(("alpha1", "alpha2"), [(1.0, 0.0), (10.0, 10.0), (1.0, 0.5)])
+def test_equals_the_plain_computation(alpha1: float, alpha2: float):
+    rows = make_rows()
+    unit = rows.features.double().numpy()
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    expected = np.empty((60, 5))
+    for label in CLASSES:
+        members = unit[rows.labels.numpy() == label]
+        covariance = np.cov(members.T)
+        diagonal = np.diag(covariance).mean()
+        off = covariance[~np.eye(8, dtype=bool)].mean()
+        covariance = covariance + alpha1 * diagonal * np.eye(8) + alpha2 * off * (1 - np.eye(8))
+        deviation = np.sqrt(np.diag(covariance))
+        inverse = np.linalg.inv(covariance / np.outer(deviation, deviation))
+        step = unit - members.mean(0)
+        expected[:, label] = -np.einsum("nd,de,ne->n", step, inverse, step)
+    method = FeCAM(alpha1=alpha1, alpha2=alpha2)
+    scores = method.logits(solve(method, rows), rows.features, 0)
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_diagonal_of_the_correlation_is_one():
+    diagonal = correlations(FeCAM(), make_rows()).diagonal(dim1=1, dim2=2)
+    torch.testing.assert_close(diagonal, torch.ones_like(diagonal), rtol=1e-6, atol=1e-6)
+
+
+def test_identity_correlation_is_the_nearest_class_mean():
+    rows = make_rows()
+    state = solve(FeCAM(), rows)
+    state["whiten"] = torch.eye(8).expand(5, 8, 8)
+    unit = torch.nn.functional.normalize(rows.features, dim=1)
+    expected = -torch.cdist(unit, state["mean"]).square()
+    torch.testing.assert_close(
+        FeCAM().logits(state, rows.features, 0), expected, rtol=1e-4, atol=1e-5
+    )
+
+
+def test_class_order_only_permutes():
+    rows, method = make_rows(), FeCAM()
+    total = method.statistics(rows, 0)
+    state = method.solve(total, total, CLASSES, 0)
+    other = method.solve(total, total, [3, 0, 4], 0)
+    assert all(torch.equal(other[name], state[name][[3, 0, 4]]) for name in state)
+
+
+def test_scaling_a_channel_leaves_the_correlation_unchanged():
+    method, rows = FeCAM(alpha1=0.0), make_rows(100)
+    total = method.statistics(rows, 0)
+    scale = torch.ones(8, dtype=torch.float64)
+    scale[3] = 10.0
+    scaled = {
+        "count": total["count"],
+        "sum": total["sum"] * scale,
+        "moment": total["moment"] * torch.outer(scale, scale),
+    }
+    torch.testing.assert_close(
+        method.solve(scaled, scaled, CLASSES, 0)["whiten"],
+        method.solve(total, total, CLASSES, 0)["whiten"],
+        rtol=1e-5,
+        atol=1e-5,
+    )
+
+
+def test_large_shrinkage_is_never_indefinite():
+    # alpha2 <= alpha1 keeps the shrunk covariance positive for any sign of the mean covariance.
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(20):
+        rows = dataclasses.replace(make_rows(15), features=torch.randn(15, 8, generator=generator))
+        assert solve(FeCAM(alpha1=10.0, alpha2=10.0), rows)["whiten"].isfinite().all()
+
+
+@pytest.mark.parametrize("copies", [1, 2, 7])
+def test_class_without_spread_is_compared_by_euclidean_distance(copies: int):
+    rows = make_rows(60)
+    keep = (rows.labels != 2) | (torch.arange(60) == 2)
+    index = torch.cat([keep.nonzero()[:, 0], torch.tensor([2] * (copies - 1), dtype=torch.int64)])
+    rows = dataclasses.replace(
+        rows,
+        features=rows.features[index],
+        labels=rows.labels[index],
+        samples=torch.arange(len(index)),
+    )
+    assert torch.equal(solve(FeCAM(), rows)["whiten"][2], torch.eye(8))
+
+
+def test_constant_channel_is_harmless():
+    rows = make_rows()
+    features = rows.features.clone()
+    features[:, 4] = 0.0
+    state = solve(FeCAM(), dataclasses.replace(rows, features=features))
+    assert FeCAM().logits(state, features, 0).isfinite().all()
+
+
+def test_singular_covariance_without_shrinkage_is_refused():
+    with pytest.raises(
+        HyperparameterError, match=r"alpha1: must be larger: .* class 0 with 3 rows"
+    ):
+        solve(FeCAM(alpha1=0.0), make_rows(15))
+
+
+def test_tukey_refuses_negative_features():
+    rows = make_rows()
+    positive = dataclasses.replace(rows, features=rows.features.abs())
+    root = dataclasses.replace(rows, features=rows.features.abs().double().sqrt())
+    torch.testing.assert_close(
+        solve(FeCAM(tukey=0.5), positive)["whiten"], solve(FeCAM(), root)["whiten"]
+    )
+    with pytest.raises(HyperparameterError, match=r"tukey: must be 1 .* got 0.5"):
+        solve(FeCAM(tukey=0.5), rows)

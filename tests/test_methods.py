@@ -1,0 +1,337 @@
+"""Every method of `METHODS` keeps the contract; strict hyper-parameters."""
+
+import dataclasses
+import itertools
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import methods
+from methods import HyperparameterError
+from methods.base import Card, Fitted, Rows, State
+
+WIDTH, CLASSES = 8, 5
+
+# Every method with its defaults at a tiny size, and the variants that take another path.
+VARIANTS = [
+    ("simplecil", {}),
+    ("slda", {}),
+    ("slda", {"prior": True, "shrinkage": 0.1}),
+    ("fecam", {}),
+    ("fecam", {"alpha1": 10, "alpha2": 10}),
+    ("acil", {}),
+    ("acil", {"buffer": 16}),
+    ("ranpac", {"projection_dim": 16}),
+    ("ranpac", {"projection_dim": 16, "lambda_mode": "cumulative"}),
+    ("ranpac", {"projection_dim": 16, "lambda_mode": "fixed", "score": "cosine"}),
+    ("ranpac", {"projection_dim": 200}),
+    ("ranpac", {"projection_dim": 0}),
+    ("joint_linear", {}),
+    ("joint_linear", {"solver": "logistic"}),
+]
+each_variant = pytest.mark.parametrize(("name", "values"), VARIANTS)
+
+
+def make_rows(number: int = 60, seed: int = 0, classes: int = CLASSES) -> Rows:
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(number) % classes
+    means = 3 * torch.randn(classes, WIDTH, generator=generator)
+    noise = torch.randn(number, WIDTH, generator=generator)
+    samples = torch.randint(-(2**62), 2**62, (number,), generator=generator)
+    return Rows(features=means[labels] + noise, labels=labels, samples=samples, num_classes=classes)
+
+
+def take(rows: Rows, index: torch.Tensor) -> Rows:
+    return dataclasses.replace(
+        rows,
+        features=rows.features[index],
+        labels=rows.labels[index],
+        samples=rows.samples[index],
+    )
+
+
+def fit(method: Fitted, tasks: list[Rows], classes: list[int], seed: int = 0) -> State:
+    parts = [method.statistics(task, seed) for task in tasks]
+    total = parts[0]
+    for part in parts[1:]:
+        total = method.add(total, part)
+    return method.solve(total, parts[-1], classes, seed)
+
+
+def logits(method: Fitted, tasks: list[Rows], classes: list[int], seed: int = 0) -> torch.Tensor:
+    return method.logits(fit(method, tasks, classes, seed), make_rows(40, seed=9).features, seed)
+
+
+def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_variants_cover_every_method():
+    assert {name for name, _ in VARIANTS} == set(methods.METHODS)
+    names = ["simplecil", "slda", "fecam", "acil", "ranpac", "joint_linear"]
+    assert list(methods.METHODS)[:6] == names
+
+
+def test_import_needs_no_torch():
+    code = "import sys, methods; assert 'torch' not in sys.modules; print(len(methods.METHODS))"
+    root = Path(methods.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert (done.stdout.strip(), done.stderr) == (str(len(methods.METHODS)), "")
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_card_and_docs_are_complete(name: str):
+    cls = methods.load(name)
+    assert isinstance(cls.card, Card)
+    assert cls.card.paper.startswith("https://arxiv.org/abs/")
+    assert cls.card.summary.endswith(".")
+    assert cls.__doc__ is not None
+    assert cls.card.paper in cls.__doc__
+    for field in methods.fields(name):
+        assert field.doc.endswith("."), field
+        assert field.default is not None, field
+
+
+@each_variant
+def test_split_order_and_shards_do_not_matter(name: str, values: dict):
+    method, rows = methods.build(name, values), make_rows()
+    last = torch.arange(40, 60)
+
+    @settings(max_examples=8, deadline=None, database=None)
+    @given(order=st.permutations(range(40)), cuts=st.lists(st.integers(1, 39), max_size=3))
+    def check(order: list[int], cuts: list[int]):
+        index, edges = torch.tensor(order), [0, *sorted(set(cuts)), 40]
+        shards = [take(rows, index[a:b]) for a, b in itertools.pairwise(edges)] + [take(rows, last)]
+        # The newest task alone may choose a strength: it stays whole here.
+        assert_close(logits(method, shards, list(range(CLASSES))), expected)
+
+    expected = logits(method, [take(rows, torch.arange(40)), take(rows, last)], [*range(CLASSES)])
+    check()
+
+
+@each_variant
+def test_add_is_commutative_and_associative(name: str, values: dict):
+    method, rows = methods.build(name, values), make_rows()
+    a, b, c = (method.statistics(take(rows, torch.arange(i, 60, 3)), 0) for i in range(3))
+    states = [
+        method.solve(total, c, [*range(CLASSES)], 0)
+        for total in (
+            method.add(method.add(a, b), c),
+            method.add(a, method.add(b, c)),
+            method.add(c, method.add(b, a)),
+        )
+    ]
+    features = make_rows(40, seed=9).features
+    first, *others = (method.logits(state, features, 0) for state in states)
+    for other in others:
+        assert_close(other, first)
+
+
+@each_variant
+def test_same_calls_give_the_same_bits(name: str, values: dict):
+    method, rows = methods.build(name, values), make_rows()
+    tasks = [take(rows, torch.arange(30)), take(rows, torch.arange(30, 60))]
+    first, second = (fit(method, tasks, [*range(CLASSES)]) for _ in range(2))
+    assert first.keys() == second.keys()
+    assert all(torch.equal(first[key], second[key]) for key in first)
+
+
+@each_variant
+def test_logits_cover_exactly_the_seen_classes(name: str, values: dict):
+    method, rows = methods.build(name, values), make_rows()
+    seen = take(rows, torch.isin(rows.labels, torch.tensor([1, 3, 4])))
+    scores = logits(method, [seen], [3, 1, 4])
+    assert scores.shape == (40, 3)
+    assert scores.dtype == torch.float32
+    assert scores.isfinite().all()
+    # Columns follow the order of the classes.
+    assert_close(logits(method, [seen], [4, 3, 1]), scores[:, [2, 0, 1]])
+    with pytest.raises(ValueError, match=r"classes: must have at least one row .* \[0\]"):
+        logits(method, [seen], [3, 0, 1])
+
+
+@each_variant
+def test_class_repeated_over_tasks_adds_up(name: str, values: dict):
+    method, rows = methods.build(name, values), make_rows()
+    halves = [take(rows, torch.arange(0, 60, 2)), take(rows, torch.arange(1, 60, 2))]
+    classes = [*range(CLASSES)]
+    assert logits(method, halves, classes).shape == (40, CLASSES)
+    accuracy = (
+        method.logits(fit(method, halves, classes), rows.features, 0).argmax(1) == rows.labels
+    )
+    assert accuracy.float().mean() > 0.9
+
+
+@each_variant
+def test_prediction_of_a_row_is_independent_of_its_batch(name: str, values: dict):
+    method = methods.build(name, values)
+    state = fit(method, [make_rows()], [*range(CLASSES)])
+    features = make_rows(150, seed=9).features
+    whole = method.logits(state, features, 0)
+    alone = torch.cat([method.logits(state, row[None], 0) for row in features])
+    parts = torch.cat([method.logits(state, part, 0) for part in features.split(37)])
+    for other in (alone, parts):
+        torch.testing.assert_close(other, whole, rtol=1e-6, atol=1e-6)
+        assert torch.equal(other.argmax(1), whole.argmax(1))
+    assert method.logits(state, features[:0], 0).shape == (0, CLASSES)
+
+
+@each_variant
+def test_save_and_load_give_the_same_logits(name: str, values: dict, tmp_path: Path):
+    method, rows = methods.build(name, values), make_rows()
+    statistics = method.statistics(rows, 0)
+    save_file(statistics, tmp_path / "statistics.safetensors")
+    loaded = load_file(tmp_path / "statistics.safetensors")
+    state = method.solve(statistics, statistics, [*range(CLASSES)], 0)
+    again = method.solve(loaded, loaded, [*range(CLASSES)], 0)
+    save_file(state, tmp_path / "state.safetensors")
+    stored = load_file(tmp_path / "state.safetensors")
+    for other in (again, stored):
+        assert torch.equal(
+            method.logits(other, rows.features, 0), method.logits(state, rows.features, 0)
+        )
+    json.dumps(method.report(stored), allow_nan=False)
+
+
+@each_variant
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float64])
+def test_features_of_any_dtype(name: str, values: dict, dtype: torch.dtype):
+    method, rows = methods.build(name, values), make_rows()
+    rows = dataclasses.replace(rows, features=rows.features.half())
+    other = dataclasses.replace(rows, features=rows.features.to(dtype))
+    classes = [*range(CLASSES)]
+    state, expected = fit(method, [other], classes), fit(method, [rows], classes)
+    assert_close(method.logits(state, other.features, 0), method.logits(expected, rows.features, 0))
+
+
+@each_variant
+@pytest.mark.parametrize("per_class", [1, 2])
+def test_one_or_two_rows_per_class(name: str, values: dict, per_class: int):
+    method, rows = methods.build(name, values), make_rows(per_class * CLASSES)
+    scores = method.logits(fit(method, [rows], [*range(CLASSES)]), rows.features, 0)
+    assert scores.isfinite().all()
+    if name != "joint_linear":
+        assert (scores.argmax(1) == rows.labels).float().mean() >= 0.8
+
+
+@each_variant
+def test_float32_serving_agrees_with_float64(
+    name: str, values: dict, monkeypatch: pytest.MonkeyPatch
+):
+    method, rows = methods.build(name, values), make_rows(200)
+    features = make_rows(500, seed=9).features
+    served = method.logits(fit(method, [rows], [*range(CLASSES)]), features, 0)
+    assert served.dtype == torch.float32
+    # Weights and arithmetic without rounding to float32 anywhere but in FeCAM's factors.
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
+    state = fit(method, [rows], [*range(CLASSES)])
+    state = {key: value.double() if value.ndim else value for key, value in state.items()}
+    if "projection" in state:
+        state["projection"] = state["projection"].byte()
+    exact = method.logits(state, features, 0)
+    assert exact.dtype == torch.float64
+    assert torch.equal(served.argmax(1), exact.argmax(1))
+    assert_close(served.double(), exact)
+
+
+@each_variant
+def test_seed_is_used_only_where_declared(name: str, values: dict):
+    method, rows = methods.build(name, values), make_rows()
+    same = torch.equal(
+        logits(method, [rows], [*range(CLASSES)], seed=0),
+        logits(method, [rows], [*range(CLASSES)], seed=1),
+    )
+    if not method.card.uses_seed:
+        assert same
+    elif values.get("projection_dim") or values.get("buffer"):
+        assert not same
+
+
+@each_variant
+def test_separable_methods_serve_any_subset_from_one_fit(name: str, values: dict):
+    method, rows = methods.build(name, values), make_rows()
+    subset = [4, 2]
+    part = take(rows, torch.isin(rows.labels, torch.tensor(subset)))
+    whole, alone = fit(method, [rows], [*range(CLASSES)]), fit(method, [part], subset)
+    sliced = {key: value[subset] for key, value in whole.items() if value.ndim and len(value) == 5}
+    if method.card.separable:
+        assert sliced.keys() == alone.keys()
+        assert all(torch.equal(sliced[key], alone[key]) for key in alone)
+    else:
+        assert any(not torch.equal(sliced[key], alone[key]) for key in sliced)
+
+
+@each_variant
+def test_hyperparameters_survive_json(name: str, values: dict):
+    method = methods.build(name, values)
+    assert dataclasses.is_dataclass(method)
+    text = json.dumps(dataclasses.asdict(method))  # pyright: ignore[reportArgumentType]
+    assert methods.build(name, json.loads(text)) == method
+    assert pickle.loads(pickle.dumps(method)) == method
+
+
+def test_integers_become_floats():
+    assert methods.build("acil", {"gamma": 1}) == methods.build("acil", {"gamma": 1.0})
+    assert type(methods.build("acil", {"gamma": 1}).gamma) is float  # pyright: ignore
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "message"),
+    [
+        ("acil", {"gama": 1.0}, "gama: must be a field of acil (did you mean gamma?), got 1.0"),
+        ("simplecil", {"lr": 0.1}, "lr: must be a field of simplecil, got 0.1"),
+        ("acil", {"gamma": True}, "gamma: must be a number, got True"),
+        ("acil", {"gamma": "0.1"}, "gamma: must be a number, got '0.1'"),
+        ("acil", {"gamma": None}, "gamma: must be a number, got None"),
+        ("acil", {"gamma": float("nan")}, "gamma: must be a finite number, got nan"),
+        ("acil", {"gamma": float("inf")}, "gamma: must be a finite number, got inf"),
+        ("acil", {"gamma": 0}, "gamma: must be greater than 0, got 0.0"),
+        ("acil", {"buffer": True}, "buffer: must be an integer, got True"),
+        ("acil", {"buffer": 16.0}, "buffer: must be an integer, got 16.0"),
+        ("acil", {"buffer": -1}, "buffer: must be between 0 and 100000, got -1"),
+        ("slda", {"prior": 1}, "prior: must be true or false, got 1"),
+        ("slda", {"shrinkage": 1.5}, "shrinkage: must be between 0 and 1, got 1.5"),
+        ("fecam", {"alpha2": 2}, "alpha2: must be between 0 and alpha1, got 2.0"),
+        ("ranpac", {"score": "dot"}, "score: must be one of linear, cosine, got 'dot'"),
+        ("ranpac", {"projection_dim": 10**9}, "projection_dim: must be between 0 and 100000"),
+        ("joint_linear", {"max_iterations": 0}, "max_iterations: must be between 1 and 100000"),
+    ],
+)
+def test_wrong_hyperparameters_are_refused(name: str, values: dict, message: str):
+    with pytest.raises(HyperparameterError) as caught:
+        methods.build(name, values)
+    assert str(caught.value).startswith(message)
+
+
+def test_all_problems_are_reported_at_once():
+    values = {"projection": 5, "ridge": -1, "score": 3, "projection_dim": "2000"}
+    with pytest.raises(HyperparameterError) as caught:
+        methods.build("ranpac", values)
+    assert {field for field, _ in caught.value.problems} == set(values)
+    assert len(str(caught.value).splitlines()) == 4
+    again = pickle.loads(pickle.dumps(caught.value))
+    assert again.problems == caught.value.problems
+    assert isinstance(again, ValueError)
+
+
+def test_unknown_method_names_the_nearest():
+    with pytest.raises(ValueError, match=r"did you mean ranpac\?\), got 'ranpack'"):
+        methods.load("ranpack")
+
+
+def test_fields_describe_themselves():
+    fields = {field.name: field for field in methods.fields("ranpac")}
+    assert list(fields) == ["projection_dim", "lambda_mode", "ridge", "score"]
+    assert fields["projection_dim"].type == "int"
+    assert fields["projection_dim"].default == 10_000
+    assert fields["lambda_mode"].type == "last_task | cumulative | fixed"
+    assert fields["projection_dim"].doc.startswith("M, width of the random projection;")
+    assert methods.fields("simplecil") == []

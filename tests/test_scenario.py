@@ -1,0 +1,153 @@
+"""Class orders and tasks."""
+
+import hashlib
+import json
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from operators.errors import ConfigError
+from operators.scenario import (
+    Task,
+    class_order,
+    domain_order,
+    expand,
+    seen_classes,
+    task_of,
+    task_sizes,
+    tasks,
+)
+
+# Orders of seed 1993 in LAMDA-PILOT: first ids, digest of the JSON list.
+PUBLISHED = {
+    100: ([68, 56, 78, 8, 23, 84, 90, 65, 74, 76], "e90204efdce7db6c"),
+    200: ([168, 136, 51, 9, 183, 101, 171, 99, 42, 159], "b113214bc61598d0"),
+    300: ([169, 221, 146, 296, 92, 229, 49, 70, 126, 77], "28f846a95c20caae"),
+    196: ([59, 134, 162, 9, 42, 72, 118, 99, 109, 79], "7e078ddfbad62090"),
+    50: ([43, 41, 23, 14, 13], "e3502ca0610c64de"),
+}
+
+
+@pytest.mark.parametrize("num_classes", PUBLISHED)
+def test_orders_equal_the_published_ones(num_classes: int) -> None:
+    first, digest = PUBLISHED[num_classes]
+    order = class_order(num_classes, 1993)
+    assert list(order[: len(first)]) == first
+    assert hashlib.sha256(json.dumps(list(order)).encode()).hexdigest().startswith(digest)
+
+
+def test_the_published_order_of_100_classes_ends_as_logged() -> None:
+    assert class_order(100, 1993)[-5:] == (67, 29, 49, 57, 33)
+
+
+def test_natural_and_explicit_orders() -> None:
+    assert class_order(4, "natural") == (0, 1, 2, 3)
+    assert class_order(4, [3, 1, 0, 2]) == (3, 1, 0, 2)
+
+
+@pytest.mark.parametrize(
+    ("order", "problem"),
+    [
+        ([0, 1, 1], "missing 2; more than once 1"),
+        ([0, 1], "missing 2"),
+        ([0, 1, 7], "missing 2; unknown 7"),
+    ],
+)
+def test_an_explicit_order_that_is_no_permutation_names_the_ids(
+    order: list[int], problem: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        class_order(3, order)
+    start = "scenario.orders: an explicit class order must name each of the 3 classes once; "
+    assert str(caught.value) == start + problem
+
+
+@pytest.mark.parametrize(
+    ("num_classes", "initial", "increment", "sizes"),
+    [
+        (100, 10, 10, (10,) * 10),
+        (100, None, 10, (10,) * 10),
+        (100, 50, 10, (50, 10, 10, 10, 10, 10)),
+        (196, 16, 20, (16,) + (20,) * 9),
+        (196, 20, 20, (20,) * 9 + (16,)),
+        (10, 10, 3, (10,)),
+        (10, 3, 20, (3, 7)),
+    ],
+)
+def test_task_sizes(
+    num_classes: int, initial: int | None, increment: int, sizes: tuple[int, ...]
+) -> None:
+    assert task_sizes(num_classes, initial, increment) == sizes
+
+
+def test_a_first_task_larger_than_the_data_is_refused() -> None:
+    with pytest.raises(ConfigError) as caught:
+        task_sizes(10, None, 20)
+    assert str(caught.value) == (
+        "scenario.initial: task 0 wants 20 classes, the data set has 10; use at most 10"
+    )
+
+
+@settings(derandomize=True, max_examples=200, deadline=None)
+@given(st.integers(1, 60), st.data())
+def test_tasks_partition_the_classes(num_classes: int, data: st.DataObject) -> None:
+    initial = data.draw(st.none() | st.integers(1, num_classes))
+    increment = data.draw(st.integers(1, num_classes))
+    seed = data.draw(st.integers(0, 2**32 - 1))
+    stream = tasks("class_incremental", num_classes, (), initial, increment, seed)
+    assert sum((t.classes for t in stream), ()) == class_order(num_classes, seed)
+    assert [t.index for t in stream] == list(range(len(stream)))
+    assert seen_classes(stream, len(stream) - 1) == class_order(num_classes, seed)
+
+    labels = np.arange(num_classes)
+    member = task_of(labels, np.zeros_like(labels), stream)
+    assert all(label in stream[task].classes for label, task in zip(labels, member, strict=True))
+
+
+def test_class_incremental_tasks_take_every_domain() -> None:
+    stream = tasks("class_incremental", 4, ("b", "a"), None, 2, "natural")
+    assert stream == (
+        Task(index=0, classes=(0, 1), domains=(0, 1)),
+        Task(index=1, classes=(2, 3), domains=(0, 1)),
+    )
+
+
+def test_domain_incremental_tasks_have_all_classes_and_one_domain() -> None:
+    names = ("photo", "art", "sketch")
+    stream = tasks("domain_incremental", 2, names, None, None, "natural")
+    assert [t.domains for t in stream] == [(1,), (0,), (2,)]  # art, photo, sketch
+    assert all(t.classes == (0, 1) for t in stream)
+    assert seen_classes(stream, 2) == (0, 1)
+    labels, domains = np.array([0, 1, 1, 5]), np.array([0, 1, 2, 0])
+    assert task_of(labels, domains, stream).tolist() == [1, 0, 2, -1]
+
+
+def test_domain_orders() -> None:
+    names = ("photo", "art", "sketch")
+    expected = [sorted(names)[i] for i in np.random.RandomState(7).permutation(3)]
+    assert [names[i] for i in domain_order(names, 7)] == expected
+    assert domain_order(names, ["sketch", "photo", "art"]) == (2, 0, 1)
+    with pytest.raises(ConfigError, match="each of the 3 domains once; missing art, photo"):
+        domain_order(names, ["sketch"])
+
+
+def test_a_stream_that_the_data_cannot_give_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"dataset\.domain: the data names no domain"):
+        tasks("domain_incremental", 2, (), None, None, "natural")
+    with pytest.raises(ConfigError, match=r"scenario\.increment: missing"):
+        tasks("class_incremental", 2, (), None, None, "natural")
+
+
+def test_samples_of_later_tasks_and_unknown_classes_belong_to_none() -> None:
+    stream = tasks("class_incremental", 4, (), None, 2, [3, 1, 0, 2])
+    labels = np.array([3, 0, 9], dtype=np.int16)
+    assert task_of(labels, np.zeros(3, int), stream[:1]).tolist() == [0, -1, -1]
+
+
+def test_expand() -> None:
+    assert expand("natural") == ("natural",)
+    assert expand([1993, "natural", (1, 0)]) == (1993, "natural", [1, 0])
+    assert expand({"count": 3, "first": 5}) == (5, 6, 7)
+    assert expand({"count": 2}) == (0, 1)

@@ -1,0 +1,535 @@
+"""Specs: what is accepted, and the messages for everything else."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from operators.errors import ConfigError
+from operators.preprocessing import PRESETS
+from pipelines.problems import MAX_LINES
+from pipelines.spec import MAX_BYTES, PipelineSpec, from_value, load, load_resolved, presets
+from pipelines.spec_model import PREPROCESSING
+from pipelines.spec_reference import keys, table
+
+ROOT = Path(__file__).parent.parent
+
+GOOD = """\
+pipeline: p
+dataset:
+  train: train.parquet
+  test: [a.parquet, "s3://b/*.parquet"]
+scenario:
+  kind: class_incremental
+  increment: 10
+backbone:
+  model: vit
+methods:
+  - simplecil
+  - ranpac: {projection_dim: 2000, lr: 1e-3}
+"""
+DOMAINS = GOOD.replace("class_incremental\n  increment: 10", "domain_incremental").replace(
+    "train: train.parquet", "train: train.parquet\n  domain: style"
+)
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def problems(text: str, *overrides: str) -> list[str]:
+    """The lines of the error that a spec gives; the working directory is the test's own."""
+    Path("conf.yaml").write_text(text, encoding="utf-8")
+    with pytest.raises(ConfigError) as caught:
+        load("conf.yaml", overrides)
+    return str(caught.value).split("\n")
+
+
+def good(*overrides: str, text: str = GOOD) -> PipelineSpec:
+    Path("conf.yaml").write_text(text, encoding="utf-8")
+    return load("conf.yaml", overrides)
+
+
+def test_defaults(folder: Path) -> None:
+    spec = good()
+    assert spec.to_value() == {
+        "pipeline": "p",
+        "dataset": {
+            "train": ["train.parquet"],
+            "test": ["a.parquet", "s3://b/*.parquet"],
+            "image": "image",
+            "label": "label",
+            "domain": None,
+            "classes": None,
+            "limit_per_class": {"train": None, "test": None},
+            "on_bad_image": "error",
+            "max_pixels": 89478485,
+        },
+        "scenario": {
+            "kind": "class_incremental",
+            "increment": 10,
+            "initial": 10,
+            "orders": [1993],
+        },
+        "backbone": {
+            "model": "vit",
+            "weights": None,
+            "preprocessing": "timm_default",
+            "precision": "fp32",
+        },
+        "features": {"dtype": "float16", "shard_size": 512, "pooling": "token"},
+        "methods": ["simplecil", {"ranpac": {"projection_dim": 2000, "lr": 0.001}}],
+        "seeds": [0],
+        "resources": {
+            "extract": {"cpus": 1, "gpus": 0, "batch_size": None},
+            "fit": {"cpus": 1},
+            "train": {"workers": 1, "cpus": 1, "gpus": 0},
+        },
+    }
+    assert spec.methods == (("simplecil", {}), ("ranpac", {"projection_dim": 2000, "lr": 0.001}))
+    assert good(text=DOMAINS).scenario.orders == ("natural",)
+
+
+def test_values_cannot_be_changed(folder: Path) -> None:
+    with pytest.raises(ValueError, match="frozen"):
+        good().pipeline = "other"  # pyright: ignore[reportAttributeAccessIssue]
+
+
+@pytest.mark.parametrize(
+    ("override", "section", "field", "value"),
+    [
+        ("scenario.orders=natural", "scenario", "orders", ("natural",)),
+        (
+            "scenario.orders=[1, natural, [2, 0, 1]]",
+            "scenario",
+            "orders",
+            (1, "natural", [2, 0, 1]),
+        ),
+        ("scenario.orders={count: 3, first: 5}", "scenario", "orders", (5, 6, 7)),
+        ("scenario.initial=50", "scenario", "initial", 50),
+        ("dataset.train=-a b/ü.parquet", "dataset", "train", ("-a b/ü.parquet",)),
+        ("dataset.classes=[cat, 'no']", "dataset", "classes", ("cat", "no")),
+        ("dataset.max_pixels='1000'", "dataset", "max_pixels", 1000),
+        ("resources.extract.gpus='2.5e-1'", "resources", "extract.gpus", 0.25),
+        ("backbone.weights=random", "backbone", "weights", "random"),
+        ("backbone.weights=builtin", "backbone", "weights", "builtin"),
+        ("features.pooling=avg", "features", "pooling", "avg"),
+    ],
+)
+def test_set_changes_a_value(
+    folder: Path, override: str, section: str, field: str, value: object
+) -> None:
+    found = getattr(good(override), section)
+    for name in field.split("."):
+        found = getattr(found, name)
+    assert found == value
+
+
+def test_limits_and_preprocessing_shorthands(folder: Path) -> None:
+    spec = good(
+        "dataset.limit_per_class.train=50", "backbone.preprocessing={mean: [0,0,0], std: [1,1,1]}"
+    )
+    assert spec.dataset.limit_per_class.model_dump() == {"train": 50, "test": None}
+    assert not isinstance(spec.backbone.preprocessing, str)
+    assert spec.backbone.preprocessing.std == (1, 1, 1)
+    both = load("quickstart", ["dataset.limit_per_class=5"]).dataset.limit_per_class
+    assert (both.train, both.test) == (5, 5)
+
+
+def test_set_reaches_into_methods(folder: Path) -> None:
+    spec = good("methods.0.simplecil.x=1e-3", "methods.1={fecam: {beta: 0.5}}", "seeds=[1, 2]")
+    assert spec.methods == (("simplecil", {"x": 0.001}), ("fecam", {"beta": 0.5}))
+    assert spec.seeds == (1, 2)
+
+
+# Each: option, the key path and message it leads to.
+BAD_VALUES = [
+    ("pipeline=a/b", 'pipeline: must not hold "/", got "a/b"'),
+    ("pipeline=", "pipeline: must be text, got null"),
+    ("pipeline=7", "pipeline: must be text, got 7; put it in quotes"),
+    (
+        "pipeline=" + "x" * 101,
+        "pipeline: must be text of 1..100 characters without /, got 101 char",
+    ),
+    ('pipeline="a\\nb"', "pipeline: invalid character (newline, NUL or another control character)"),
+    ("dataset=mnist", 'dataset: no built-in data set "mnist" (known: digits); files are given as'),
+    (
+        "dataset.train=foo://x",
+        'dataset.train: protocol "foo" not supported (file, s3, gs, abfs, hf',
+    ),
+    ("dataset.train=a::b", 'dataset.train: URL chaining not allowed ("a::b")'),
+    ("dataset.train=~/x", 'dataset.train: "~" is not expanded ("~/x"); write the full path'),
+    ("dataset.train=[]", "dataset.train: must be a list of paths or URLs, got an empty list"),
+    ("dataset.train=3", "dataset.train: must be a list of paths or URLs, got 3"),
+    ("dataset.test=[a, 's3://b/../c']", 'dataset.test.1: ".." not allowed in URLs'),
+    ("dataset.tets=x", 'dataset.tets: unknown key; did you mean "test"?'),
+    ("dataset.classes=[cat, cat]", "dataset.classes.1: same as item 0; keep one"),
+    (
+        "dataset.limit_per_class=-1",
+        "dataset.limit_per_class: must be an integer in 1..1000000000, g",
+    ),
+    (
+        "dataset.limit_per_class=true",
+        "dataset.limit_per_class: must be an integer in 1..1000000000",
+    ),
+    ("dataset.limit_per_class.train=0", "dataset.limit_per_class.train: must be an integer in 1.."),
+    (
+        "dataset.on_bad_image=ignore",
+        'dataset.on_bad_image: must be one of error, skip, got "ignore"',
+    ),
+    ("dataset.max_pixels=0", "dataset.max_pixels: must be an integer in 1..1000000000, got 0"),
+    (
+        "scenario.kind=task",
+        "scenario.kind: must be one of class_incremental, domain_incremental, go",
+    ),
+    (
+        "scenario.kind=domain_incremental",
+        "scenario.increment: only for class_incremental; every ta",
+    ),
+    ("scenario.increment=0", "scenario.increment: must be an integer in 1..1000000000, got 0"),
+    ("scenario.increment=1.5", "scenario.increment: must be an integer in 1..1000000000, got 1.5"),
+    (
+        "scenario.increment=010",
+        'scenario.increment: must be an integer in 1..1000000000, got "010"',
+    ),
+    ("scenario.increment=1e-3x", "scenario.increment: must be an integer in 1..1000000000, got "),
+    ("scenario.increment=null", "scenario.increment: missing; class_incremental needs the number"),
+    ("scenario.orders=[]", "scenario.orders: must be a list of seeds"),
+    ("scenario.orders=[1, 1]", "scenario.orders.1: same as item 0; keep one"),
+    ("scenario.orders=[-1]", "scenario.orders.0: must be an integer in 0..4294967295, got -1"),
+    (
+        "scenario.orders=[[a, b]]",
+        "scenario.orders.0: an explicit order of class_incremental must h",
+    ),
+    ("scenario.orders=[[1, 1]]", "scenario.orders.0: an explicit order must not repeat 1"),
+    ("scenario.orders={count: 0}", "scenario.orders.count: must be an integer in 1..10000, got 0"),
+    ("scenario.orders={first: 0}", "scenario.orders.count: missing; say how many orders"),
+    ("scenario.orders={cuont: 1}", "scenario.orders.cuont: unknown key; an order sweep has"),
+    ("backbone.precision=fp8", 'backbone.precision: must be one of fp32, bf16, fp16, got "fp8"'),
+    (
+        "backbone.preprocessing=lambda_224",
+        "backbone.preprocessing: must be one of lamda_224, ranpa",
+    ),
+    ("backbone.preprocessing={std: [1,1,1]}", "backbone.preprocessing.mean: missing; it is requir"),
+    (
+        "backbone.preprocessing={mean: [0,0], std: [1,1,1]}",
+        "backbone.preprocessing.mean: must be a ",
+    ),
+    ("features.dtype=float64", "features.dtype: must be one of float16, float32, got"),
+    (
+        "methods=[]",
+        "methods: must be a list of names or {name: {hyper-parameter: value}}, got an em",
+    ),
+    ("methods=[a, a]", "methods.1: same as methods.0; keep one"),
+    ("methods=[{a: {x: 1}}, {a: {x: 1}}]", "methods.1: same as methods.0; keep one"),
+    ("methods=[{a: 1}]", "methods.0.a: hyper-parameters must be a mapping like {lr: 0.1}, got 1"),
+    ("methods=[{a: {}, b: {}}]", "methods.0: must hold one method, got 2; start each with its own"),
+    ("methods=[7]", "methods.0: must be a method's name or {name: {...}}, got 7"),
+    ("methods.0.simplecil.lr=.nan", "methods.0.simplecil.lr: must be a finite number, got NaN"),
+    ("methods.0.simplecil.lr=-.inf", "methods.0.simplecil.lr: must be a finite number, got -Infin"),
+    ("methods.0.simplecil.lr=1e999", "methods.0.simplecil.lr: must be a finite number, got Infini"),
+    ("methods.0.simplecil.n=9223372036854775808", "methods.0.simplecil.n: number too large; must"),
+    ("seeds=3", "seeds: must be a list of integers in 0..4294967295, got 3"),
+    ("seeds=[4294967296]", "seeds.0: must be an integer in 0..4294967295, got 4294967296"),
+    ("seeds=[1, 1]", "seeds.1: same as item 0; keep one"),
+    ("seeds=[yes]", 'seeds.0: must be an integer in 0..4294967295, got "yes"'),
+    ("resources.train.workers=0", "resources.train.workers: must be an integer in 1..10000, got 0"),
+    ("resources.train.gpus=1.5", "resources.train.gpus: must be a whole number above 1, got 1.5"),
+    ("resources.fit.cpus=-1", "resources.fit.cpus: must be a number in 0.01..4096, got -1"),
+    ("resources.extract=4", "resources.extract: must be a mapping, got 4"),
+    ("methods.7=a", "methods.7: no item 7; the list has 2, counted from 0"),
+    ("methods.ranpac.lr=1", 'methods.ranpac.lr: items are numbered; write 1 for "ranpac"'),
+    ("pipeline.x=1", 'pipeline.x: pipeline is "p", which has no keys'),
+    ("seeds=[1", "seeds: not valid YAML: expected ',' or ']'"),
+    ("seeds=[&a 1]", "seeds: anchor (&) not allowed; repeat the value"),
+    ("pipelin", 'pipelin: expected "dotted.key=value"'),
+    ("a..b=1", 'a..b: expected "dotted.key=value"'),
+]
+
+
+@pytest.mark.parametrize(("override", "message"), BAD_VALUES)
+def test_a_bad_value_has_one_line_with_path_and_remedy(
+    folder: Path, override: str, message: str
+) -> None:
+    (line,) = problems(GOOD, override)
+    shown = override if len(override) <= 74 else override[:71] + "..."
+    where, _, rest = line.partition(f": {message.partition(':')[0]}: ")
+    assert where == f"--set {shown}".replace("\n", "\\n")
+    assert rest.startswith(message.partition(": ")[2])
+
+
+def test_all_problems_come_at_once_in_the_order_of_the_file(folder: Path) -> None:
+    text = """\
+pipelne: p
+dataset: {train: a, test: b, limt_per_class: 3}
+scenario:
+  kind: class_incremental
+  epohcs: 3
+backbone:
+  model: vit
+  precision: fp64
+methods:
+  - ranpac
+  - {}
+seeds: [-1, 5,
+        1.5]
+"""
+    assert problems(text, "features.shard_size=0") == [
+        "conf.yaml:1: pipeline: missing; it is required",
+        'conf.yaml:1: pipelne: unknown key; did you mean "pipeline"?',
+        'conf.yaml:2: dataset.limt_per_class: unknown key; did you mean "limit_per_class"?',
+        "conf.yaml:3: scenario.increment: missing; class_incremental needs the number of classes "
+        "per task",
+        "conf.yaml:5: scenario.epohcs: unknown key; known: kind, increment, initial, orders",
+        'conf.yaml:8: backbone.precision: must be one of fp32, bf16, fp16, got "fp64"; '
+        'did you mean "fp16"?',
+        "conf.yaml:11: methods.1: must hold one method, got 0; start each with its own dash",
+        "conf.yaml:12: seeds.0: must be an integer in 0..4294967295, got -1",
+        "conf.yaml:13: seeds.2: must be an integer in 0..4294967295, got 1.5",
+        "--set features.shard_size=0: features.shard_size: must be an integer in 1..1000000000, "
+        "got 0",
+    ]
+
+
+def test_yaml_problems_name_file_line_and_column(folder: Path) -> None:
+    assert problems("a:\n\tb: 1\n") == ["conf.yaml:2:1: tab used for indentation; use spaces"]
+    assert problems(GOOD + "pipeline: q\n") == [
+        'conf.yaml:13: pipeline: duplicate key "pipeline" (first at line 1); keep one'
+    ]
+    assert problems(GOOD.replace("vit", "!!python/object/apply:os.system [ls]")) == [
+        'conf.yaml:9: backbone.model: tag not allowed ("!!python/object/apply:os.system"); '
+        "write a plain value"
+    ]
+    assert problems(GOOD.replace("vit", "*x")) == [
+        "conf.yaml:9: backbone.model: alias (*) not allowed; repeat the value"
+    ]
+    assert problems("- a\n") == [
+        "conf.yaml:1: must be a mapping of keys to values, got a list of 1"
+    ]
+
+
+def test_sources_that_cannot_be_read(folder: Path) -> None:
+    (folder / "empty.yaml").write_text("# nothing\n")
+    (folder / "latin.yaml").write_bytes(b"pipeline: caf\xe9\n")
+    (folder / "big.yaml").write_bytes(b"#" * (MAX_BYTES + 1))
+    names = ", ".join(presets())
+    for source, message in {
+        "none.yaml": f"none.yaml: not found; give a file, a URL, or a preset: {names}",
+        "quickstrat": 'quickstrat: not found; did you mean the preset "quickstart"?',
+        str(folder): f"{folder}: is a directory; name a file in it",
+        "empty.yaml": "empty.yaml: empty config; see the presets for examples",
+        "latin.yaml": "latin.yaml: not UTF-8 at byte 13; save it as UTF-8",
+        "big.yaml": "big.yaml: larger than 1 MiB; is this the spec?",
+        "foo://x": 'spec "foo://x": protocol "foo" not supported (file, s3, gs, abfs, hf)',
+        "~/x": 'spec "~/x": "~" is not expanded ("~/x"); write the full path',
+        "memory://none": f"memory://none: not found; give a file, a URL, or a preset: {names}",
+        "a\nb": 'spec "a\\nb": invalid character in path (newline, NUL or another control '
+        "character)",
+    }.items():
+        with pytest.raises(ConfigError) as caught:
+            load(source)
+        assert str(caught.value) == message
+
+
+def test_a_spec_may_lie_behind_a_url_and_begin_with_a_byte_order_mark(folder: Path) -> None:
+    import fsspec
+
+    fsspec.filesystem("memory").pipe("/specs/p.yaml", b"\xef\xbb\xbf" + GOOD.encode())
+    assert load("memory://specs/p.yaml") == good()
+    assert load((folder / "conf.yaml").as_uri()) == good()
+
+
+def test_a_file_comes_before_a_preset_of_its_name(folder: Path) -> None:
+    (folder / "quickstart").mkdir()
+    assert load("quickstart").pipeline == "quickstart"
+    (folder / "quickstart").rmdir()
+    (folder / "quickstart").write_text(GOOD)
+    assert load("quickstart").pipeline == "p"
+
+
+@pytest.mark.parametrize(
+    "secret",
+    ["AKIAIOSFODNN7EXAMPLE", "hf_abcdefghijklmnopqrstuvwxyz", "s3://user:pa55word@bucket/k"],
+)
+def test_credentials_are_refused_and_never_echoed(folder: Path, secret: str) -> None:
+    places = ("pipeline", "dataset.train", "backbone.weights", "methods.0.simplecil.x", "unknown")
+    for place in places:
+        lines = problems(GOOD, f"{place}={secret}")
+        assert f"{place}: looks like a credential; use the environment" in lines[0]
+        assert secret not in "".join(lines) and "pa55word" not in "".join(lines)
+    lines = problems(GOOD.replace("model: vit", f'model: "{secret}"'))
+    assert lines == ["conf.yaml:9: backbone.model: looks like a credential; use the environment"]
+    assert secret not in "".join(problems(f'"{secret}": 1\n"{secret}": 2\n'))
+
+
+def test_domain_incremental_rules(folder: Path) -> None:
+    spec = good('scenario.orders=[3, natural, ["a", "b"]]', text=DOMAINS)
+    assert spec.scenario.orders == (3, "natural", ["a", "b"])
+    assert problems(DOMAINS, "dataset.domain=null") == [
+        "conf.yaml:7: scenario.kind: domain_incremental needs the column with the domains; "
+        "give dataset.domain"
+    ]
+    assert problems(DOMAINS, "scenario.initial=3") == [
+        "--set scenario.initial=3: scenario.initial: only for class_incremental; every task is "
+        "one domain, remove it"
+    ]
+    assert problems(DOMAINS, "scenario.orders=[[1, 2]]") == [
+        "--set scenario.orders=[[1, 2]]: scenario.orders.0: an explicit order of "
+        "domain_incremental must hold domain names"
+    ]
+
+
+def test_a_flood_of_problems_is_cut(folder: Path) -> None:
+    lines = problems(GOOD + "".join(f"k{i}: 1\n" for i in range(200)))
+    assert len(lines) == MAX_LINES + 1 and lines[-1] == "... and 150 more problems"
+
+
+def test_problems_found_later_have_lines_too(folder: Path) -> None:
+    good()
+    loaded = load_resolved("conf.yaml", ["seeds=[1]"])
+    error = loaded.error(
+        [("seeds", "too many"), ("methods.1.projection_dim", "too wide"), ("methods.0", "unknown")]
+    )
+    assert str(error).split("\n") == [
+        "conf.yaml:11: methods.0: unknown",
+        "conf.yaml:12: methods.1.ranpac.projection_dim: too wide",
+        "--set seeds=[1]: seeds: too many",
+    ]
+
+
+def test_values_without_a_file_are_checked_too() -> None:
+    value = yaml.safe_load(GOOD.replace("1e-3", "0.001"))
+    assert from_value(value).to_value()["methods"] == value["methods"]
+    with pytest.raises(ConfigError) as caught:
+        from_value({**value, "seeds": [True], "x": object()})
+    assert str(caught.value).split("\n") == [
+        "x: must be text, a number, a list or a mapping, got object",
+        "seeds.0: must be an integer in 0..4294967295, got true",
+    ]
+
+
+@pytest.mark.parametrize("name", presets())
+def test_presets_load_and_their_resolved_text_too(folder: Path, name: str) -> None:
+    loaded = load_resolved(name)
+    assert loaded.spec.pipeline == name
+    (folder / "resolved.yaml").write_text(loaded.text, encoding="utf-8")
+    again = load_resolved("resolved.yaml")
+    assert again.spec == loaded.spec and again.text == loaded.text
+
+
+def test_the_presets_the_project_ships() -> None:
+    assert list(presets()) == ["cifar100", "cifar100-small", "pacs-domains", "quickstart"]
+
+
+def test_preprocessing_names_are_those_that_exist() -> None:
+    assert set(PREPROCESSING) == {*PRESETS, "timm_default"}
+
+
+def test_the_reference_page_is_up_to_date() -> None:
+    page = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    assert table() in page, (
+        "run `python -m pipelines.spec_reference`, put the table in docs/spec.md"
+    )
+    for name in presets():
+        assert f"`{name}`" in page
+    # Every section and key has a description.
+    assert all(key.description and key.accepts for key in keys())
+
+
+def test_the_examples_of_the_reference_page_load(folder: Path) -> None:
+    page = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
+    examples = [part.split("```")[0] for part in page.split("```yaml\n")[1:]]
+    assert len(examples) >= 2
+    for example in examples:
+        good(text=example)
+
+
+def test_loading_a_spec_imports_nothing_heavy() -> None:
+    code = (
+        "import sys; from pipelines.spec import load; load('quickstart');"
+        "print([m for m in ('torch', 'ray', 'mlflow', 'timm', 'pyarrow', 'fsspec', 'numpy')"
+        " if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.strip() == "[]"
+
+
+WORDS = st.sampled_from(
+    [
+        "",
+        "a",
+        "natural",
+        "digits",
+        "random",
+        "1e-3",
+        "~",
+        "s3://b",
+        "x::y",
+        "\n",
+        "\t",
+        "- ",
+        "{",
+        "]",
+    ]
+    + ["*a", "&a ", "!!str ", "? ", "null", "true", ".nan", "1e999", "9" * 30, "9" * 5000, "\x00"]
+    + ["[[1, 2]]", "{count: 3}", "[natural, 1]", "{train: 1}", "'", '"', ": ", "#", "%", "\u2028"]
+)
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | WORDS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
+    max_leaves=8,
+)
+KEYS = st.sampled_from([key.path for key in keys()] + ["methods.0", "methods.1.ranpac.x", "x", "0"])
+FUZZ = settings(
+    derandomize=True,
+    max_examples=1000,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+
+
+def spec_or_lines(source: str, overrides: list[str]) -> None:
+    """A spec that survives its own resolved text, or short lines that say what is wrong."""
+    try:
+        loaded = load_resolved(source, overrides)
+    except ConfigError as error:
+        lines = str(error).split("\n")
+        assert all(lines) and len(lines) <= MAX_LINES + 10
+        assert all(line.isprintable() and "Traceback" not in line for line in lines)
+    else:
+        Path("again.yaml").write_text(loaded.text, encoding="utf-8")
+        assert load("again.yaml") == loaded.spec
+
+
+@FUZZ
+@given(st.data())
+def test_mutated_text_gives_a_spec_or_an_error(folder: Path, data: st.DataObject) -> None:
+    text = data.draw(st.sampled_from([GOOD, DOMAINS]))
+    for _ in range(data.draw(st.integers(1, 4))):
+        start = data.draw(st.integers(0, len(text)))
+        end = min(len(text), start + data.draw(st.integers(0, 12)))
+        text = text[:start] + data.draw(WORDS | st.text(max_size=4)) + text[end:]
+    Path("conf.yaml").write_text(text, encoding="utf-8", errors="surrogatepass")
+    spec_or_lines("conf.yaml", [])
+
+
+@FUZZ
+@given(st.lists(st.tuples(KEYS, ANYTHING), min_size=1, max_size=4), st.booleans())
+def test_random_values_give_a_spec_or_an_error(
+    folder: Path, changes: list[tuple[str, object]], domains: bool
+) -> None:
+    Path("conf.yaml").write_text(DOMAINS if domains else GOOD, encoding="utf-8")
+    texts = [
+        v if isinstance(v, str) else yaml.safe_dump(v, default_flow_style=True) for _, v in changes
+    ]
+    spec_or_lines(
+        "conf.yaml", [f"{key}={text}" for (key, _), text in zip(changes, texts, strict=True)]
+    )
