@@ -8,12 +8,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from operators.errors import ConfigError
 
 TOKEN_HINT = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token of the cluster"
 FOLLOWED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")
-"""Variables that override an explicit address somewhere in Ray. We pass addresses, and mean them."""
+"""Variables that override an explicit address somewhere in Ray. We mean those that we pass."""
 
 
 def token() -> str | None:
@@ -65,7 +66,8 @@ def _set(values: Mapping[str, str | None]) -> None:
             os.environ[name] = value
     if "ray" in sys.modules:
         # Ray reads these variables once, when it is imported.
-        from ray._raylet import AuthenticationTokenLoader, Config
+        from ray import _raylet
 
-        Config.initialize("")
-        AuthenticationTokenLoader.instance().reset_cache()
+        compiled: Any = _raylet  # without types
+        compiled.Config.initialize("")
+        compiled.AuthenticationTokenLoader.instance().reset_cache()

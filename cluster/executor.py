@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any, Literal, Protocol
 
 from cluster.graph import needed
-from cluster.policy import Failure, Policy, Raise, Repair, Retry, Tries
+from cluster.policy import Failure, Kind, Policy, Raise, Repair, Retry, Tries
 from cluster.schedule import Schedule
 from cluster.session import Session, connect
 from cluster.signals import polled
@@ -103,7 +103,7 @@ def execute(
     targets: Sequence[Stage],
     store: Store,
     *,
-    connect: Connect = partial(connect, None),
+    connect: Connect = partial(connect, None),  # noqa: B008 (opens nothing yet)
     on_event: OnEvent = lambda event: None,
     max_in_flight: int | None = None,
     policy: Policy = Policy(),  # noqa: B008 (frozen)
@@ -199,8 +199,12 @@ def run(
                 if isinstance(decision, Raise):
                     schedule.abandon(key)
                     on_event(Event(kind="failed", stage=stage, message=str(decision.error)))
+                    if decision.error is not result.error:
+                        decision.error.__cause__ = result.error  # the traceback, for --debug
                     if error is None:
                         error, deadline = decision.error, time.monotonic() + grace
+                    if result.kind is Kind.DISCONNECTED:
+                        deadline = 0.0
                 elif isinstance(decision, Retry):
                     retries += 1
                     schedule.retry(key, time.monotonic() + decision.after)

@@ -126,22 +126,19 @@ class Policy:
                 return Retry(self._delay(tries.memory))
             return Raise(
                 OutOfMemory(
-                    f"stage {stage.label} ran out of memory {tries.memory} times{memory_hint(stage)}"
+                    f"stage {stage.label} ran out of memory {tries.memory} times"
+                    f"{memory_hint(stage)}"
                 )
             )
         if isinstance(failure.error, DamagedStage):
             tries.repairs += 1
             return Repair(failure.error) if tries.repairs <= self.repairs else Raise(failure.error)
         if isinstance(failure.error, OutOfMemory):
-            return Raise(
-                OutOfMemory(f"stage {stage.label}: {failure.message}{memory_hint(stage)}")
-            )
+            return Raise(OutOfMemory(f"stage {stage.label}: {failure.message}{memory_hint(stage)}"))
         if failure.error is not None:
             return Raise(failure.error)
         return Raise(
-            StageFailed(
-                f"stage {stage.label} failed: {failure.message}; the same command resumes"
-            )
+            StageFailed(f"stage {stage.label} failed: {failure.message}; the same command resumes")
         )
 
     def _delay(self, failures: int) -> float:

@@ -21,7 +21,6 @@ SILENCE = 15.0
 LOST = (
     exceptions.WorkerCrashedError,
     exceptions.NodeDiedError,
-    exceptions.LocalRayletDiedError,
     exceptions.ObjectLostError,
     exceptions.TaskCancelledError,
 )
@@ -94,6 +93,9 @@ class RayPool:
     def _result(self, ref: Any) -> Done | Failure:
         try:
             return ray.get(ref)
+        except exceptions.LocalRayletDiedError as error:
+            # Not the worker's node but this process's own, through which it reaches the others.
+            return Failure(Kind.DISCONNECTED, f"Ray at {self._session.address}: {_line(error)}")
         except LOST as error:
             return Failure(Kind.LOST, _line(error))
         except exceptions.OutOfMemoryError as error:

@@ -1,6 +1,7 @@
 """A connection to Ray: a local one of our own, or a cluster that is there already."""
 
 import fcntl
+import logging
 import os
 import secrets
 import shutil
@@ -74,7 +75,7 @@ def connect(
     Args:
         address: None starts a Ray of our own on this machine and ends it afterwards, whatever
             RAY_ADDRESS says and whatever else runs here. `auto` joins the cluster of RAY_ADDRESS,
-            or the one that this machine belongs to. `host:port` and `ray://host:port` join that one.
+            or the one that this machine belongs to. `host:port` and `ray://host:port` join it.
         num_cpus: CPUs of a local Ray; all when None.
         num_gpus: GPUs of a local Ray; all when None.
         python_path: folders from which local workers may import, besides our own.
@@ -134,7 +135,7 @@ def _local(
             num_gpus=num_gpus,
             include_dashboard=False,
             log_to_driver=False,
-            logging_level="ERROR",
+            logging_level=logging.ERROR,
             _temp_dir=str(folder),
         )
         yield Session("local", True, _nodes(), _head())
@@ -154,6 +155,7 @@ def _joined(address: str, insecure: bool) -> Iterator[Session]:
         if not inside_job:
             runtime_env = {"working_dir": str(stack.enter_context(shipping.working_dir()))}
         import ray
+        from ray.exceptions import RayError
 
         stack.callback(ray.shutdown)
         try:
@@ -161,9 +163,9 @@ def _joined(address: str, insecure: bool) -> Iterator[Session]:
                 address=address,
                 runtime_env=runtime_env,
                 log_to_driver=False,
-                logging_level="ERROR",
+                logging_level=logging.ERROR,
             )
-        except (ray.exceptions.RayError, ConnectionError, RuntimeError, ValueError) as error:
+        except (RayError, ConnectionError, RuntimeError, ValueError) as error:
             raise _refusal(address, error) from error
         if not (insecure or inside_job):
             _require_token(address)
@@ -188,8 +190,9 @@ def _nodes() -> tuple[Node, ...]:
 
 def _head() -> tuple[str, int] | None:
     import ray
+    from ray.util.client import ray as client
 
-    if ray.util.client.ray.is_connected():
+    if client.is_connected():
         return None  # the client has its own watch over its connection
     host, _, port = ray.get_runtime_context().gcs_address.rpartition(":")
     return host.strip("[]"), int(port)
@@ -230,12 +233,14 @@ def _probe(address: str) -> None:
         raise ConfigError(f"--address {address}: cannot reach Ray ({reason})") from error
     if scheme:
         return
-    from ray._raylet import GcsClient
+    from ray import _raylet
     from ray.exceptions import RayError
+
+    compiled: Any = _raylet  # without types
 
     try:
         with _quiet():
-            GcsClient(address=rest)
+            compiled.GcsClient(address=rest)
     except (RayError, ConnectionError, RuntimeError) as error:
         raise _refusal(address, error) from error
 
@@ -280,10 +285,12 @@ def _require_token(address: str) -> None:
     Raises:
         ConfigError: it asks for no token.
     """
-    from ray._raylet import AuthenticationMode, get_authentication_mode
+    from ray import _raylet
 
     host = address.rpartition("://")[2].rpartition(":")[0].strip("[]")
-    if get_authentication_mode() == AuthenticationMode.TOKEN or host in ("127.0.0.1", "localhost"):
+    ray_auth: Any = _raylet  # compiled, without types
+    mode = ray_auth.get_authentication_mode()
+    if mode == ray_auth.AuthenticationMode.TOKEN or host in ("127.0.0.1", "localhost"):
         return
     raise ConfigError(
         f"--address {address}: the cluster asks for no token, so that everybody who reaches it can "

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods import projection, ridge
-from methods.base import Card, Rows, State, by_row, columns, sum_states
+from methods import moments, projection
+from methods.base import Card, Rows, State, by_row, columns
 from methods.hyperparameters import require
 
 
@@ -30,7 +30,7 @@ class ACIL:
         title="ACIL",
         paper="https://arxiv.org/abs/2205.14922",
         summary="Ridge regression of fixed strength on all rows seen, from second moments.",
-        memory="M * M + M * C floats",
+        memory="M * M + M * C floats, or N * D while fewer than M rows were seen",
         uses_seed=True,
     )
 
@@ -49,17 +49,9 @@ class ACIL:
         )
 
     def statistics(self, rows: Rows, seed: int) -> State:
-        """`count` [K], `gram` [M, M] and `cross` [M, K], float64, and `draw`, seed and D."""
-        hidden = rows.features.double()
-        draw = torch.tensor([seed, hidden.shape[1]])
-        if self.buffer:
-            hidden = projection.relu_layer(hidden, projection.uniform(*draw.tolist(), self.buffer))
-        return {
-            "count": torch.bincount(rows.labels, minlength=rows.num_classes),
-            "draw": draw,
-            "gram": ridge.gram(hidden),
-            "cross": ridge.cross(hidden, rows.labels, rows.num_classes),
-        }
+        """The rows themselves while N < M, their sums from then on; see `methods.moments`."""
+        width = self.buffer or rows.features.shape[1]
+        return moments.collect(rows, seed, width, self._sums)
 
     def add(self, a: State, b: State) -> State:
         """The statistics of both sets of rows.
@@ -67,13 +59,14 @@ class ACIL:
         Raises:
             ValueError: the two were made with different seeds or widths.
         """
-        projection.same_draw(a["draw"], b["draw"])
-        return {**sum_states(a, b), "draw": a["draw"]}
+        return moments.add(a, b, self._width(a), self._sums)
 
     def solve(self, total: State, task: State, classes: Sequence[int], seed: int) -> State:
         """`weight` [C, M] float32, `ridge_used` float64, and with a buffer `projection` [32]."""
+        # Differs from ZHUANGHP/Analytic-continual-learning: one solve from the sums instead of a
+        # recursion over batches, which gives the same weights and loses symmetry as it goes on.
         index = columns(total["count"], classes)
-        weights, used = ridge.solve(total["gram"], total["cross"][:, index], self.gamma)
+        weights, used = moments.solve(total, self._expand(total), index, self.gamma)
         state = {
             "weight": weights.T.float().contiguous(),
             "ridge_used": torch.tensor(used, dtype=torch.float64),
@@ -104,3 +97,16 @@ class ACIL:
         if self.buffer:
             facts["projection_sha256"] = projection.text(state["projection"])
         return facts
+
+    def _expand(self, state: State) -> moments.Expand:
+        """The frozen layer before the regression, in float64."""
+        if not self.buffer:
+            return Tensor.double
+        matrix = projection.uniform(*state["draw"].tolist(), self.buffer)
+        return lambda features: projection.relu_layer(features.double(), matrix)
+
+    def _sums(self, state: State) -> State:
+        return moments.sums(state, self._expand(state), self._width(state), None)
+
+    def _width(self, state: State) -> int:
+        return self.buffer or int(state["draw"][1])

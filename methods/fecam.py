@@ -1,14 +1,14 @@
 """FeCAM: Mahalanobis distance to each class under that class's own correlation matrix."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.base import Card, Rows, State, by_row, class_sums, columns, sum_states
+from methods.base import Card, Rows, State, by_row, class_sums, columns
 from methods.hyperparameters import HyperparameterError, require
 
 
@@ -51,26 +51,28 @@ class FeCAM:
         )
 
     def statistics(self, rows: Rows, seed: int) -> State:
-        """`count` [K], `sum` [K, D] and `moment` [K, D, D] of the unit features, float64."""
+        """`count` [K], `sum` [K, D] and `moment` [P, D, D] of the unit features, float64.
+
+        The P `classes` present, ascending, are the only ones with a second moment: the sum over a
+        few classes of many stays small.
+        """
         unit = self._unit(rows.features.double())
-        count, total = class_sums(
-            Rows(
-                features=unit,
-                labels=rows.labels,
-                samples=rows.samples,
-                num_classes=rows.num_classes,
-            )
-        )
-        width = unit.shape[1]
-        moment = unit.new_zeros(rows.num_classes, width, width)
-        for label in count.nonzero()[:, 0].tolist():
+        count, total = class_sums(replace(rows, features=unit))
+        classes = count.nonzero()[:, 0]
+        moment = unit.new_empty(len(classes), unit.shape[1], unit.shape[1])
+        for place, label in enumerate(classes.tolist()):
             members = unit[rows.labels == label]
-            moment[label] = members.T @ members
-        return {"count": count, "sum": total, "moment": moment}
+            moment[place] = members.T @ members
+        return {"count": count, "sum": total, "classes": classes, "moment": moment}
 
     def add(self, a: State, b: State) -> State:
         """The statistics of both sets of rows."""
-        return sum_states(a, b)
+        count = a["count"] + b["count"]
+        classes = count.nonzero()[:, 0]
+        moment = a["moment"].new_zeros(len(classes), *a["moment"].shape[1:])
+        for part in (a, b):
+            moment[torch.searchsorted(classes, part["classes"])] += part["moment"]
+        return {"count": count, "sum": a["sum"] + b["sum"], "classes": classes, "moment": moment}
 
     def solve(self, total: State, task: State, classes: Sequence[int], seed: int) -> State:
         """`mean` [C, D] and `whiten` [C, D, D], the inverse Cholesky factors, float32.
@@ -83,9 +85,10 @@ class FeCAM:
         width = means.shape[1]
         whiten = means.new_empty(len(index), width, width, dtype=torch.float32)
         eye = torch.eye(width, dtype=torch.float64, device=means.device)
+        places = torch.searchsorted(total["classes"], index)
         for row, label in enumerate(index.tolist()):
             count = int(total["count"][label])
-            scatter = total["moment"][label] - count * torch.outer(means[row], means[row])
+            scatter = total["moment"][places[row]] - count * torch.outer(means[row], means[row])
             # Differs from dipamgoswami/FeCAM, where one row gives NaN: without any spread the
             # distance is Euclidean, the limit of a shrunk isotropic covariance. Unit rows make
             # 1e-12 far below any real spread and far above rounding.

@@ -20,8 +20,7 @@ L2_GRID = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
 class JointLinear:
     """One linear classifier, fitted anew on all rows of all tasks seen; no continual learner.
 
-    After the joint linear probe of https://arxiv.org/abs/2307.02251, in closed form or as a
-    convex problem instead of a number of epochs.
+    After the joint linear probe of https://arxiv.org/abs/2307.02251.
     Shapes: N rows, D feature width, C classes seen, K all classes.
 
     Args:
@@ -42,8 +41,8 @@ class JointLinear:
     max_iterations: int = 200
 
     def __post_init__(self) -> None:
-        allowed = 1 <= self.max_iterations <= 100_000
-        require(self, {"max_iterations": (allowed, "between 1 and 100000")})
+        kept = 1 <= self.max_iterations <= 100_000
+        require(self, {"max_iterations": (kept, "between 1 and 100000")})
 
     def statistics(self, rows: Rows, seed: int) -> State:
         """The rows: `features` [N, D], `labels` [N], `samples` [N], and `count` [K]."""
@@ -61,6 +60,7 @@ class JointLinear:
 
     def solve(self, total: State, task: State, classes: Sequence[int], seed: int) -> State:
         """`weight` [C, D] and `bias` [C], float32, and `penalty`, the one chosen, float64."""
+        # Differs from RanPAC/RanPAC: the optimum on stored features, not SGD on augmented images.
         index = columns(total["count"], classes)
         # In the order of the samples' ids, so that no split or order of tasks changes a bit.
         order = total["samples"].argsort(stable=True)
@@ -94,11 +94,9 @@ class JointLinear:
         parameters = features.new_zeros(features.shape[1] + 1, right.shape[1])
         penalty, best = L2_GRID[0], float("inf")
         if held.any() and not held.all():
-            start = parameters
+            fit, start = (standard[~held], right[~held]), parameters
             for candidate in L2_GRID:
-                start = _descend(
-                    standard[~held], right[~held], start, candidate, self.max_iterations
-                )
+                start = _descend(*fit, start, candidate, self.max_iterations)
                 outputs = standard[held] @ start[1:] + start[0]
                 error = F.cross_entropy(outputs, right[held]).item()
                 if error >= best:
@@ -118,7 +116,7 @@ def _ridge(features: Tensor, right: Tensor, held: Tensor) -> tuple[Tensor, Tenso
     return weights, weights.new_zeros(weights.shape[1]), used
 
 
-def _descend(rows: Tensor, right: Tensor, start: Tensor, penalty: float, iterations: int) -> Tensor:
+def _descend(rows: Tensor, right: Tensor, start: Tensor, penalty: float, limit: int) -> Tensor:
     """Parameters [1 + D, C], bias first, of least mean cross-entropy + penalty / 2 |weights|^2.
 
     Args:
@@ -126,12 +124,12 @@ def _descend(rows: Tensor, right: Tensor, start: Tensor, penalty: float, iterati
         right: one-hot targets [N, C].
         start: where L-BFGS starts, [1 + D, C].
         penalty: leaves the bias alone.
-        iterations: most iterations.
+        limit: most iterations.
     """
     parameters = start.clone().requires_grad_()
     optimiser = torch.optim.LBFGS(
         [parameters],
-        max_iter=iterations,
+        max_iter=limit,
         tolerance_grad=1e-5,
         tolerance_change=1e-10,
         line_search_fn="strong_wolfe",

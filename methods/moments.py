@@ -10,8 +10,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from methods import ridge
-from methods.base import State
+from methods import projection, ridge
+from methods.base import Rows, State, sum_states
 
 ROWS = ("features", "labels", "samples")
 
@@ -19,10 +19,38 @@ Expand = Callable[[Tensor], Tensor]
 """From features [N, D] to expanded rows [N, M] float64."""
 
 
-def union(a: State, b: State) -> State:
-    """Both sets of rows, each still held as rows."""
-    both = {name: torch.cat([a[name], b[name]]) for name in ROWS}
-    return {**a, **both, "count": a["count"] + b["count"]}
+def collect(rows: Rows, seed: int, width: int, collapse: Callable[[State], State]) -> State:
+    """Statistics of rows: `count` [K], `draw`, and the rows, or their sums if there are many.
+
+    Args:
+        rows: the rows.
+        seed: seed of the frozen layer; `draw` holds it and D, which the layer is drawn from.
+        width: M; from M rows on, sums are kept.
+        collapse: from rows to sums; see `sums`.
+    """
+    state = {
+        "count": torch.bincount(rows.labels, minlength=rows.num_classes),
+        "draw": torch.tensor([seed, rows.features.shape[1]]),
+        "features": rows.features,
+        "labels": rows.labels,
+        "samples": rows.samples,
+    }
+    return state if len(rows.features) < width else collapse(state)
+
+
+def add(a: State, b: State, width: int, collapse: Callable[[State], State]) -> State:
+    """The statistics of both sets of rows, as `collect` gives them for the union.
+
+    Raises:
+        ValueError: the two were made with different seeds or widths.
+    """
+    projection.same_draw(a["draw"], b["draw"])
+    if "features" in a and "features" in b:
+        both = {name: torch.cat([a[name], b[name]]) for name in ROWS}
+        union = {**both, "count": a["count"] + b["count"], "draw": a["draw"]}
+        return union if len(union["features"]) < width else collapse(union)
+    first, second = (collapse(state) if "features" in state else state for state in (a, b))
+    return {**sum_states(first, second), "draw": a["draw"]}
 
 
 def sums(state: State, expand: Expand, width: int, held: Tensor | None) -> State:

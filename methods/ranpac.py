@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods import moments, projection, ridge
-from methods.base import Card, Rows, State, by_row, columns, sum_states
+from methods.base import Card, Rows, State, by_row, columns
 from methods.hyperparameters import require
 
 
@@ -55,30 +55,17 @@ class RanPAC:
         )
 
     def statistics(self, rows: Rows, seed: int) -> State:
-        """The rows themselves while N < M, their sums from then on; see `methods.moments`.
-
-        Always there: `count` [K], and `draw`, seed and D, which the projection is drawn from.
-        """
-        return self._compact(
-            {
-                "count": torch.bincount(rows.labels, minlength=rows.num_classes),
-                "draw": torch.tensor([seed, rows.features.shape[1]]),
-                "features": rows.features,
-                "labels": rows.labels,
-                "samples": rows.samples,
-            }
-        )
+        """The rows themselves while N < M, their sums from then on; see `methods.moments`."""
+        width = self.projection_dim or rows.features.shape[1]
+        return moments.collect(rows, seed, width, self._sums)
 
     def add(self, a: State, b: State) -> State:
-        """The statistics of both sets of rows, as `statistics` gives them for the union.
+        """The statistics of both sets of rows.
 
         Raises:
             ValueError: the two were made with different seeds or widths.
         """
-        projection.same_draw(a["draw"], b["draw"])
-        if "features" in a and "features" in b:
-            return self._compact(moments.union(a, b))
-        return {**sum_states(self._sums(a), self._sums(b)), "draw": a["draw"]}
+        return moments.add(a, b, self._width(a), self._sums)
 
     def solve(self, total: State, task: State, classes: Sequence[int], seed: int) -> State:
         """`weight` [C, M] float32; `ridge` and `ridge_used`, the strength chosen and the one that
@@ -142,16 +129,10 @@ class RanPAC:
         seed = int(state["draw"][0])
         return None if self.lambda_mode == "fixed" else lambda ids: ridge.held_out(ids, seed)
 
-    def _compact(self, state: State) -> State:
-        """Rows, as sums once there are as many of them as they are wide."""
-        features = state["features"]
-        few = len(features) < (self.projection_dim or features.shape[1])
-        return state if few else self._sums(state)
-
     def _sums(self, state: State) -> State:
-        if "features" not in state:
-            return state
         held = self._held_out(state)
         mask = None if held is None else held(state["samples"])
-        width = self.projection_dim or state["features"].shape[1]
-        return moments.sums(state, self._expand(state), width, mask)
+        return moments.sums(state, self._expand(state), self._width(state), mask)
+
+    def _width(self, state: State) -> int:
+        return self.projection_dim or int(state["draw"][1])

@@ -47,22 +47,22 @@ def resolve(model: str, weights: str | None, pooling: str, memo: Memo) -> Backbo
         ConfigError: unknown model, or weights that cannot be found.
         IncompatibleError: the weights do not fit the model.
     """
-    place = _place(model, weights)
+    location = place(model, weights)
     preimage = {
         "kind": "backbone",
         "model": model,
         "pooling": pooling,
-        "weights": place if place in ("random", "") else identity(place),
+        "weights": location if location in ("random", "") else identity(location),
         "versions": {k: v for k, v in library_versions().items() if k in ("torch", "timm")},
     }
     if (known := memo.get(preimage)) is not None:
-        return Backbone(**json.loads(known) | {"weights": place})
+        return Backbone(**json.loads(known) | {"weights": location})
     from operators import models  # imports torch
 
-    network = models.load(model, place, pooling)
+    network = models.load(model, location, pooling)
     backbone = Backbone(
         model=model,
-        weights=place,
+        weights=location,
         pooling=pooling,
         fingerprint=models.fingerprint(network),
         width=models.width(network),
@@ -72,7 +72,12 @@ def resolve(model: str, weights: str | None, pooling: str, memo: Memo) -> Backbo
     return backbone
 
 
-def _place(model: str, weights: str | None) -> str:
+def place(model: str, weights: str | None) -> str:
+    """Where a backbone's weights are: a path or URL, "random", or "" for timm's own.
+
+    Raises:
+        ConfigError: no weights of this name ship with the package.
+    """
     if weights != "builtin":
         return weights or ""
     # Not from operators.backbones: importing that imports torch.

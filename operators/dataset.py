@@ -19,24 +19,22 @@ from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from operators import digits, labels, scan, sources
-from operators.errors import BadDataError, ConfigError
+from operators import labels, scan, sources
+from operators.description import SPLITS, locate, resolve
+from operators.errors import BadDataError
+from operators.index_file import DIGEST, SplitIndex, encode_index, read_index, to_arrow, to_numpy
 from operators.keys import digest
 from operators.sources import Places
 from operators.stage import Order, Result, Stage
 
-SPLITS = ("train", "test")
+__all__ = ["Dataset", "Split", "SplitIndex", "index", "read_index", "run"]
+
 VERSION = 1
 """Raised when the memo's content changes its meaning; the stage has a version of its own."""
-_DIGEST = pa.binary(32)
-_SAMPLES = pa.schema(
-    [("sample", pa.int64()), ("digest", _DIGEST), ("label", pa.int32()), ("domain", pa.int32())]
-)
 _MEMO = pa.schema(
     [
-        ("digest", _DIGEST),
+        ("digest", DIGEST),
         ("label", pa.int32()),
         ("domain", pa.int32()),
         ("file", pa.int32()),
@@ -105,6 +103,10 @@ class Split:
         """What `sources.read` needs for the images start..stop-1; a small JSON value."""
         return self.where.hints(start, stop)
 
+    def stored(self) -> SplitIndex:
+        """What the stage stores of the split."""
+        return SplitIndex(digests=self.digests, labels=self.labels, domains=self.domains)
+
     def images_digest(self, start: int, stop: int) -> str:
         """The digest of the images start..stop-1 alone, without labels."""
         return sources.digest_of(self.digests[start:stop])
@@ -127,20 +129,6 @@ class Dataset:
     bad_images: tuple[dict[str, Any], ...]
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class SplitIndex:
-    """A stored split: digests uint8 [N, 32], labels int32 [N], domains int32 [N]."""
-
-    digests: np.ndarray
-    labels: np.ndarray
-    domains: np.ndarray
-
-    def sample_ids(self, rows: np.ndarray) -> np.ndarray:
-        """int64 [len(rows)]: the first 8 bytes of the images' digests, wherever they stand."""
-        first = np.ascontiguousarray(self.digests[rows, :8])
-        return first.view("<i8").reshape(-1).astype(np.int64)
-
-
 def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None) -> Dataset:
     """Finds, checks and numbers all images of a data set.
 
@@ -155,8 +143,8 @@ def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None
         ConfigError: the description cannot be used.
         BadDataError: everything that is wrong with labels, else with images, one line each.
     """
-    description = _resolved(description)
-    found = {split: _located(description, split) for split in SPLITS}
+    description = resolve(description)
+    found = {split: locate(description, split) for split in SPLITS}
     identities = {split: [s.identity for s in found[split]] for split in SPLITS}
     preimage = {
         "kind": "dataset",
@@ -185,7 +173,7 @@ def run(order: Order, store: Any) -> Result:
     counts = np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
     per_domain = np.bincount(split.domains, minlength=len(dataset.domains)).tolist()
     return Result(
-        files={"index.parquet": encode_index(split)},
+        files={"index.parquet": encode_index(split.stored())},
         facts={
             "samples": len(split),
             "classes": dict(zip(dataset.classes, counts, strict=True)),
@@ -193,94 +181,6 @@ def run(order: Order, store: Any) -> Result:
             "bad_images": len(dataset.bad_images),
         },
     )
-
-
-def encode_index(split: Split) -> bytes:
-    """The split as Parquet, every page with a checksum."""
-    columns = [np.arange(len(split)), _binary(split.digests), split.labels, split.domains]
-    buffer = io.BytesIO()
-    pq.write_table(
-        pa.table([pa.array(c) for c in columns], schema=_SAMPLES),
-        buffer,
-        use_dictionary=False,
-        write_page_checksum=True,
-    )
-    return buffer.getvalue()
-
-
-def read_index(data: bytes) -> SplitIndex:
-    """The inverse of `encode_index`.
-
-    Raises:
-        ValueError: other columns or types, a damaged page, or missing rows.
-    """
-    try:
-        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
-        # The schema is checked before any data is read: extension types could run code.
-        if not file.schema_arrow.equals(_SAMPLES):
-            raise ValueError(f"unexpected columns {file.schema_arrow.names}")
-        table = file.read()
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"not a readable index: {error}") from error
-    if not np.array_equal(table["sample"].to_numpy(), np.arange(table.num_rows)):
-        raise ValueError("rows are missing or out of order")
-    return SplitIndex(
-        digests=_bytes(table["digest"]),
-        labels=table["label"].to_numpy(),
-        domains=table["domain"].to_numpy(),
-    )
-
-
-def _resolved(description: Mapping[str, Any]) -> dict[str, Any]:
-    """The description with defaults, absolute places, and class names instead of their file."""
-    limits = description.get("limit_per_class") or {}
-    common = {
-        "limit_per_class": {split: limits.get(split) for split in SPLITS},
-        "on_bad_image": description.get("on_bad_image") or "error",
-        "max_pixels": description.get("max_pixels"),
-        "classes": _class_names(description.get("classes")),
-    }
-    if description.get("builtin"):
-        if description["builtin"] != "digits":
-            raise ConfigError(f'dataset.builtin: unknown "{description["builtin"]}"; use digits')
-        return common | {"builtin": "digits", "classes": list(digits.CLASSES)}
-    return common | {
-        "train": [sources.absolute(entry) for entry in description["train"]],
-        "test": [sources.absolute(entry) for entry in description["test"]],
-        "image": description.get("image") or "image",
-        "label": description.get("label") or "label",
-        "domain": description.get("domain"),
-    }
-
-
-def _class_names(given: Any) -> list[str] | None:
-    if isinstance(given, str):
-        url = sources.absolute(given)
-        try:
-            with sources.open_file(url) as file:
-                given = json.loads(file.read(16 << 20).decode("utf-8-sig"))
-        except (OSError, ValueError) as error:
-            why = sources.reason(error) if isinstance(error, OSError) else error
-            raise ConfigError(f"dataset.classes: {url}: {why}") from error
-    if given is None:
-        return None
-    if not (isinstance(given, (list, tuple)) and given and all(type(n) is str for n in given)):
-        raise ConfigError("dataset.classes: must be a list of names, or a JSON file with one")
-    if doubled := sorted({n for n in given if given.count(n) > 1}):
-        raise ConfigError(f'dataset.classes: "{doubled[0]}" occurs twice')
-    return list(given)
-
-
-def _located(description: Mapping[str, Any], split: str) -> list[sources.Source]:
-    if "builtin" in description:
-        return [scan.digits_source(split)]
-    try:
-        found = sources.locate(description[split])
-    except (BadDataError, ConfigError) as error:
-        raise type(error)(f"dataset.{split}: {error}") from error
-    if len({source.kind for source in found}) != 1:
-        raise BadDataError(f"dataset.{split}: needs Parquet files or folders, not both or neither")
-    return found
 
 
 def _build(
@@ -340,7 +240,7 @@ def _build(
 def _to_memo(dataset: Dataset) -> bytes:
     both = (dataset.train, dataset.test)
     columns = [
-        _binary(np.concatenate([s.digests for s in both])),
+        to_arrow(np.concatenate([s.digests for s in both])),
         np.concatenate([s.labels for s in both]),
         np.concatenate([s.domains for s in both]),
         np.concatenate([s.where.file for s in both]),
@@ -374,7 +274,7 @@ def _from_memo(
         own = table.slice(*((0, facts["train"]) if split == "train" else (facts["train"],)))
         splits[split] = Split(
             name=split,
-            digests=_bytes(own["digest"]),
+            digests=to_numpy(own["digest"]),
             labels=own["label"].to_numpy(),
             domains=own["domain"].to_numpy(),
             where=Places(
@@ -390,19 +290,3 @@ def _from_memo(
         )
     bad = tuple(facts["bad_images"])
     return Dataset(classes=classes, domains=domains, bad_images=bad, **splits)
-
-
-def _binary(digests: np.ndarray) -> pa.Array:
-    """Fixed-size binary array of uint8 [N, 32]."""
-    data = pa.py_buffer(np.ascontiguousarray(digests))
-    return pa.Array.from_buffers(_DIGEST, len(digests), [None, data])
-
-
-def _bytes(column: pa.ChunkedArray) -> np.ndarray:
-    """uint8 [N, 32] of a fixed-size binary column."""
-    parts = [
-        np.frombuffer(c.buffers()[1], np.uint8, 32 * len(c), 32 * c.offset).reshape(-1, 32)
-        for c in column.chunks
-        if len(c)
-    ]
-    return np.concatenate(parts) if parts else np.zeros((0, 32), np.uint8)

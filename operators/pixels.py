@@ -3,8 +3,9 @@
 Pixels stay uint8 until they are on the device. Every pixel equals what torchvision's transforms
 make of a PIL image. Pillow resizes with weights of 22 bits, torch's much faster kernel for uint8
 with 16; torch is used only where all weights that matter fit in its 16 bits without rounding,
-which makes both sum up the same integers: where an edge grows or shrinks by a power of two
-(32 -> 256), up to the border that the crop removes. Pillow resizes everything else.
+which makes both sum up the same integers: where edges grow by a power of two (32 -> 256), up to
+the border that the crop removes. Pillow resizes everything else; where images shrink it would
+even round in another order, because it begins with the height of tall ones.
 
 Shapes: B batch, h and w the preprocessed height and width, H and W those of the image.
 """
@@ -151,8 +152,7 @@ def _torch_is_exact(size: int, resized: int, start: int, stop: int, mode: str) -
     """Whether torch's 16-bit weights of the output pixels start..stop-1 are Pillow's weights."""
     if size == resized:
         return True
-    ratio = max(size, resized) / min(size, resized)
-    if ratio not in (2.0, 4.0, 8.0, 16.0, 32.0):  # other ratios have other fractions
+    if resized / size not in (2.0, 4.0, 8.0, 16.0, 32.0):  # other ratios have other fractions
         return False
     weights = _weights(size, resized, mode)
     # torch: as many bits behind the point as keep the largest weight in 16 bits with its sign.

@@ -249,6 +249,7 @@ class Tracker:
         self._wake.set()
 
     def _warn(self, problem: str) -> None:
+        problem = tracking_uri.mask_all(problem)
         if self.problem != problem:
             log.warning("tracking: %s", problem)
         self.problem = problem
@@ -333,7 +334,8 @@ class Tracker:
         try:
             self._drain(Sender(client, journal), journal)
         except Exception as error:
-            log.warning("tracking: records of an earlier run stay in %s: %s", journal.path, error)
+            reason = tracking_uri.mask_all(str(error))
+            log.warning("tracking: records of an earlier run stay in %s: %s", journal.path, reason)
         if journal.unsent:
             return False
         log.info("tracking: sent the records of an earlier run, %s", journal.id)

@@ -25,7 +25,12 @@ def default_uri(store: Path) -> str:
 
 def mask(uri: str) -> str:
     """The URI without user, password and query: for messages and files."""
-    return re.sub(r"(//)[^/@]*@", r"\1***@", uri.split("?")[0])
+    return mask_all(uri.split("?")[0])
+
+
+def mask_all(text: str) -> str:
+    """The text with user and password taken out of every URI in it."""
+    return re.sub(r"(//)[^/@\s]*@", r"\1***@", text)
 
 
 def artifact_root(uri: str) -> str | None:

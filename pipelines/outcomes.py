@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from cluster.executor import Outcome
+from operators import serving, sources
 from operators.keys import canonical
 from operators.metrics import Summary
 from operators.store import Store, library_versions
@@ -74,8 +75,12 @@ def result(finished: Finished, ids: RunIds) -> dict[str, Any]:
     }
 
 
-def method_run(plan: Plan, store: Store, finished: Finished) -> MethodRun:
-    """What MLflow shows of a result."""
+def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -> MethodRun:
+    """What MLflow shows of a result.
+
+    Args:
+        with_model: attach the fitted model, so that `mlflow.pyfunc.load_model` can use it.
+    """
     run, summary = finished.run, finished.summary
     stage = run.evaluate
     order = [c for task in run.tasks for c in task.classes]
@@ -84,6 +89,7 @@ def method_run(plan: Plan, store: Store, finished: Finished) -> MethodRun:
         from pipelines import plots
 
         return {
+            **(_model(plan, store, run) if with_model else {}),
             "predictions.parquet": store.read(stage.operator, stage.key, "predictions.parquet"),
             "class_order.json": canonical(order),
             "fit.json": json.dumps(finished.facts["fit"], indent=1),
@@ -111,6 +117,30 @@ def method_run(plan: Plan, store: Store, finished: Finished) -> MethodRun:
         artifacts={} if finished.cached else artifacts,
         dataset=(plan.spec.pipeline, plan.dataset.train.digest[:16]),
         cached=finished.cached,
+    )
+
+
+def _model(plan: Plan, store: Store, run: Run) -> dict[str, bytes | str]:
+    """The files of the run's MLflow model."""
+    weights, shipped = plan.backbone.weights, plan.spec.backbone.weights == "builtin"
+    return serving.model_files(
+        store,
+        (run.fit.operator, run.fit.key),
+        run.fit.parameters["tasks"],
+        {
+            "method": run.fit.parameters["method"],
+            "seed": run.seed,
+            "classes": list(plan.dataset.classes),
+            "backbone": {
+                "model": plan.backbone.model,
+                "weights": "builtin" if shipped else weights and sources.absolute(weights),
+                "pooling": plan.backbone.pooling,
+                "fingerprint": plan.backbone.fingerprint,
+            },
+            "preprocessing": plan.preprocessing.to_json(),
+            "precision": plan.spec.backbone.precision,
+            "dtype": plan.spec.features.dtype,
+        },
     )
 
 

@@ -162,6 +162,7 @@ def _compute(
 ) -> Outcome:
     """Computes what is missing, and hands every result on as soon as it is stored."""
     runs = {run.evaluate.key: run for run in plan.runs}
+    modelled: set[str] = set()
     reads = {run.fit.key: run.evaluate.key for run in plan.runs}
     for run in plan.runs:
         _set_aside_if_damaged(store, run, display)
@@ -174,7 +175,10 @@ def _compute(
             tracker.stage(event.stage.label, event.seconds, event.facts, method=owner)
         if key in runs and event.kind in ("cached", "finished"):
             finished[key] = outcomes.read(store, runs[key], cached=event.kind == "cached")
-            tracker.method_run(outcomes.method_run(plan, store, finished[key]))
+            # Orders and seeds that share a fit share its model.
+            new = runs[key].fit.key not in modelled
+            modelled.add(runs[key].fit.key)
+            tracker.method_run(outcomes.method_run(plan, store, finished[key], with_model=new))
 
     stored = {name: store.keys(name) for name in {stage.operator for stage in plan.stages}}
     missing = needed(plan.targets, lambda s: s.key in stored[s.operator]).compute

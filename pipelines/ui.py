@@ -44,7 +44,9 @@ def serve(uri: str, port: int = 5000, *, announce: Callable[[str], None] = print
     )
     try:
         _wait(server, port)
-        announce(f"MLflow on http://{HOST}:{port} shows {tracking_uri.mask(uri)}; Ctrl-C ends it")
+        # Without the parameter MLflow opens with its views for language models.
+        place = f"http://{HOST}:{port}/#/experiments?workflowType=machine_learning"
+        announce(f"{place} shows {tracking_uri.mask(uri)}; Ctrl-C ends it")
         _drain(server)
         return 0 if server.wait() in (0, -signal.SIGTERM) else 1
     except KeyboardInterrupt:
@@ -67,6 +69,8 @@ def environment(uri: str) -> dict[str, str]:
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+        # Eight processes for the judging of language models, which nobody here asks for.
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",
         # Other hosts in the Host header are somebody's website talking to this machine.
         "MLFLOW_SERVER_ALLOWED_HOSTS": f"{HOST}:*,localhost:*",
         **({"MLFLOW_DEFAULT_ARTIFACT_ROOT": root} if root else {}),

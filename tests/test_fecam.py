@@ -89,7 +89,7 @@ def test_scaling_a_channel_leaves_the_correlation_unchanged():
     scale = torch.ones(8, dtype=torch.float64)
     scale[3] = 10.0
     scaled = {
-        "count": total["count"],
+        **total,
         "sum": total["sum"] * scale,
         "moment": total["moment"] * torch.outer(scale, scale),
     }
@@ -147,3 +147,32 @@ def test_tukey_refuses_negative_features():
     )
     with pytest.raises(HyperparameterError, match=r"tukey: must be 1 .* got 0.5"):
         solve(FeCAM(tukey=0.5), rows)
+
+
+def test_sums_hold_the_classes_that_were_seen_and_add_up():
+    rows, method = make_rows(), FeCAM()
+    whole = method.statistics(rows, 0)
+    parts = []
+    shared = torch.isin(rows.labels, torch.tensor([1, 3]))
+    for labels, parity in (([4], 0), ([1, 3], 1), ([0, 1, 2, 3], 0)):
+        # Classes 1 and 3 are in two parts, half of their rows in each.
+        member = torch.isin(rows.labels, torch.tensor(labels))
+        half = torch.arange(60) % 2 == parity
+        index = member & (~shared | half)
+        parts.append(
+            method.statistics(
+                dataclasses.replace(
+                    rows,
+                    features=rows.features[index],
+                    labels=rows.labels[index],
+                    samples=rows.samples[index],
+                ),
+                0,
+            )
+        )
+    assert [part["moment"].shape[0] for part in parts] == [1, 2, 4]
+    total = method.add(method.add(parts[0], parts[1]), parts[2])
+    assert total["classes"].tolist() == CLASSES
+    assert torch.equal(total["count"], whole["count"])
+    for name in ("sum", "moment"):
+        torch.testing.assert_close(total[name], whole[name], rtol=1e-12, atol=1e-12)

@@ -105,7 +105,7 @@ def test_split_order_and_shards_do_not_matter(name: str, values: dict):
     method, rows = methods.build(name, values), make_rows()
     last = torch.arange(40, 60)
 
-    @settings(max_examples=8, deadline=None, database=None)
+    @settings(max_examples=5, deadline=None, database=None)
     @given(order=st.permutations(range(40)), cuts=st.lists(st.integers(1, 39), max_size=3))
     def check(order: list[int], cuts: list[int]):
         index, edges = torch.tensor(order), [0, *sorted(set(cuts)), 40]

@@ -4,6 +4,7 @@ import io
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
@@ -33,14 +34,16 @@ OTHERS = {
 ALL = PRESETS | OTHERS
 
 
-def torchvision_transform(p: Preprocessing) -> T.Compose:
+def torchvision_transform(p: Preprocessing) -> Callable[[Image.Image], torch.Tensor]:
     steps = []
     if p.resize:
         mode = T.InterpolationMode(p.interpolation)
         steps.append(T.Resize(p.resize, interpolation=mode))
     if p.crop:
         steps.append(T.CenterCrop(p.crop))
-    return T.Compose([*steps, T.ToTensor(), T.Normalize(p.mean, p.std)])
+    return T.Compose(  # type: ignore[return-value]
+        [*steps, T.ToTensor(), T.Normalize(p.mean, p.std)]
+    )
 
 
 def random_image(width: int, height: int, seed: int = 0) -> Image.Image:
@@ -95,6 +98,27 @@ def test_the_fast_way_is_taken_for_small_images_and_not_where_weights_are_rounde
     assert not pixels._torch_is_exact(32, 256, 0, 256, "bicubic")
     assert not pixels._torch_is_exact(32, 224, 0, 224, "bicubic")
     assert not pixels._torch_is_exact(640, 383, 80, 304, "bicubic")
+
+
+@pytest.mark.parametrize("mode", ["bicubic", "bilinear"])
+@pytest.mark.parametrize("ratio", [0.25, 0.5, 2, 4, 8, 16])
+def test_powers_of_two_are_equal_to_torchvision(ratio: float, mode: str) -> None:
+    generator = np.random.default_rng(5)
+    fast = 0
+    shapes = [(2, 90), (90, 2), (8, 64), (4, 30), *generator.integers(2, 40, (12, 2)).tolist()]
+    for width, height in shapes:
+        if ratio < 1:
+            width, height = 4 * width, 4 * height
+        resize = int(min(width, height) * ratio)
+        crop = max(1, int(resize * generator.choice([0.5, 0.75, 0.875])))
+        preprocessing = Preprocessing(resize=resize, crop=crop, interpolation=mode)
+        start = round((resize - crop) / 2)
+        fast += pixels._torch_is_exact(min(width, height), resize, start, start + crop, mode)
+        image = random_image(width, height)
+        ours = pixels.normalise(pixels.resize_and_crop([image], preprocessing), preprocessing)
+        assert torch.equal(ours[0], torchvision_transform(preprocessing)(image)), (width, height)
+    # 16 times bicubic has weights of 16 bits behind the point.
+    assert (fast > 0) == (ratio > 1 and (ratio, mode) != (16, "bicubic"))
 
 
 def test_a_pixel_does_not_depend_on_its_neighbours_in_the_batch() -> None:

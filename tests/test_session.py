@@ -69,9 +69,7 @@ def test_store_that_a_node_does_not_see(cluster: Cluster, tmp_path: Path) -> Non
             return {"url": f"{self.url}-elsewhere"}
 
     with pytest.raises(StorageError, match=r"is not visible from node \S+; use a folder that all"):
-        execute(
-            [stage("a")], Unshared(str(tmp_path)), connect=partial(connect, cluster.address)
-        )
+        execute([stage("a")], Unshared(str(tmp_path)), connect=partial(connect, cluster.address))
     assert not list(tmp_path.glob("memo/*"))
 
 
@@ -104,17 +102,21 @@ def test_nothing_listens() -> None:
 
 @pytest.mark.parametrize("address", ["nowhere", "http://host:8265", "host:", "host:port"])
 def test_address_that_is_none(address: str) -> None:
-    with pytest.raises(ConfigError, match="expected auto, HOST:PORT or ray://HOST:PORT"):
-        with connect(address):
-            pass
+    with (
+        pytest.raises(ConfigError, match="expected auto, HOST:PORT or ray://HOST:PORT"),
+        connect(address),
+    ):
+        pass
 
 
 def test_token_file_that_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("RAY_AUTH_TOKEN", raising=False)
     monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", "/nowhere/token")
-    with pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH=/nowhere/token: No such file"):
-        with connect("127.0.0.1:1"):
-            pass
+    with (
+        pytest.raises(ConfigError, match="RAY_AUTH_TOKEN_PATH=/nowhere/token: No such file"),
+        connect("127.0.0.1:1"),
+    ):
+        pass
 
 
 def test_local_ray_is_our_own_and_leaves_nothing(tmp_path: Path) -> None:

@@ -87,9 +87,7 @@ def test_reading_streams(tmp_path: Path) -> None:
     del cells
     pa.default_memory_pool().release_unused()
     before, most = pa.total_allocated_bytes(), 0
-    for _ in sources.read(
-        places(str(path), rows=[(0, n) for n in range(4000)]).hints(0, 4000)
-    ):
+    for _ in sources.read(places(str(path), rows=[(0, n) for n in range(4000)]).hints(0, 4000)):
         most = max(most, pa.total_allocated_bytes() - before)
     assert 0 < most < 40e6
 

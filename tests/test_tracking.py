@@ -29,6 +29,9 @@ from operators.tracking_uri import artifact_root, check, default_uri, mask
 
 ROOT = Path(__file__).parents[1]
 
+# MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
+pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
+
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -41,7 +44,7 @@ def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def uri(empty_database: Path, tmp_path: Path) -> str:
-    for part in tmp_path.parent.glob(f"{empty_database.name}*"):
+    for part in empty_database.parent.glob(f"{empty_database.name}*"):
         shutil.copy(part, tmp_path / part.name.replace(empty_database.name, "mlflow.db"))
     return default_uri(tmp_path)
 
@@ -56,6 +59,10 @@ def method_run(number: int, **changes: Any) -> MethodRun:
         "dataset": ("cifar100", "ab" * 32),
     }
     return MethodRun(**(fields | changes))
+
+
+def folder_of(run: Any) -> Path:
+    return Path(run.info.artifact_uri.removeprefix("file://"))
 
 
 def runs_of(uri: str, experiment: str = "exp") -> list[Any]:
@@ -89,11 +96,12 @@ def test_the_tree_of_runs(uri: str, tmp_path: Path) -> None:
 
     client = connect(uri)
     assert ids.run_id is not None
-    pipeline, method = client.get_run(ids.run_id), client.get_run(ids.methods["key0"])
+    pipeline: Any = client.get_run(ids.run_id)
+    method: Any = client.get_run(ids.methods["key0"])
     assert (pipeline.info.run_name, pipeline.info.status) == ("run 1", "FINISHED")
     assert pipeline.data.params["backbone"] == "vit"
     assert pipeline.data.params["spec"].endswith("(all of it in params/spec.txt)")
-    folder = Path(pipeline.info.artifact_uri.removeprefix("file://"))
+    folder = folder_of(pipeline)
     assert folder.is_relative_to(tmp_path / "mlflow-artifacts")
     assert (folder / "params/spec.txt").read_text() == "x" * 7000
     assert (folder / "report.html").exists() and (folder / "deep/x.json").exists()
@@ -113,7 +121,7 @@ def test_the_tree_of_runs(uri: str, tmp_path: Path) -> None:
     assert sorted((m.step, m.value) for m in history) == [(0, 90.0), (1, 80.0)]
     assert method.info.end_time - method.info.start_time == 250
     assert method.inputs.dataset_inputs[0].dataset.name == "cifar100"
-    curve = Path(method.info.artifact_uri.removeprefix("file://")) / "plots/curve.svg"
+    curve = folder_of(method) / "plots/curve.svg"
     assert curve.read_text() == "<svg/>"
     stages = {r.info.run_name: r for r in runs_of(uri) if r.data.tags["graftwork.kind"] == "stage"}
     parents = {name: r.data.tags["mlflow.parentRunId"] for name, r in stages.items()}
@@ -136,7 +144,7 @@ def test_artifacts_that_cannot_be_made_cost_only_themselves(
 ) -> None:
     tracker = Tracker(uri, "exp", tmp_path / "journal")
     tracker.start("run", {}, {}, {})
-    with pytest.raises(ValueError, match="must be a relative path, got '../x'"):
+    with pytest.raises(ValueError, match=r"must be a relative path, got '\.\./x'"):
         tracker.log(artifacts={"../x": ""})
     tracker.method_run(method_run(0, artifacts=lambda: {"a": str(1 // 0)}))
     tracker.method_run(method_run(1))
@@ -157,7 +165,7 @@ def test_a_record_that_mlflow_refuses_does_not_stop_the_rest(uri: str, tmp_path:
 
 
 KILLED = """
-import os, signal, sys
+import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
 from operators import journal, tracking
@@ -178,14 +186,14 @@ tracker.finish("FINISHED")
 
 FAULTS = {
     # Everything is in the journal, nothing was sent.
-    "before anything is sent": ("tracking.connect = die", "import time; time.sleep(60)"),
+    "before anything is sent": ("tracking.connect = lambda uri: time.sleep(60)", "die()"),
     # The second method's run exists, the journal does not know it.
     "between MLflow and the journal": (
         "plain = journal.Journal.acknowledge\n"
         "def acknowledge(self, number, *args, **kwargs):\n"
         "    die() if number == 5 else plain(self, number, *args, **kwargs)\n"
         "journal.Journal.acknowledge = acknowledge",
-        "",
+        "time.sleep(60)",
     ),
 }
 
@@ -239,6 +247,7 @@ def server(uri: str, tmp_path: Path) -> Iterator[tuple[str, Serve]]:
         command += ["--host", "127.0.0.1", "--port", str(port), "--backend-store-uri", uri]
         command += ["--artifacts-destination", str(tmp_path / "served")]
         quiet = os.environ | {"MLFLOW_DISABLE_TELEMETRY": "true"}
+        quiet["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"  # eight processes for other uses
         with (tmp_path / "server.log").open("ab") as out:
             process = subprocess.Popen(
                 command, env=quiet, stdout=out, stderr=out, start_new_session=True
@@ -376,12 +385,15 @@ class Silent(http.server.BaseHTTPRequestHandler):
         return
 
 
-def test_passwords_stay_out_of_journals(tmp_path: Path) -> None:
+def test_passwords_stay_out_of_journals_and_messages(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     secret = "hunter2"
     tracker = Tracker(f"http://user:{secret}@127.0.0.1:9", "exp", tmp_path)
     tracker.start("run", {}, {}, {"a": "b"})
     ids = tracker.finish("FAILED", patience=0.1)
-    assert ids.unsent == 5 and ids.run_id is None and secret not in ids.problem
+    assert ids.unsent == 4 and ids.run_id is None
+    assert "***@127.0.0.1:9" in ids.problem and secret not in ids.problem + caplog.text
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or secret.encode() not in path.read_bytes()
 

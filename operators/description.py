@@ -1,0 +1,71 @@
+"""The `dataset` section of a spec, made complete: what an index is built from, anywhere."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from operators import digits, scan, sources
+from operators.errors import BadDataError, ConfigError
+
+SPLITS = ("train", "test")
+
+
+def resolve(description: Mapping[str, Any]) -> dict[str, Any]:
+    """The description with defaults, absolute places, and class names instead of their file.
+
+    Raises:
+        ConfigError: a place that may not be used, or class names that are none.
+    """
+    limits = description.get("limit_per_class") or {}
+    common = {
+        "limit_per_class": {split: limits.get(split) for split in SPLITS},
+        "on_bad_image": description.get("on_bad_image") or "error",
+        "max_pixels": description.get("max_pixels"),
+        "classes": _class_names(description.get("classes")),
+    }
+    if description.get("builtin"):
+        if description["builtin"] != "digits":
+            raise ConfigError(f'dataset.builtin: unknown "{description["builtin"]}"; use digits')
+        return common | {"builtin": "digits", "classes": list(digits.CLASSES)}
+    return common | {
+        "train": [sources.absolute(entry) for entry in description["train"]],
+        "test": [sources.absolute(entry) for entry in description["test"]],
+        "image": description.get("image") or "image",
+        "label": description.get("label") or "label",
+        "domain": description.get("domain"),
+    }
+
+
+def _class_names(given: Any) -> list[str] | None:
+    if isinstance(given, str):
+        url = sources.absolute(given)
+        try:
+            with sources.open_file(url) as file:
+                given = json.loads(file.read(16 << 20).decode("utf-8-sig"))
+        except (OSError, ValueError) as error:
+            why = sources.reason(error) if isinstance(error, OSError) else error
+            raise ConfigError(f"dataset.classes: {url}: {why}") from error
+    if given is None:
+        return None
+    if not (isinstance(given, (list, tuple)) and given and all(type(n) is str for n in given)):
+        raise ConfigError("dataset.classes: must be a list of names, or a JSON file with one")
+    if doubled := sorted({n for n in given if given.count(n) > 1}):
+        raise ConfigError(f'dataset.classes: "{doubled[0]}" occurs twice')
+    return list(given)
+
+
+def locate(description: Mapping[str, Any], split: str) -> list[sources.Source]:
+    """Finds the sources of a split of a resolved description.
+
+    Raises:
+        BadDataError: nothing is there, or sources of different kinds.
+    """
+    if "builtin" in description:
+        return [scan.digits_source(split)]
+    try:
+        found = sources.locate(description[split])
+    except (BadDataError, ConfigError) as error:
+        raise type(error)(f"dataset.{split}: {error}") from error
+    if len({source.kind for source in found}) != 1:
+        raise BadDataError(f"dataset.{split}: needs Parquet files or folders, not both or neither")
+    return found

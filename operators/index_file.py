@@ -1,0 +1,86 @@
+"""How a split is stored: Parquet with a strict schema.
+
+Columns: `sample` int64 (position in the split), `digest` (sha256 of the encoded image), `label`
+and `domain` int32.
+
+Shapes: N samples.
+"""
+
+import io
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+DIGEST = pa.binary(32)
+_SAMPLES = pa.schema(
+    [("sample", pa.int64()), ("digest", DIGEST), ("label", pa.int32()), ("domain", pa.int32())]
+)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SplitIndex:
+    """A stored split: digests uint8 [N, 32], labels int32 [N], domains int32 [N]."""
+
+    digests: np.ndarray
+    labels: np.ndarray
+    domains: np.ndarray
+
+    def sample_ids(self, rows: np.ndarray) -> np.ndarray:
+        """int64 [len(rows)]: the first 8 bytes of the images' digests, wherever they stand."""
+        first = np.ascontiguousarray(self.digests[rows, :8])
+        return first.view("<i8").reshape(-1).astype(np.int64)
+
+
+def encode_index(index: SplitIndex) -> bytes:
+    """A split as Parquet, every page with a checksum."""
+    rows = np.arange(len(index.labels))
+    columns = [rows, to_arrow(index.digests), index.labels, index.domains]
+    buffer = io.BytesIO()
+    pq.write_table(
+        pa.table([pa.array(c) for c in columns], schema=_SAMPLES),
+        buffer,
+        use_dictionary=False,
+        write_page_checksum=True,
+    )
+    return buffer.getvalue()
+
+
+def read_index(data: bytes) -> SplitIndex:
+    """The inverse of `encode_index`.
+
+    Raises:
+        ValueError: other columns or types, a damaged page, or missing rows.
+    """
+    try:
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        # The schema is checked before any data is read: extension types could run code.
+        if not file.schema_arrow.equals(_SAMPLES):
+            raise ValueError(f"unexpected columns {file.schema_arrow.names}")
+        table = file.read()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not a readable index: {error}") from error
+    if not np.array_equal(table["sample"].to_numpy(), np.arange(table.num_rows)):
+        raise ValueError("rows are missing or out of order")
+    return SplitIndex(
+        digests=to_numpy(table["digest"]),
+        labels=table["label"].to_numpy(),
+        domains=table["domain"].to_numpy(),
+    )
+
+
+def to_arrow(digests: np.ndarray) -> pa.Array:
+    """Fixed-size binary array of uint8 [N, 32]."""
+    data = pa.py_buffer(np.ascontiguousarray(digests))
+    return pa.Array.from_buffers(DIGEST, len(digests), [None, data])
+
+
+def to_numpy(column: pa.ChunkedArray) -> np.ndarray:
+    """uint8 [N, 32] of a fixed-size binary column."""
+    parts = [
+        np.frombuffer(c.buffers()[1], np.uint8, 32 * len(c), 32 * c.offset).reshape(-1, 32)
+        for c in column.chunks
+        if len(c)
+    ]
+    return np.concatenate(parts) if parts else np.zeros((0, 32), np.uint8)
