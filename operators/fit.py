@@ -172,4 +172,7 @@ def load_index(store: Store, operator: str, key: str) -> SplitIndex:
     Raises:
         DamagedStage: it is missing or altered.
     """
-    return read_index(store.read(operator, key, "index.parquet"))
+    try:
+        return read_index(store.read(operator, key, "index.parquet"))
+    except ValueError as error:
+        raise DamagedStage(operator, key, f"index.parquet: {error}") from error

@@ -177,7 +177,11 @@ def report(
         "data": f"{len(plan.dataset.train):,} training and {len(plan.dataset.test):,} test images, "
         f"{len(plan.dataset.classes)} classes",
         "scenario": f"{scenario.kind.replace('_', ' ')}, {len(stream)} tasks of "
-        + (f"{sizes[0]} classes" if len(set(sizes)) == 1 else f"{min(sizes)} to {max(sizes)} classes"),
+        + (
+            f"{sizes[0]} classes"
+            if len(set(sizes)) == 1
+            else f"{min(sizes)} to {max(sizes)} classes"
+        ),
         "backbone": f"{plan.backbone.model}, {spec.backbone.precision}, "
         f"{plan.backbone.width} features, state {plan.backbone.fingerprint[:12]}",
         "preprocessing": canonical(plan.preprocessing.to_json()),

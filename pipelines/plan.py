@@ -13,12 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from operators.dataset import Dataset, Split
-
 from operators import backbone as backbones
 from operators import dataset as datasets
 from operators import preprocessing as preprocessings
 from operators.backbone import Backbone
+from operators.dataset import Dataset, Split
 from operators.errors import BadDataError
 from operators.preprocessing import Preprocessing
 from operators.scenario import OrderName, Task, tasks
@@ -180,8 +179,7 @@ def feature_stages(
     return tuple(
         Stage(
             operator="features",
-            parameters=keyed
-            | {"images": split.images_digest(start, min(start + size, count))},
+            parameters=keyed | {"images": split.images_digest(start, min(start + size, count))},
             hints={
                 "places": split.places(start, min(start + size, count)),
                 "model": backbone.model,
@@ -221,9 +219,7 @@ def _runs(
         described = [_task_json(task) for task in stream]
         _check_rows(dataset, described, order)
         streams.append((order, stream, described))
-    everything = [
-        _task_json(Task(index=0, classes=tuple(range(num_classes)), domains=domains))
-    ]
+    everything = [_task_json(Task(index=0, classes=tuple(range(num_classes)), domains=domains))]
     for method in methods:
         description = {
             "name": method.name,

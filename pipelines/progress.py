@@ -1,14 +1,19 @@
 """Progress of a run on stderr: a live display on a terminal, plain lines elsewhere."""
 
-import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.live import Live
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from cluster.executor import Event
 
@@ -27,8 +32,8 @@ class Display:
         self._first_image = 0.0
         self._total = self._remaining_images = 0
         self._last_line = 0.0
-        self._live: Live | None = None
         self._bar: Progress | None = None
+        self._row = TaskID(0)
 
     def say(self, message: str) -> None:
         """One line, at once."""
@@ -51,14 +56,26 @@ class Display:
             console=self.console,
             transient=True,
         )
-        self._bar = bar
-        row = bar.add_task("stages", total=total, note="")
-        self._row = row
+        self._bar, self._row = bar, bar.add_task("stages", total=total, note="")
         try:
             with bar:
                 yield
         finally:
             self._bar = None
+
+    @contextmanager
+    def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
+        """Shows how far a count is, on a terminal; gives the function to call with (done, all)."""
+        with Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            console=self.console,
+            transient=True,
+            disable=not self.console.is_terminal,
+        ) as bar:
+            row = bar.add_task(what)
+            yield lambda done, total: bar.update(row, completed=done, total=total)
 
     def event(self, event: Event) -> None:
         """Takes note of an executor's event."""
@@ -76,8 +93,7 @@ class Display:
         if self._bar is not None:
             self._bar.update(self._row, completed=self._done, note=self._note())
         elif self._done == self._total or (
-            event.kind == "finished"
-            and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+            event.kind == "finished" and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
         ):
             self._last_line = time.monotonic()
             self.say(f"{self._done}/{self._total} stages, {event.stage.label}{self._note(', ')}")
@@ -99,9 +115,6 @@ class Display:
 def _duration(seconds: float) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
-
-
-def stdout_is_terminal() -> bool:
-    """Whether results are read by a person."""
-    return sys.stdout.isatty()
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

@@ -9,6 +9,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from operators.errors import BadDataError
 from operators.store import Store
 from pipelines.progress import Display
 from pipelines.spec import Loaded
@@ -28,7 +29,13 @@ def document(value: dict[str, Any], console: Console) -> None:
     for result in value["results"]:
         groups[result["label"]].append(result)
     table = _table(
-        f"{value['pipeline']}: accuracy in %", "method", "A_last", "A_avg", "forgetting", "runs", "s"
+        f"{value['pipeline']}: accuracy in %",
+        "method",
+        "A_last",
+        "A_avg",
+        "forgetting",
+        "runs",
+        "s",
     )
     ranked = sorted(groups.items(), key=lambda g: -mean(r["a_last"] for r in g[1]))
     for label, results in ranked:
@@ -73,21 +80,26 @@ def plan(value: dict[str, Any], console: Console) -> None:
 
 
 def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> None:
-    """What the data of a spec looks like.
+    """What the data of a spec looks like: every image is decoded once.
 
     Raises:
         BadDataError: the data cannot be used.
     """
+    from operators import dataset
     from pipelines import doctor as doctors
 
-    found = doctors.describe(
-        loaded.spec.dataset.model_dump(mode="json"), store.memo, progress=display.counting
-    )
+    found = dataset.index(loaded.spec.dataset.model_dump(mode="json"), store.memo)
+    with display.counting("images decoded") as on_progress:
+        report = doctors.describe(found, on_progress=on_progress)
     if as_json:
-        print(json.dumps(found.to_json(), indent=1))
+        print(json.dumps(report.to_json(), indent=1))
     else:
-        Console().print(found)
-    found.check()
+        Console().print(doctors.render(report))
+    if report.problems:
+        raise BadDataError(
+            f"dataset: {len(report.problems)} images cannot be used; "
+            "mend them or set dataset.on_bad_image: skip"
+        )
 
 
 def methods(name: str | None, console: Console, as_json: bool) -> None:

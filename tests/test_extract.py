@@ -11,14 +11,15 @@ import pyarrow.parquet as pq
 import pytest
 import timm
 import torch
+from PIL import Image
+from safetensors.torch import save_file
+from torchvision.transforms import v2
+
 from operators import backbone, extract, features, models
 from operators.errors import BadDataError, ConfigError, DamagedStage, IncompatibleError
 from operators.preprocessing import Preprocessing
 from operators.stage import Resources, Stage
 from operators.store import Store
-from PIL import Image
-from safetensors.torch import save_file
-from torchvision.transforms import v2
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 PREPROCESSING = Preprocessing(resize=36, crop=32, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))

@@ -17,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from PIL import Image
+
 from operators.evaluate import read_predictions
 from operators.store import Store
-from PIL import Image
 
 ROOT = Path(__file__).parent.parent
 METHODS = ["simplecil", "slda", "fecam", "acil", {"ranpac": {"projection_dim": 64}}, "joint_linear"]
@@ -143,9 +144,7 @@ def test_other_orders_increments_and_seeds_forward_no_image(
     document = run(changed, first[0])
     assert document["images_forwarded"] == 0
     assert len(document["results"]) == len(METHODS) * 4
-    by_method = {
-        (r["method"], r["order"], r["seed"]): r["a_last"] for r in document["results"]
-    }
+    by_method = {(r["method"], r["order"], r["seed"]): r["a_last"] for r in document["results"]}
     # Exact methods end where they end, whatever the order of the classes was.
     for method in ("simplecil", "slda", "fecam", "acil"):
         assert len({v for (m, _, _), v in by_method.items() if m == method}) == 1
@@ -184,9 +183,14 @@ def test_plan_says_why_something_is_not_stored(
 
     spec = write_spec(data)
     assert reasons(spec) == {}
-    assert "preprocessing.resize" in reasons(
-        spec, "--set", "backbone.preprocessing={resize: 40, crop: 32, mean: [0,0,0], std: [1,1,1]}"
-    )["features train 1/5"]
+    assert (
+        "preprocessing.resize"
+        in reasons(
+            spec,
+            "--set",
+            "backbone.preprocessing={resize: 40, crop: 32, mean: [0,0,0], std: [1,1,1]}",
+        )["features train 1/5"]
+    )
 
     changed = shutil.copytree(data, tmp_path / "data")
     table = pq.read_table(changed / "train.parquet")
@@ -227,9 +231,7 @@ def test_a_killed_driver_loses_nothing(
     time.sleep(random.Random(seed).uniform(0, 1.5))
     driver.send_signal(signal.SIGKILL)
     driver.communicate()
-    before = {
-        path: path.stat().st_mtime_ns for path in store.glob("*/*/manifest.json")
-    }
+    before = {path: path.stat().st_mtime_ns for path in store.glob("*/*/manifest.json")}
     document = run(spec, store)
     assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing done twice
     assert substance(document) == substance(first[1])
@@ -248,9 +250,7 @@ def test_damaged_and_missing_shards_are_computed_again(
     flipped[len(flipped) // 2] ^= 4
     shards[1].write_bytes(flipped)
     shutil.rmtree(shards[2].parent)
-    plan = json.loads(
-        call("plan", str(write_spec(data)), "--store", str(store), "--json").stdout
-    )
+    plan = json.loads(call("plan", str(write_spec(data)), "--store", str(store), "--json").stdout)
     key = next(row["key"] for row in plan["stages"] if row["operator"] == "evaluate")
     [result] = (store / "evaluate" / key).glob("predictions.parquet.*")
     result.write_bytes(result.read_bytes()[:-1])

@@ -7,6 +7,7 @@ import threading
 from pathlib import Path
 
 import pytest
+
 from operators.errors import DamagedStage, StorageError
 from operators.keys import digest
 from operators.stage import Order, Result

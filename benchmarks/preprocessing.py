@@ -1,0 +1,49 @@
+"""Decoding and resizing against torchvision's own transforms, per core, with equal pixels.
+
+    python benchmarks/preprocessing.py train.parquet [images]
+
+One thread; both ways see the same encoded images, alternately, and the best of five rounds counts.
+"""
+
+import io
+import sys
+import time
+
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
+
+from operators.pixels import prepare
+from operators.preprocessing import PRESETS
+
+BATCH = 16
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    count = int(sys.argv[2]) if len(sys.argv) > 2 else 400
+    images = pq.read_table(sys.argv[1], columns=["image"])["image"].to_pylist()[:count]
+    transform = Compose([Resize(256, InterpolationMode.BICUBIC), CenterCrop(224), ToTensor()])
+    ours, theirs = [], []
+    for _ in range(5):
+        started = time.perf_counter()
+        expected = [transform(Image.open(io.BytesIO(i)).convert("RGB")) for i in images]
+        theirs.append(count / (time.perf_counter() - started))
+        started = time.perf_counter()
+        found = [
+            prepare(images[i : i + BATCH], PRESETS["lamda_224"]) for i in range(0, count, BATCH)
+        ]
+        ours.append(count / (time.perf_counter() - started))
+    difference = max(
+        int((batch[i].short() - (expected[n * BATCH + i] * 255).round().short()).abs().max())
+        for n, batch in enumerate(found)
+        for i in range(len(batch))
+    )
+    print("| decode + resize, one thread | images/s |\n|---|---|")
+    print(f"| torchvision Resize, CenterCrop, ToTensor on PIL images | {max(theirs):.0f} |")
+    print(f"| graftwork | {max(ours):.0f} |")
+    print(f"\nratio {max(ours) / max(theirs):.2f}; largest difference of a pixel {difference}/255")
+
+
+main()
