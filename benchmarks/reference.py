@@ -25,7 +25,7 @@ from safetensors.torch import load_file
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
 
 MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
-TRANSFORM = Compose([Resize(256, InterpolationMode.BICUBIC), CenterCrop(224), ToTensor()])
+TRANSFORM: Any = Compose([Resize(256, InterpolationMode.BICUBIC), CenterCrop(224), ToTensor()])
 
 
 def features_of(path: Path, model: Any) -> tuple[np.ndarray, np.ndarray]:

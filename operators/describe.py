@@ -20,7 +20,8 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
         return {}, [(f".{name}.{field}", message) for field, message in error.problems]
     except ValueError as error:
         return {}, [("", str(error))]
-    return {"hyperparameters": asdict(built), "card": asdict(type(built).card)}, []
+    chosen = {field.name: getattr(built, field.name) for field in methods.fields(name)}
+    return {"hyperparameters": chosen, "card": asdict(type(built).card)}, []
 
 
 def cards() -> dict[str, dict[str, Any]]:

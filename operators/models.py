@@ -15,6 +15,7 @@ import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
+from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from operators import backbones
@@ -137,7 +138,8 @@ def _load_strictly(network: nn.Module, state: dict[str, Tensor], model: str, pla
             for name in differing[:5]
         )
         raise IncompatibleError(
-            f"backbone.weights: {place} does not fit {model} ({len(differing)} differences): {shown}"
+            f"backbone.weights: {place} does not fit {model} "
+            f"({len(differing)} differences): {shown}"
         )
     network.load_state_dict(given, strict=True)
 
@@ -158,7 +160,7 @@ def width(network: nn.Module) -> int:
 
 def data_config(network: nn.Module) -> dict[str, Any]:
     """timm's own preprocessing of the model, as JSON values."""
-    config = timm.data.resolve_model_data_config(network)
+    config = resolve_model_data_config(network)
     return {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
 
 

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from importlib.metadata import version
 from typing import Any
 
@@ -202,6 +202,7 @@ class Memo:
         self.blobs.replace(name, data)
 
 
+@cache
 def library_versions() -> dict[str, str]:
     """Versions of what a result may depend on, for the manifest (not for the key)."""
     names = ("graftwork", "torch", "torchvision", "timm", "pillow", "pyarrow", "numpy")

@@ -4,7 +4,7 @@ import json
 import os
 import sys
 import traceback
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
@@ -58,6 +58,7 @@ Address = Annotated[
 JobAddress = Annotated[
     str, typer.Option("--address", metavar="URL", help="The cluster's dashboard: http://HEAD:8265.")
 ]
+Job = Annotated[str, typer.Argument(metavar="JOB", help="The id that `submit` printed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 DEFAULT_STORE = "graftwork-store"
 
@@ -140,10 +141,72 @@ def doctor(
     show.doctor(loaded, Store(_where(store, None).store), Display(), as_json)
 
 
+@app.command(
+    epilog="Example: graftwork submit spec.yaml --address http://HEAD:8265 --store s3://b/s"
+)
+def submit(
+    spec: Spec,
+    address: JobAddress,
+    overrides: Overrides = None,
+    store: StoreUrl = DEFAULT_STORE,
+    tracking: Tracking = None,
+    insecure: Annotated[bool, typer.Option(help="Allow a cluster that asks for no token.")] = False,
+) -> None:
+    """Run a pipeline as a job of a Ray cluster; prints the job's id."""
+    from cluster import jobs
+    from pipelines.spec import load_resolved, with_absolute_places
+
+    loaded = load_resolved(spec, overrides or ())
+    where = _where(store, tracking)
+    print(
+        jobs.submit(
+            spec,
+            address=address,
+            spec_text=with_absolute_places(loaded),
+            store=where.store,
+            tracking=where.tracking_uri(),
+            insecure=insecure,
+        )
+    )
+
+
+@app.command(epilog="Example: graftwork status graftwork-x1 --address http://HEAD:8265")
+def status(job: Job, address: JobAddress, as_json: AsJson = False) -> None:
+    """State, times and message of a submitted job."""
+    from cluster import jobs
+    from pipelines import show
+
+    show.job(jobs.status(job, address=address), Console(), as_json)
+
+
+@app.command(epilog="Example: graftwork logs graftwork-x1 --follow --address http://HEAD:8265")
+def logs(
+    job: Job,
+    address: JobAddress,
+    follow: Annotated[bool, typer.Option(help="Keep printing until the job ends.")] = False,
+) -> None:
+    """What a submitted job printed."""
+    from cluster import jobs
+
+    for piece in jobs.logs(job, address=address, follow=follow):
+        print(piece, end="", flush=True)
+
+
+@app.command(epilog="Example: graftwork stop graftwork-x1 --address http://HEAD:8265")
+def stop(job: Job, address: JobAddress, as_json: AsJson = False) -> None:
+    """Stop a submitted job; what it stored is kept."""
+    from cluster import jobs
+    from pipelines import show
+
+    show.job(jobs.stop(job, address=address), Console(), as_json)
+
+
 @app.command(epilog="Example: graftwork results --pipeline quickstart --format md")
 def results(
     pipeline: Annotated[str | None, typer.Option(help="Only this pipeline.")] = None,
-    format: Annotated[str, typer.Option(help="table, json, csv or md.")] = "table",
+    format: Annotated[
+        Literal["table", "json", "csv", "md"], typer.Option(help="How to print it.")
+    ] = "table",
     store: StoreUrl = DEFAULT_STORE,
     tracking: Tracking = None,
 ) -> None:

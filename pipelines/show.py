@@ -1,7 +1,9 @@
 """Tables on the terminal."""
 
 import json
+import time
 from collections import defaultdict
+from dataclasses import asdict
 from statistics import mean, pstdev
 from typing import Any
 
@@ -9,6 +11,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
+from cluster.jobs import Job
 from operators.errors import BadDataError
 from operators.store import Store
 from pipelines.progress import Display
@@ -72,7 +75,7 @@ def plan(value: dict[str, Any], console: Console) -> None:
     table.add_column("why", overflow="fold")
     colours = {"hit": "green", "miss": "yellow", "not needed": "dim"}
     for (group, status, _), reasons in lines.items():
-        count = f" × {len(reasons)}" if len(reasons) > 1 else ""
+        count = f" x {len(reasons)}" if len(reasons) > 1 else ""
         table.add_row(group + count, f"[{colours[status]}]{status}[/]", reasons[0])
     console.print(table)
     counts = ", ".join(f"{number} {status}" for status, number in value["counts"].items())
@@ -138,6 +141,19 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
     for field in fields:
         table.add_row(field["name"], field["type"], json.dumps(field["default"]), field["doc"])
     console.print(table)
+
+
+def job(found: Job, console: Console, as_json: bool) -> None:
+    """State, times and message of a submitted job."""
+    if as_json:
+        print(json.dumps(asdict(found), indent=1))
+        return
+    console.print(f"{found.id}: {found.state}", highlight=False)
+    for name, moment in (("started", found.started), ("ended", found.ended)):
+        if moment:
+            console.print(f"{name} {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(moment))}")
+    if found.message:
+        console.print(found.message, markup=False, highlight=False)
 
 
 def inventory(rows: list[dict[str, Any]], console: Console) -> None:

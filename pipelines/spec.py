@@ -121,6 +121,26 @@ def from_value(value: Mapping[str, Any]) -> PipelineSpec:
     return spec
 
 
+def with_absolute_places(loaded: Loaded) -> str:
+    """YAML of the spec in which every local path is absolute: a job runs in another folder.
+
+    Raises:
+        ConfigError: a place that may not be used.
+    """
+    from operators.sources import absolute
+
+    value = loaded.spec.to_value()
+    for split in ("train", "test"):
+        if split in value["dataset"]:
+            value["dataset"][split] = [absolute(place) for place in value["dataset"][split]]
+    if isinstance(value["dataset"].get("classes"), str):
+        value["dataset"]["classes"] = absolute(value["dataset"]["classes"])
+    weights = value["backbone"]["weights"]
+    if weights not in (None, "random", "builtin"):
+        value["backbone"]["weights"] = absolute(weights)
+    return dump(value)
+
+
 def _read(source: str) -> tuple[str, str]:
     """The name under which messages speak of the source, and its text."""
     if source in presets() and not FilePath(source).is_file():

@@ -235,5 +235,5 @@ def test_the_operator_refuses_images_that_changed(tmp_path: Path) -> None:
 
 
 def test_a_damaged_shard_is_reported_with_its_key(tmp_path: Path) -> None:
-    with pytest.raises(DamagedStage, match="manifest.json is missing"):
+    with pytest.raises(DamagedStage, match=r"manifest\.json is missing"):
         features.load(Store(str(tmp_path)), [("features", "0" * 64)])
