@@ -23,6 +23,7 @@ from functools import cache, cached_property
 from importlib.metadata import version
 from typing import Any
 
+from operators import __version__
 from operators.blobs import Blobs, open_blobs
 from operators.errors import DamagedStage, StorageError
 from operators.keys import digest
@@ -205,5 +206,7 @@ class Memo:
 @cache
 def library_versions() -> dict[str, str]:
     """Versions of what a result may depend on, for the manifest (not for the key)."""
-    names = ("graftwork", "torch", "torchvision", "timm", "pillow", "pyarrow", "numpy")
-    return {"python": platform.python_version()} | {name: version(name) for name in names}
+    names = ("torch", "torchvision", "timm", "pillow", "pyarrow", "numpy")
+    # Not from the metadata: a cluster runs a shipped checkout with nothing installed.
+    own = {"python": platform.python_version(), "graftwork": __version__}
+    return own | {name: version(name) for name in names}

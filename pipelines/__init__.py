@@ -1,0 +1,1 @@
+"""What runs: spec, plan, the `graftwork` command, reports."""

@@ -12,6 +12,7 @@ from cluster.executor import Outcome
 from operators import serving, sources
 from operators.keys import canonical
 from operators.metrics import Summary
+from operators.preprocessing import Preprocessing
 from operators.store import Store, library_versions
 from operators.tracking import MethodRun, RunIds
 from pipelines import report as reports
@@ -184,7 +185,7 @@ def report(
         ),
         "backbone": f"{plan.backbone.model}, {spec.backbone.precision}, "
         f"{plan.backbone.width} features, state {plan.backbone.fingerprint[:12]}",
-        "preprocessing": canonical(plan.preprocessing.to_json()),
+        "preprocessing": _in_words(plan.preprocessing),
     }
     return reports.render(
         reports.ReportData(
@@ -210,6 +211,19 @@ def report(
             | {"platform": platform.platform(), "cpus": str(os.cpu_count())},
         )
     )
+
+
+def _in_words(steps: Preprocessing) -> str:
+    """The steps of a preprocessing, for people."""
+    words = []
+    if steps.resize:
+        words.append(f"resize to {steps.resize} ({steps.interpolation})")
+    if steps.crop:
+        words.append(f"centre crop {steps.crop}")
+    if (steps.mean, steps.std) == ((0.0,) * 3, (1.0,) * 3):
+        return ", ".join([*words, "not normalised"])
+    mean, std = (" ".join(f"{v:g}" for v in values) for values in (steps.mean, steps.std))
+    return ", ".join([*words, f"mean {mean}", f"std {std}"])
 
 
 def _method_result(found: Finished) -> reports.MethodResult:
