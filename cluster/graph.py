@@ -40,8 +40,8 @@ def walk(targets: Iterable[Stage]) -> tuple[Stage, ...]:
     Args:
         targets: the stages whose results are wanted.
     """
-    # An explicit stack, and keys from the bottom up: `Stage.key` is recursive, and a hundred tasks
-    # of train and merge stages would exceed Python's recursion limit.
+    # An explicit stack: a hundred tasks of train and merge stages would exceed Python's recursion
+    # limit.
     seen: set[int] = set()
     order: dict[str, Stage] = {}
     stack: list[tuple[Stage, Iterator[Stage]]] = []

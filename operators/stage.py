@@ -50,6 +50,10 @@ class Stage:
     resources: Resources = Resources()
     label: str = ""
 
+    def __post_init__(self) -> None:
+        # Now, while the inputs' keys are known: later, a long chain would recurse to its start.
+        assert self.key
+
     @cached_property
     def preimage(self) -> dict[str, Any]:
         """What the key is the digest of, in clear text; stored in the manifest."""

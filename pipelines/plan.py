@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from cluster.graph import walk
 from operators import backbone as backbones
 from operators import dataset as datasets
 from operators import preprocessing as preprocessings
@@ -86,9 +87,9 @@ class Plan:
         return counts
 
     @cached_property
-    def stages(self) -> list[Stage]:
+    def stages(self) -> tuple[Stage, ...]:
         """Every stage once, inputs before what reads them."""
-        return topological(self.targets)
+        return walk(self.targets)
 
 
 def make_plan(loaded: Loaded, memo: Memo) -> Plan:
@@ -298,21 +299,3 @@ def _source_digest() -> str:
     for path in sorted(Path(next(iter(methods.__path__))).glob("*.py")):
         total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()
-
-
-def topological(targets: Iterable[Stage]) -> list[Stage]:
-    """Targets and all their ancestors, each once, inputs before what reads them."""
-    done: dict[str, Stage] = {}
-    for target in targets:
-        stack = [(target, False)]
-        while stack:
-            stage, expanded = stack.pop()
-            if stage.key in done:
-                continue
-            if expanded:
-                done[stage.key] = stage
-                continue
-            stack.append((stage, True))
-            for inputs in stage.inputs.values():
-                stack += [(s, False) for s in reversed(inputs) if s.key not in done]
-    return list(done.values())

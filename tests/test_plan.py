@@ -1,0 +1,137 @@
+"""Planning: pure, fast, and keys that hold what they should and nothing else."""
+
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from operators.errors import BadDataError
+from operators.stage import Stage
+from operators.store import Store
+from pipelines import explain
+from pipelines.plan import Plan, make_plan
+from pipelines.spec import load_resolved
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(str(tmp_path_factory.mktemp("store")))
+
+
+def plan(store: Store, *overrides: str) -> Plan:
+    return make_plan(load_resolved("quickstart", overrides), store.memo)
+
+
+def keys(made: Plan, operator: str) -> set[str]:
+    return {stage.key for stage in made.stages if stage.operator == operator}
+
+
+def test_the_same_spec_has_the_same_keys(store: Store) -> None:
+    first, second = plan(store), plan(store)
+    assert [s.key for s in first.stages] == [s.key for s in second.stages]
+
+
+@pytest.mark.parametrize(
+    ("override", "changed"),
+    [
+        ("resources.extract={cpus: 2, batch_size: 7}", set()),
+        ("pipeline=other", set()),
+        ("scenario.orders=[7]", {"fit", "evaluate"}),
+        ("scenario.increment=5", {"fit", "evaluate"}),
+        ("seeds=[1]", {"fit", "evaluate"}),
+        ("features.dtype=float32", {"features", "fit", "evaluate"}),
+        ("features.pooling=avg", {"features", "fit", "evaluate"}),
+        ("backbone.precision=bf16", {"features", "fit", "evaluate"}),
+        ("backbone.weights=random", {"features", "fit", "evaluate"}),
+        ("backbone.preprocessing=lamda_224", {"features", "fit", "evaluate"}),
+        ("dataset.limit_per_class=9", {"dataset", "features", "fit", "evaluate"}),
+    ],
+)
+def test_a_key_changes_with_what_changes_the_result(
+    store: Store, override: str, changed: set[str]
+) -> None:
+    before, after = plan(store), plan(store, override)
+    for operator in ("dataset", "features", "fit", "evaluate"):
+        assert (keys(before, operator) != keys(after, operator)) == (operator in changed), operator
+
+
+def test_only_methods_that_draw_numbers_have_a_fit_per_seed(store: Store) -> None:
+    made = plan(store, "seeds=[0,1,2]")
+    fits = {
+        name: {r.fit.key for r in made.runs if r.method.name == name} for name in ("slda", "ranpac")
+    }
+    assert len(fits["slda"]) == 1
+    assert len(fits["ranpac"]) == 3
+
+
+def test_a_separable_method_has_one_fit_for_all_orders(store: Store) -> None:
+    made = plan(store, "scenario.orders={count: 9, first: 0}")
+
+    def fits(name: str) -> int:
+        return len({run.fit.key for run in made.runs if run.method.name == name})
+
+    assert [fits(name) for name in ("simplecil", "fecam", "slda", "acil")] == [1, 1, 9, 9]
+
+
+def test_every_shard_is_a_range_of_the_data_set(store: Store) -> None:
+    made = plan(store, "features.shard_size=100")
+    assert [made.images(s) for s in made.features["train"]] == [100] * 14 + [37]
+    assert sum(made.images(s) for s in made.features["test"]) == 360
+
+
+def test_ten_thousand_stages_are_planned_in_two_seconds(store: Store) -> None:
+    loaded = load_resolved("quickstart", ["scenario.orders={count: 1000, first: 0}"])
+    started = time.process_time()
+    made = make_plan(loaded, store.memo)
+    assert len(made.stages) > 10_000
+    explain.explain(made, store)
+    # Processor time of this process, so that a busy machine does not fail the test.
+    assert time.process_time() - started < 4
+
+
+def test_a_long_chain_has_keys() -> None:
+    stage = Stage(operator="fit", parameters={"task": 0})
+    for task in range(1, 5000):
+        stage = Stage(operator="fit", parameters={"task": task}, inputs={"before": (stage,)})
+    assert len(stage.key) == 64
+
+
+def test_all_wrong_methods_are_reported_at_once_with_their_lines(
+    store: Store, tmp_path: Path
+) -> None:
+    text = (Path(__file__).parent.parent / "pipelines/presets/quickstart.yaml").read_text()
+    wrong = text.replace("- slda", "- slda: {shrinkage: 2}").replace("- acil", "- acyl")
+    path = tmp_path / "wrong.yaml"
+    path.write_text(wrong)
+    with pytest.raises(Exception) as caught:
+        make_plan(load_resolved(str(path)), store.memo)
+    lines = str(caught.value).splitlines()
+    assert len(lines) == 2
+    assert "methods.1.slda.shrinkage" in lines[0]
+    assert "did you mean" in lines[1]
+    assert all(line.startswith(f"{path}:") for line in lines)
+
+
+def test_a_task_without_images_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    from operators import dataset
+
+    whole: Any = dataset.index
+
+    def without_zeros(*arguments: Any) -> Any:
+        found = whole(*arguments)
+        test = replace(found.test, labels=np.full_like(found.test.labels, 3))
+        return replace(found, test=test)
+
+    monkeypatch.setattr(dataset, "index", without_zeros)
+    with pytest.raises(BadDataError, match="has no test images"):
+        plan(store)
+
+
+def test_mermaid_draws_each_split_once(store: Store) -> None:
+    text = explain.mermaid(plan(store, "features.shard_size=100"), store)
+    assert text.startswith("flowchart LR")
+    assert "features train<br/>0/15 stored" in text
+    assert text.count(":::miss") == 16
