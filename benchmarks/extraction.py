@@ -133,7 +133,7 @@ def peak(train: str, test: str, limit: str) -> None:
         store = Store(folder)
         about = backbone.resolve("vit_micro_patch4_32", "builtin", "token", store.memo)
         found = dataset.index(
-            {"train": [train], "test": [test], "limit_per_class": limits}, store.memo
+            {"train": [train], "test": [test], "limit_per_class": {"train": limits, "test": limits}}, store.memo
         )
         total = 0
         for split in (found.train, found.test):

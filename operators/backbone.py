@@ -48,11 +48,15 @@ def resolve(model: str, weights: str | None, pooling: str, memo: Memo) -> Backbo
         IncompatibleError: the weights do not fit the model.
     """
     location = place(model, weights)
+    try:
+        known_by = location if location in ("random", "") else identity(location)
+    except ConfigError as error:
+        raise ConfigError(f"backbone.weights: {error}") from error
     preimage = {
         "kind": "backbone",
         "model": model,
         "pooling": pooling,
-        "weights": location if location in ("random", "") else identity(location),
+        "weights": known_by,
         "versions": {k: v for k, v in library_versions().items() if k in ("torch", "timm")},
     }
     if (known := memo.get(preimage)) is not None:

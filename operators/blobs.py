@@ -14,7 +14,7 @@ from typing import Protocol
 
 import fsspec
 
-from operators.errors import StorageError
+from operators.errors import ConfigError, StorageError
 
 
 class Blobs(Protocol):
@@ -128,6 +128,8 @@ class LocalBlobs:
                 return sorted(entry.name for entry in entries if entry.is_dir())
         except FileNotFoundError:
             return []
+        except OSError as error:
+            raise _storage_error(error, self.root, 0) from error
 
     def files(self, name: str) -> dict[str, tuple[int, float]]:
         found = {}
@@ -171,7 +173,11 @@ class ObjectBlobs:
 
     def __init__(self, url: str) -> None:
         self.root = url.rstrip("/")
-        self.fs, self._base = fsspec.url_to_fs(self.root)
+        try:
+            self.fs, self._base = fsspec.url_to_fs(self.root)
+        except ImportError as error:
+            extra = '; pip install "graftwork[s3]"' if url.startswith("s3://") else ""
+            raise ConfigError(f"store {url}: {error}{extra}") from error
 
     def _path(self, name: str) -> str:
         return f"{self._base.rstrip('/')}/{name}" if name else self._base

@@ -25,7 +25,7 @@ from operators.preprocessing import Preprocessing
 from operators.stage import Order, Result
 from operators.store import Store
 
-BATCH_SIZES = {"cpu": 16, "cuda": 256}
+BATCH_SIZES = {"cpu": 8, "cuda": 256}
 """Micro-batches: on CPUs small ones stay in the cache, GPUs want large ones."""
 
 

@@ -31,7 +31,7 @@ def list_folder(url: str, filesystem: Any, path: str) -> tuple[tuple[str, ...], 
         OSError: the folder cannot be listed.
     """
     if filesystem is None:
-        classes = sorted(e.name for e in os.scandir(path) if not _hidden(e.name) and e.is_dir())
+        classes = sorted(_folders(path))
         entries: Listing = [
             item
             for name in classes
@@ -45,6 +45,17 @@ def list_folder(url: str, filesystem: Any, path: str) -> tuple[tuple[str, ...], 
             f"files as {url}/*.parquet"
         )
     return tuple(classes), entries
+
+
+def _folders(path: str) -> Iterator[str]:
+    with os.scandir(path) as entries:
+        for entry in entries:
+            if _hidden(entry.name):
+                continue
+            if entry.is_symlink() and _loops(entry.path):
+                raise BadDataError(f"symlink loop at {entry.path}")
+            if entry.is_dir():
+                yield entry.name
 
 
 def _walk(

@@ -6,7 +6,9 @@ Shapes: B batch, N tokens, D width.
 import difflib
 import hashlib
 import io
-import pickle
+import json
+import re
+import warnings
 from functools import lru_cache
 from typing import Any
 
@@ -23,6 +25,8 @@ from operators.errors import ConfigError, IncompatibleError
 
 assert backbones  # registers the models that this package ships
 
+HUB_SECONDS = 5.0
+"""The hub gets so long to say where weights are."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,17 +45,20 @@ def load(model: str, weights: str, pooling: str) -> nn.Module:
     """
     if not timm.is_model(model):
         near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), 1)
-        hint = f'; did you mean "{near[0]}"?' if near else ""
+        hint = f'; did you mean "{near[0]}"?' if near else "; timm.list_models() names all"
         raise ConfigError(f'backbone.model: unknown timm model "{model}"{hint}')
+    if weights == "":
+        _check_hub(model)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
             network = timm.create_model(model, pretrained=weights == "", num_classes=0)
         except (OSError, RuntimeError, ValueError) as error:
+            _check_tag(model)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ConfigError(
                 f"backbone: {model} cannot be created: {reason[:200]}; "
-                "offline, set backbone.weights to a file"
+                "set backbone.weights to a file"
             ) from error
     if weights not in ("", "random"):
         _load_strictly(network, read_weights(weights), model, weights)
@@ -60,6 +67,54 @@ def load(model: str, weights: str, pooling: str) -> nn.Module:
             f"features.pooling: {model} has no class token; set features.pooling: avg"
         )
     return network.eval().requires_grad_(False)
+
+
+def _check_tag(model: str) -> None:
+    """Raises ConfigError, with the tags that there are, if timm has no such tag."""
+    name, _, tag = model.partition(".")
+    known = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in known:
+        near = difflib.get_close_matches(tag, known, 1)
+        hint = (
+            f'did you mean "{name}.{near[0]}"?' if near else f"tags: {', '.join(known) or 'none'}"
+        )
+        raise ConfigError(f'backbone.model: {name} has no weights with the tag "{tag}"; {hint}')
+
+
+def _check_hub(model: str) -> None:
+    """Looks once whether weights that are not cached can be had; timm's way takes a minute.
+
+    Raises:
+        ConfigError: timm has no weights for the model, or the hub cannot be reached.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    config = timm.get_pretrained_cfg(model)
+    if config is None or not (config.url or config.file or config.hf_hub_id):
+        raise ConfigError(
+            f"backbone.weights: timm has no pretrained weights for {model}; give a file, or random"
+        )
+    if config.file or not config.hf_hub_id:
+        return
+    repository, _, revision = config.hf_hub_id.partition("@")
+    names = (config.hf_hub_filename, "model.safetensors", "open_clip_model.safetensors")
+    names = [name for name in (*names, "pytorch_model.bin", "open_clip_pytorch_model.bin") if name]
+    if any(
+        isinstance(hub.try_to_load_from_cache(repository, name, revision=revision or None), str)
+        for name in names
+    ):
+        return
+    try:
+        place = hub.hf_hub_url(repository, names[0], revision=revision or None)
+        hub.get_hf_file_metadata(place, timeout=HUB_SECONDS)
+    except HfHubHTTPError:
+        return  # it answers; timm knows other names to ask for
+    except Exception as error:  # the client's library has exceptions of its own
+        raise ConfigError(
+            f"backbone.weights: weights of {model} are not cached and the hub is unreachable "
+            f"({' '.join(str(error).split())[:120]}); set backbone.weights to a file"
+        ) from error
 
 
 @lru_cache(maxsize=2)
@@ -91,6 +146,8 @@ def read_weights(place: str) -> dict[str, Tensor]:
             data = file.read()  # type: ignore[union-attr]
     except FileNotFoundError as error:
         raise ConfigError(f"backbone.weights: {place}: not found") from error
+    except IsADirectoryError as error:
+        raise ConfigError(f"backbone.weights: {place}: is a folder; name a file in it") from error
     except OSError as error:
         raise ConfigError(f"backbone.weights: {place}: {error.strerror or error}") from error
     if data[:2] == b"PK" or data[:1] == b"\x80":
@@ -99,17 +156,36 @@ def read_weights(place: str) -> dict[str, Tensor]:
         return load_safetensors(data)
     except SafetensorError as error:
         raise IncompatibleError(
-            f"backbone.weights: {place}: not a whole safetensors file ({len(data)} bytes): {error}"
+            f"backbone.weights: {place}: {_what_is_wrong(data)}; copy the file again"
         ) from error
+
+
+def _what_is_wrong(data: bytes) -> str:
+    """With a file that is no safetensors: its own header says how long it has to be."""
+    if not data:
+        return "empty (0 bytes)"
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+        expected = 8 + length + max(ends)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return f"not a safetensors file ({len(data)} bytes)"
+    if expected > len(data):
+        return f"truncated: its header expects {expected} bytes, the file has {len(data)}"
+    return f"damaged safetensors file ({len(data)} bytes)"
 
 
 def _read_pickle(place: str, data: bytes) -> dict[str, Tensor]:
     try:
         # weights_only is said aloud: its default can be switched by the environment.
-        state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles raise nearly everything
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"contains code ({code[1]})" if code else "holds code or is damaged"
         raise IncompatibleError(
-            f"backbone.weights: {place}: holds code or is damaged; convert it to safetensors"
+            f"backbone.weights: {place}: {what}; convert it to safetensors"
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):

@@ -10,6 +10,7 @@ import os
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -18,7 +19,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from operators import digits, urls
-from operators.errors import BadDataError, ConfigError
+from operators.errors import BadDataError, ConfigError, GraftworkError
 from operators.keys import digest
 from operators.listing import list_folder
 
@@ -131,9 +132,10 @@ def identity(url: str) -> dict[str, Any]:
     try:
         if "://" not in url:
             return {"url": url} | _fingerprint(os.stat(url))
-        filesystem, path = _filesystem(url)
-        filesystem.invalidate_cache()
-        return {"url": url, "ukey": str(filesystem.ukey(path))}
+        with _as_os_errors():
+            filesystem, path = _filesystem(url)
+            filesystem.invalidate_cache()
+            return {"url": url, "ukey": str(filesystem.ukey(path))}
     except OSError as error:
         raise ConfigError(f"{url}: {reason(error)}") from error
 
@@ -146,8 +148,9 @@ def open_file(url: str) -> BinaryIO:
     """
     if "://" not in url:
         return open(url, "rb")
-    filesystem, path = _filesystem(url)
-    return filesystem.open(path, "rb", cache_type="readahead", block_size=4 << 20)
+    with _as_os_errors():
+        filesystem, path = _filesystem(url)
+        return filesystem.open(path, "rb", cache_type="readahead", block_size=4 << 20)
 
 
 def read(hints: Mapping[str, Any]) -> Iterator[bytes]:
@@ -241,12 +244,13 @@ def _find(url: str) -> list[Source]:
             if not os.path.lexists(url) and any(c in url for c in "*?["):
                 return _matches(url, sorted(glob.glob(url, recursive=True)))
             return [_table(url)]
-        filesystem, path = _filesystem(url)
-        filesystem.invalidate_cache()
-        if any(c in path for c in "*?["):
-            found = sorted(str(name) for name in filesystem.glob(path))
-            return _matches(url, [filesystem.unstrip_protocol(name) for name in found])
-        return [_folder(url) if filesystem.isdir(path) else _table(url)]
+        with _as_os_errors():
+            filesystem, path = _filesystem(url)
+            filesystem.invalidate_cache()
+            if any(c in path for c in "*?["):
+                found = sorted(str(name) for name in filesystem.glob(path))
+                return _matches(url, [filesystem.unstrip_protocol(name) for name in found])
+            return [_folder(url) if filesystem.isdir(path) else _table(url)]
     except ConfigError as error:
         raise BadDataError(str(error)) from error
     except OSError as error:
@@ -284,6 +288,17 @@ def _fingerprint(stat: os.stat_result) -> dict[str, int]:
     }
 
 
+@contextmanager
+def _as_os_errors() -> Iterator[None]:
+    """Clients of object stores have exceptions of their own for what is absent or unreachable."""
+    try:
+        yield
+    except (OSError, GraftworkError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
 @lru_cache(maxsize=64)
 def _filesystem(url: str) -> tuple[Any, str]:
     import fsspec
@@ -291,7 +306,8 @@ def _filesystem(url: str) -> tuple[Any, str]:
     try:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
-        raise ConfigError(f"{url}: {error}") from error
+        extra = '; pip install "graftwork[s3]"' if url.startswith("s3://") else ""
+        raise ConfigError(f"{url}: {error}{extra}") from error
 
 
 def _read_files(files: list[str]) -> Iterator[bytes | str]:
@@ -312,8 +328,9 @@ def _read_file(url: str) -> bytes | str:
     try:
         if "://" not in url:
             return Path(url).read_bytes()
-        filesystem, path = _filesystem(url)
-        return filesystem.cat_file(path)
+        with _as_os_errors():
+            filesystem, path = _filesystem(url)
+            return filesystem.cat_file(path)
     except OSError as error:
         if os.path.islink(url) and isinstance(error, FileNotFoundError):
             return f"dangling symlink to {os.readlink(url)}"

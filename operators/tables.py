@@ -4,6 +4,7 @@ A file's schema comes from its footer and is checked before any data is read; ex
 refused, because reading one can run code that another library registered for it.
 """
 
+import difflib
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,24 +52,30 @@ def read_columns(url: str, image: str, columns: Sequence[str]) -> tuple[int, lis
     problems = []
     with _opened(url) as file:
         schema = file.schema_arrow
-        for name in dict.fromkeys((image, *columns)):
+        for number, name in enumerate((image, *columns)):
             if name not in schema.names:
-                present = ", ".join(schema.names)
-                problems.append(f'{url}: no column "{name}"; there are: {present}')
-            elif name == image and _leaf(schema, image) is None:
+                problems.append(f'{url}: no column "{name}"; there are: {_names(name, schema)}')
+            elif number == 0 and _leaf(schema, image) is None:
                 problems.append(
                     f'{url}: column "{image}" is {schema.field(image).type}; images are binary, '
                     "or struct {bytes, path}"
                 )
-            elif name != image and not _countable(schema.field(name).type):
+            elif number and not _countable(schema.field(name).type):
                 problems.append(
                     f'{url}: column "{name}" is {schema.field(name).type}; '
                     "integers or strings are needed"
                 )
         if problems:
-            raise BadDataError("\n".join(problems))
+            raise BadDataError("\n".join(dict.fromkeys(problems)))
         table = file.read(columns=list(columns))
     return table.num_rows, [_column(table[name]) for name in columns]
+
+
+def _names(missing: str, schema: pa.Schema) -> str:
+    """The columns that there are, those of a similar name first."""
+    near = difflib.get_close_matches(missing, schema.names)
+    shown = list(dict.fromkeys((*near, *schema.names)))
+    return ", ".join(shown[:10]) + (f" and {len(shown) - 10} more" if len(shown) > 10 else "")
 
 
 def read_images(url: str, image: str, runs: Sequence[tuple[int, int]]) -> Iterator[bytes | None]:

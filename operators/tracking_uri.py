@@ -11,6 +11,7 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
+from operators import urls
 from operators.errors import ConfigError
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
@@ -62,7 +63,8 @@ def check(uri: str) -> None:
     thread.join(SECONDS)
     if reason[0]:
         raise ConfigError(
-            f"tracking: cannot reach {mask(uri)}: {reason[0]}; start it, or pass another --tracking"
+            f"tracking: cannot reach {urls.mask(mask(uri))}: {reason[0]}; "
+            "start it, or pass another --tracking"
         )
 
 
@@ -82,7 +84,9 @@ def _problem(uri: str) -> str:
         if scheme.startswith("databricks"):
             return ""
     except (OSError, ValueError, ConfigError) as error:
-        return str(getattr(error, "reason", error)) or type(error).__name__
+        cause = getattr(error, "reason", error)
+        words = getattr(cause, "strerror", None) or str(cause).removeprefix("tracking: ")
+        return words or type(error).__name__
     known = "sqlite, http, https, databricks, " + ", ".join(DATABASE_PORTS)
     return f"{scheme!r} is not one of {known}"
 

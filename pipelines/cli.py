@@ -2,14 +2,20 @@
 
 import json
 import os
+import signal
 import sys
+import threading
 import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import Annotated, Any, Literal
 
 import typer
 from rich.console import Console
 
 from operators.errors import ConfigError, GraftworkError, Interrupted
+from pipelines.problems import one_line
 
 app = typer.Typer(
     name="graftwork",
@@ -67,7 +73,22 @@ def _where(store: str, tracking: str | None, address: str | None = None) -> Any:
     from operators import urls
     from pipelines.run import Where
 
-    return Where(store=urls.check(store), tracking=tracking, address=address)
+    try:
+        urls.check(store)
+    except ConfigError as error:
+        raise ConfigError(f"--store: {error}") from error
+    if store.startswith("hf://"):
+        raise ConfigError('--store: protocol "hf" can only be read (file, s3, gs, abfs)')
+    return Where(store=store, tracking=tracking, address=address)
+
+
+def _existing(store: str) -> Any:
+    """The store of an earlier run: a mistyped name must not look like an empty store."""
+    from operators.store import Store
+
+    where = _where(store, None)
+    where.must_exist()
+    return Store(where.store)
 
 
 def _print_json(value: Any) -> None:
@@ -102,7 +123,9 @@ def plan(
     spec: Spec,
     overrides: Overrides = None,
     store: StoreUrl = DEFAULT_STORE,
-    mermaid: Annotated[bool, typer.Option(help="Print the graph in Mermaid's language.")] = False,
+    mermaid: Annotated[
+        bool, typer.Option("--mermaid", help="Print the graph in Mermaid's language.")
+    ] = False,
     as_json: AsJson = False,
 ) -> None:
     """Show the graph of a pipeline: what is stored, what is not, and why it is not."""
@@ -150,7 +173,9 @@ def submit(
     overrides: Overrides = None,
     store: StoreUrl = DEFAULT_STORE,
     tracking: Tracking = None,
-    insecure: Annotated[bool, typer.Option(help="Allow a cluster that asks for no token.")] = False,
+    insecure: Annotated[
+        bool, typer.Option("--insecure", help="Allow a cluster that asks for no token.")
+    ] = False,
 ) -> None:
     """Run a pipeline as a job of a Ray cluster; prints the job's id."""
     from cluster import jobs
@@ -213,8 +238,11 @@ def results(
     """The leaderboard: mean and deviation over class orders and seeds, from MLflow."""
     from pipelines import results as leaderboards
 
-    rows = leaderboards.leaderboard(_where(store, tracking).tracking_uri(), pipeline)
-    print(leaderboards.render(rows, format), end="")
+    where = _where(store, tracking)
+    if not tracking:
+        where.must_exist()
+    rows = leaderboards.leaderboard(where.tracking_uri(), pipeline)
+    print(leaderboards.render(rows, format).rstrip("\n"))
 
 
 @app.command(epilog="Example: graftwork methods ranpac")
@@ -237,32 +265,33 @@ def ui(
     """Serve MLflow's pages on this machine (127.0.0.1 only) until Ctrl-C."""
     from pipelines.ui import serve
 
-    serve(_where(store, tracking).tracking_uri(), port)
+    where = _where(store, tracking)
+    if not tracking:
+        where.must_exist()
+    serve(where.tracking_uri(), port)
 
 
 @cache_app.command("ls", epilog="Example: graftwork cache ls --store /data/store")
 def cache_ls(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """What the store holds, by kind of stage."""
     from operators import housekeeping
-    from operators.store import Store
     from pipelines import show
 
-    rows = housekeeping.inventory(Store(_where(store, None).store))
+    rows = housekeeping.inventory(_existing(store))
     _print_json(rows) if as_json else show.inventory(rows, Console())
 
 
 @cache_app.command("verify", epilog="Example: graftwork cache verify --repair")
 def cache_verify(
     store: StoreUrl = DEFAULT_STORE,
-    repair: Annotated[bool, typer.Option(help="Set damaged stages aside.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Set damaged stages aside.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Read every stored byte and compare it with its manifest; exit status 6 when damaged."""
     from operators import housekeeping
-    from operators.store import Store
     from pipelines import show
 
-    found = housekeeping.verify(Store(_where(store, None).store), repair)
+    found = housekeeping.verify(_existing(store), repair)
     _print_json(found) if as_json else show.verified(found, Console())
     raise typer.Exit(6 if found["damaged"] else 0)
 
@@ -270,20 +299,23 @@ def cache_verify(
 @cache_app.command("gc", epilog="Example: graftwork cache gc --unused --delete")
 def cache_gc(
     store: StoreUrl = DEFAULT_STORE,
-    delete: Annotated[bool, typer.Option(help="Delete; without it, only list.")] = False,
-    unused: Annotated[bool, typer.Option(help="Also stages that no run record names.")] = False,
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete; without it, only list.")
+    ] = False,
+    unused: Annotated[
+        bool, typer.Option("--unused", help="Also stages that no run record names.")
+    ] = False,
     days: Annotated[float, typer.Option(min=0, help="Only what is older.")] = 7.0,
-    force: Annotated[bool, typer.Option(help="Allow --days below 7.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Allow --days below 7.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Find (and with --delete remove) what crashes left behind and what was set aside."""
     from operators import housekeeping
-    from operators.store import Store
     from pipelines import show
 
     if days < 7 and not force:
         raise ConfigError(f"--days {days:g} would touch files of running pipelines; add --force")
-    found = housekeeping.collect(Store(_where(store, None).store), days, unused, delete)
+    found = housekeeping.collect(_existing(store), days, unused, delete)
     _print_json(found) if as_json else show.collected(found, Console())
 
 
@@ -292,17 +324,75 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        app(arguments, standalone_mode=True)
-    except GraftworkError as error:
-        if debug:
-            traceback.print_exc()
-        for line in str(error).splitlines() or [type(error).__name__]:
-            print(f"error: {line}" if not isinstance(error, Interrupted) else line, file=sys.stderr)
-        sys.exit(error.exit_code)
+        with _terminating():
+            sys.exit(_invoke(arguments))
     except BrokenPipeError:
         # The reader (`head`) went away; Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _fail(Interrupted(signal.SIGINT), debug)
+    except Exception as error:
+        _fail(error, debug)
+
+
+def _invoke(arguments: list[str]) -> int:
+    """The command's exit status. Not by calling `app`, which draws a box around every error."""
+    command = typer.main.get_command(app)
+    try:
+        with command.make_context("graftwork", arguments) as context:
+            command.invoke(context)
+        status = 0
+    except typer.Exit as ended:
+        status = ended.exit_code
+    # A closed pipe is noticed here, where it can still be handled.
+    sys.stdout.flush()
+    return status
+
+
+@contextmanager
+def _terminating() -> Iterator[None]:
+    """SIGTERM unwinds as Ctrl-C does: temporary files go, and the exit status is 143."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handler(number: int, _frame: FrameType | None) -> None:
+        raise Interrupted(number)
+
+    before = signal.signal(signal.SIGTERM, handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _fail(error: BaseException, debug: bool) -> None:
+    """Prints what went wrong, a line each, and exits."""
+    sys.stdout.flush()
+    if debug:
+        traceback.print_exception(error)
+    if isinstance(error, Interrupted):
+        lines, status = [str(error)], error.exit_code
+    elif isinstance(error, GraftworkError):
+        found = str(error).splitlines() or [type(error).__name__]
+        lines, status = [f"error: {line}" for line in dict.fromkeys(found)], error.exit_code
+    elif isinstance(error, typer.TyperException):
+        # Without arguments the "error" is the help, which is printed already.
+        silent = type(error).__name__ == "NoArgsIsHelpError"
+        lines, status = [] if silent else [_usage(error)], error.exit_code
+    else:
+        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
+        lines, status = [f"error: unexpected {what}; --debug shows where; please report it"], 1
+    for line in lines:
+        print(one_line(line), file=sys.stderr)
+    sys.exit(status)
+
+
+def _usage(error: typer.TyperException) -> str:
+    """A mistake on the command line: what is wrong, and where to read on."""
+    what = error.format_message().rstrip(".").replace("Value error, ", "")
+    what = what.replace("Invalid value for ", "").replace("Got unexpected", "unexpected")
+    context = getattr(error, "ctx", None)
+    path = context.command_path if context else "graftwork"
+    return f"error: {what[:1].lower()}{what[1:]}; see {path} -h"

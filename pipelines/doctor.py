@@ -135,10 +135,11 @@ def render(report: Report) -> RenderableType:
     if report.skipped:
         parts.append(Text(f"\n{len(report.skipped)} unusable images are skipped", style="yellow"))
     if report.warnings:
-        parts.append(Text(f"\n{len(report.warnings)} warnings", style="bold yellow"))
+        parts.append(Text(f"\n{_number(report.warnings, 'warning')}", style="bold yellow"))
         parts += [Text(f"  {warning}") for warning in report.warnings]
     if report.problems:
-        parts.append(Text(f"\n{len(report.problems)} unreadable images", style="bold red"))
+        count = _number(report.problems, "unreadable image")
+        parts.append(Text(f"\n{count}", style="bold red"))
         parts += [Text(f"  {_called(p['file'], p['row'])}: {p['reason']}") for p in report.problems]
     elif not report.warnings:
         parts.append(Text("\nno problems found", style="green"))
@@ -254,6 +255,10 @@ def _count_table(what: str, report: Report, field: str) -> Table:
         else:
             table.add_row(f"... {len(train) - 2 * _ENDS} more", "", "", style="dim")
     return table
+
+
+def _number(things: Sequence[Any], name: str) -> str:
+    return f"{len(things)} {name}{'' if len(things) == 1 else 's'}"
 
 
 def _span(values: Sequence[int]) -> str:

@@ -11,6 +11,7 @@ from operators.stage import Stage
 from operators.store import Store
 from pipelines.plan import Plan
 
+METHOD = "parameters.method.name"
 CANDIDATES = 500
 """At most so many stored stages of an operator are compared with a missing one."""
 
@@ -56,6 +57,10 @@ class _Nearest:
         if not candidates:
             return f"no {stage.operator} stage is stored yet"
         wanted = _flatten(stage.preimage)
+        method = wanted.get(METHOD)
+        candidates = [other for other in candidates if other.get(METHOD) == method]
+        if not candidates:
+            return f"no {stage.operator} of {_short(method)} is stored yet"
         differing = [
             (other, [n for n in wanted.keys() | other.keys() if wanted.get(n) != other.get(n)])
             for other in candidates
@@ -65,7 +70,10 @@ class _Nearest:
         more = f" and {len(differences) - 4} more" if len(differences) > 4 else ""
         return (
             "; ".join(
-                f"{_plain(n)}: {_short(nearest.get(n))} -> {_short(wanted.get(n))}" for n in shown
+                f"{_plain(n)} changed"
+                if n.startswith("inputs.")
+                else f"{_plain(n)}: {_short(nearest.get(n))} -> {_short(wanted.get(n))}"
+                for n in shown
             )
             + more
         )
@@ -104,7 +112,8 @@ def _plain(path: str) -> str:
         "inputs.dataset": "labels",
         "inputs.model": "model",
     }
-    return names.get(path, path.removeprefix("parameters."))
+    plain = path.removeprefix("parameters.").removeprefix("method.hyperparameters.")
+    return names.get(path, plain)
 
 
 def _short(value: str | None) -> str:

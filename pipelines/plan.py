@@ -19,7 +19,7 @@ from operators import dataset as datasets
 from operators import preprocessing as preprocessings
 from operators.backbone import Backbone
 from operators.dataset import Dataset, Split
-from operators.errors import BadDataError
+from operators.errors import BadDataError, ConfigError, IncompatibleError
 from operators.preprocessing import Preprocessing
 from operators.scenario import OrderName, Task, tasks
 from operators.stage import Resources, Stage
@@ -100,12 +100,14 @@ def make_plan(loaded: Loaded, memo: Memo) -> Plan:
         BadDataError: the data cannot be used.
         IncompatibleError: the weights do not fit the backbone.
     """
+    with loaded.locating():
+        return _make_plan(loaded, memo)
+
+
+def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     spec = loaded.spec
-    methods = resolve_methods(loaded, memo)
+    methods, backbone = _resolve(loaded, memo)
     dataset = datasets.index(spec.dataset.model_dump(mode="json"), memo)
-    backbone = backbones.resolve(
-        spec.backbone.model, spec.backbone.weights, spec.features.pooling, memo
-    )
     given = spec.backbone.preprocessing
     preprocessing = preprocessings.resolve(
         given if isinstance(given, str) else given.model_dump(), backbone.data_config
@@ -122,6 +124,25 @@ def make_plan(loaded: Loaded, memo: Memo) -> Plan:
         features=features,
         runs=tuple(_runs(spec, dataset, features, methods)),
     )
+
+
+def _resolve(loaded: Loaded, memo: Memo) -> tuple[tuple[Method, ...], Backbone]:
+    """Methods and backbone, before a look at the data, which may take long."""
+    problems: list[ConfigError | IncompatibleError] = []
+    methods, backbone, spec = None, None, loaded.spec
+    try:
+        methods = resolve_methods(loaded, memo)
+    except ConfigError as error:
+        problems.append(error)
+    try:
+        backbone = backbones.resolve(
+            spec.backbone.model, spec.backbone.weights, spec.features.pooling, memo
+        )
+    except (ConfigError, IncompatibleError) as error:
+        problems.append(error)
+    if methods is None or backbone is None:
+        raise type(problems[0])("\n".join(map(str, problems))) from problems[0]
+    return methods, backbone
 
 
 def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:

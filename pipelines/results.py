@@ -174,7 +174,7 @@ def _pages(search: Any, *args: Any, **kwargs: Any) -> Iterable[Any]:
 def _unknown(pipeline: str, known: list[str]) -> str:
     known = [name for name in known if name != "Default"]
     close = difflib.get_close_matches(pipeline, known, n=1)
-    hint = f"; did you mean {close[0]!r}?" if close else ""
+    hint = f"; did you mean {close[0]!r}?" if close else ";"
     listed = ", ".join(known[:20]) + (" ..." if len(known) > 20 else "")
     return f"results: unknown pipeline {pipeline!r}{hint} have: {listed or 'none'}"
 

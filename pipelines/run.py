@@ -16,7 +16,7 @@ from cluster.executor import Event, Outcome, execute
 from cluster.graph import needed
 from cluster.session import connect
 from operators import tracking_uri
-from operators.errors import ConfigError, DamagedStage, Interrupted
+from operators.errors import ConfigError, DamagedStage, Interrupted, StorageError
 from operators.housekeeping import RUNS
 from operators.store import Store
 from operators.tracking import Tracker
@@ -60,6 +60,19 @@ class Where:
         if "://" in self.store and not self.store.startswith("file://"):
             raise ConfigError(f"store {self.store} is remote; pass {needed_for}")
         return Path(self.store.removeprefix("file://")).absolute()
+
+    def must_exist(self) -> None:
+        """For commands that only look.
+
+        Raises:
+            StorageError: the store is local, and not there.
+        """
+        if "://" in self.store and not self.store.startswith("file://"):
+            return
+        folder = self.folder("")
+        if not folder.is_dir():
+            what = "is no folder" if folder.exists() else "not found"
+            raise StorageError(f"--store: {folder}: {what}; name the store of an earlier run")
 
     def journal(self) -> Path:
         """Local folder for records on their way to MLflow."""

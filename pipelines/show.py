@@ -91,7 +91,8 @@ def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> Non
     from operators import dataset
     from pipelines import doctor as doctors
 
-    found = dataset.index(loaded.spec.dataset.model_dump(mode="json"), store.memo)
+    with loaded.locating():
+        found = dataset.index(loaded.spec.dataset.model_dump(mode="json"), store.memo)
     with display.counting("images decoded") as on_progress:
         report = doctors.describe(found, on_progress=on_progress)
     if as_json:
@@ -100,8 +101,8 @@ def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> Non
         Console().print(doctors.render(report))
     if report.problems:
         raise BadDataError(
-            f"dataset: {len(report.problems)} images cannot be used; "
-            "mend them or set dataset.on_bad_image: skip"
+            f"dataset: {len(report.problems)} unusable images; mend them, or leave them out with "
+            "dataset.on_bad_image: skip"
         )
 
 
@@ -120,9 +121,10 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
         for column in ("method", "what it does", "memory", "paper"):
-            table.add_column(column, overflow="fold")
+            table.add_column(column, overflow="fold", no_wrap=column == "paper")
         for method, card in cards.items():
-            table.add_row(method, card["summary"], card["memory"], card["paper"])
+            paper = card["paper"].replace("https://arxiv.org/abs/", "arXiv:")
+            table.add_row(method, card["summary"], card["memory"], paper)
         console.print(table)
         return
     card, fields = describe.card(name)
@@ -188,6 +190,9 @@ def collected(found: dict[str, Any], console: Console) -> None:
     """What `cache gc` found."""
     for reason, count in found["reasons"].items():
         console.print(f"{count} files {reason}", highlight=False)
+    if not found["files"]:
+        console.print(f"nothing to delete that is older than {found['days']:g} days")
+        return
     verb = "deleted" if found["deleted"] else "would be deleted; add --delete"
     console.print(
         f"{len(found['files'])} files, {size(found['bytes'])}, older than {found['days']:g} days: "

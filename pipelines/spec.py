@@ -7,7 +7,8 @@ spec's own folder: presets then work anywhere, and a spec may be moved.
 
 import difflib
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any
@@ -15,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from operators import urls
-from operators.errors import ConfigError
+from operators.errors import BadDataError, ConfigError, IncompatibleError
 from pipelines import overrides as overriding
 from pipelines.problems import Origin, Origins, Problem, dotted, nearest, one_line, shown
 from pipelines.spec_model import PipelineSpec
@@ -60,6 +61,20 @@ class Loaded:
             `FILE:LINE: key.path: message`, a line each, in the order of the file.
         """
         return self.origins.error((self.spec.written_path(key), what) for key, what in problems)
+
+    @contextmanager
+    def locating(self) -> Iterator[None]:
+        """Puts the place in the spec before lines of errors that begin with a key of it."""
+        try:
+            yield
+        except (BadDataError, ConfigError, IncompatibleError) as error:
+            raise type(error)("\n".join(map(self._located, str(error).splitlines()))) from error
+
+    def _located(self, line: str) -> str:
+        key, separator, what = line.partition(": ")
+        if not separator or key.split(".")[0] not in PipelineSpec.model_fields:
+            return line
+        return str(self.origins.error([(key, what)]))
 
 
 def presets() -> dict[str, FilePath]:

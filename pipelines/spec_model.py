@@ -113,7 +113,7 @@ class ExtractResources(Section):
     cpus: Annotated[float, _cpus] = Field(default=1, description="CPU cores")
     gpus: Annotated[float, _gpus] = Field(default=0, description="GPUs; a fraction shares one")
     batch_size: Annotated[int | None, optional(integer(1, 1_000_000))] = Field(
-        default=None, description="images per forward pass; null: found by measuring"
+        default=None, description="images per forward pass; null: 8 on CPUs, 256 on GPUs"
     )
 
 
