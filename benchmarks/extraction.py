@@ -45,6 +45,7 @@ def stages(split: Any, about: Any, preset: str, precision: str, count: int) -> l
             operator="features",
             parameters={
                 "images": split.images_digest(start, min(start + size, count)),
+                "architecture": about.model,
                 "backbone": about.fingerprint,
                 "preprocessing": PRESETS[preset].to_json(),
                 "pooling": "token",
@@ -133,7 +134,12 @@ def peak(train: str, test: str, limit: str) -> None:
         store = Store(folder)
         about = backbone.resolve("vit_micro_patch4_32", "builtin", "token", store.memo)
         found = dataset.index(
-            {"train": [train], "test": [test], "limit_per_class": {"train": limits, "test": limits}}, store.memo
+            {
+                "train": [train],
+                "test": [test],
+                "limit_per_class": {"train": limits, "test": limits},
+            },
+            store.memo,
         )
         total = 0
         for split in (found.train, found.test):

@@ -4,7 +4,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from operators import digits, scan, sources
+from operators import builtin, scan, sources
 from operators.errors import BadDataError, ConfigError
 
 SPLITS = ("train", "test")
@@ -23,10 +23,11 @@ def resolve(description: Mapping[str, Any]) -> dict[str, Any]:
         "max_pixels": description.get("max_pixels"),
         "classes": _class_names(description.get("classes")),
     }
-    if description.get("builtin"):
-        if description["builtin"] != "digits":
-            raise ConfigError(f'dataset.builtin: unknown "{description["builtin"]}"; use digits')
-        return common | {"builtin": "digits", "classes": list(digits.CLASSES)}
+    if name := description.get("builtin"):
+        if name not in builtin.BUILTIN:
+            known = ", ".join(builtin.BUILTIN)
+            raise ConfigError(f'dataset.builtin: unknown "{name}"; known are {known}')
+        return common | {"builtin": name, "classes": list(builtin.load(name).CLASSES)}
     return common | {
         "train": [sources.absolute(entry) for entry in description["train"]],
         "test": [sources.absolute(entry) for entry in description["test"]],
@@ -61,7 +62,7 @@ def locate(description: Mapping[str, Any], split: str) -> list[sources.Source]:
         BadDataError: nothing is there, or sources of different kinds.
     """
     if "builtin" in description:
-        return [scan.digits_source(split)]
+        return [scan.builtin_source(description["builtin"], split)]
     try:
         found = sources.locate(description[split])
     except (BadDataError, ConfigError) as error:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from operators import digits, labels, sources, tables
+from operators import builtin, labels, sources, tables
 from operators import images as codec
 from operators.errors import BadDataError
 from operators.sources import Places, Source
@@ -93,10 +93,10 @@ def explain(bad: Sequence[Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
-def digits_source(split: str) -> Source:
-    """The built-in digits, as a source."""
-    what = {"builtin": "digits", "version": digits.VERSION, "split": split}
-    return Source(kind="digits", url=split, identity=what)
+def builtin_source(name: str, split: str) -> Source:
+    """A built-in data set, as a source."""
+    what = {"builtin": name, "version": builtin.load(name).VERSION, "split": split}
+    return Source(kind=name, url=split, identity=what)
 
 
 def file_names(found: Sequence[Source]) -> tuple[str, ...]:
@@ -162,8 +162,8 @@ def _columns(source: Source, description: Mapping[str, Any]) -> tuple[Column, Co
         raise BadDataError(
             f'{source.url}: dataset.domain "{name}" needs Parquet files, which have columns'
         )
-    if source.kind == "digits":
-        values = digits.labels(source.url)
+    if source.kind in builtin.BUILTIN:
+        values = builtin.load(source.kind).labels(source.url)
         null = np.zeros(len(values), dtype=bool)
         return Column(values=values, names=None, null=null), _constant(len(values))
     number = {name: i for i, name in enumerate(source.classes)}
@@ -223,7 +223,7 @@ def images(
         known = _from_memo(memo.get(preimage), stop - start)
         if known is None:
             known = _look(own.hints(0, stop - start), stop - start, max_pixels, decode, threads)
-            if its_source.kind != "digits":
+            if its_source.kind not in builtin.BUILTIN:
                 _check_unchanged(its_source)
             memo.put(preimage, _to_memo(*known))
         digests[start:stop] = known[0]

@@ -1,6 +1,6 @@
 """Where encoded images are, and how they are read in order.
 
-A source is a Parquet file, a folder with one folder per class, or the built-in digits; files and
+A source is a Parquet file, a folder with one folder per class, or a built-in data set; files and
 folders are local or behind an fsspec URL. Reading streams: one record batch is in memory.
 """
 
@@ -18,7 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from operators import digits, urls
+from operators import builtin, urls
 from operators.errors import BadDataError, ConfigError, GraftworkError
 from operators.keys import digest
 from operators.listing import list_folder
@@ -33,7 +33,7 @@ class Source:
     """One entry of a data set's `train` or `test`, found.
 
     Args:
-        kind: "parquet", "files" (a folder of class folders) or "digits".
+        kind: "parquet", "files" (a folder of class folders) or the name of a built-in data set.
         url: absolute local path, or URL.
         files: names of a folder's images relative to `url`, in order.
         classes: names of a folder's class folders, sorted, empty ones too.
@@ -54,7 +54,7 @@ class Places:
     Args:
         kind: that of the sources; a split has one kind.
         image: name of the image column in Parquet files.
-        files: Parquet files or image files; the split's name for the digits.
+        files: Parquet files or image files; the split's name for built-in data.
         file: int32 [N], which of `files`.
         row: int64 [N], row within the file.
     """
@@ -170,9 +170,10 @@ def read_or_reason(hints: Mapping[str, Any]) -> Iterator[bytes | str | None]:
     """As `read`, but yields why an image cannot be read; None is an empty cell of a table."""
     if hints["kind"] == "files":
         yield from _read_files(hints["files"])
-    elif hints["kind"] == "digits":
+    elif hints["kind"] in builtin.BUILTIN:
+        data = builtin.load(hints["kind"])
         for file, start, stop in hints["runs"]:
-            yield from digits.images(hints["files"][file])[start:stop]
+            yield from data.images(hints["files"][file])[start:stop]
     else:
         from operators import tables  # here, so that a folder of images needs no pyarrow
 

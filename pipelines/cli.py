@@ -64,12 +64,17 @@ Address = Annotated[
 JobAddress = Annotated[
     str, typer.Option("--address", metavar="URL", help="The cluster's dashboard: http://HEAD:8265.")
 ]
+Insecure = Annotated[
+    bool, typer.Option("--insecure", help="Allow a cluster that asks for no token.")
+]
 Job = Annotated[str, typer.Argument(metavar="JOB", help="The id that `submit` printed.")]
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
 DEFAULT_STORE = "graftwork-store"
 
 
-def _where(store: str, tracking: str | None, address: str | None = None) -> Any:
+def _where(
+    store: str, tracking: str | None, address: str | None = None, insecure: bool = False
+) -> Any:
     from operators import urls
     from pipelines.run import Where
 
@@ -79,7 +84,7 @@ def _where(store: str, tracking: str | None, address: str | None = None) -> Any:
         raise ConfigError(f"--store: {error}") from error
     if store.startswith("hf://"):
         raise ConfigError('--store: protocol "hf" can only be read (file, s3, gs, abfs)')
-    return Where(store=store, tracking=tracking, address=address)
+    return Where(store=store, tracking=tracking, address=address, insecure=insecure)
 
 
 def _existing(store: str) -> Any:
@@ -102,6 +107,7 @@ def run(
     store: StoreUrl = DEFAULT_STORE,
     tracking: Tracking = None,
     address: Address = None,
+    insecure: Insecure = False,
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline: compute what the store lacks, record everything, print the results."""
@@ -111,7 +117,7 @@ def run(
     from pipelines.spec import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    document = run_pipeline(loaded, _where(store, tracking, address), Display())
+    document = run_pipeline(loaded, _where(store, tracking, address, insecure), Display())
     if as_json:
         _print_json(document)
     else:
@@ -173,9 +179,7 @@ def submit(
     overrides: Overrides = None,
     store: StoreUrl = DEFAULT_STORE,
     tracking: Tracking = None,
-    insecure: Annotated[
-        bool, typer.Option("--insecure", help="Allow a cluster that asks for no token.")
-    ] = False,
+    insecure: Insecure = False,
 ) -> None:
     """Run a pipeline as a job of a Ray cluster; prints the job's id."""
     from cluster import jobs

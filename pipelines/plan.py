@@ -112,6 +112,7 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     preprocessing = preprocessings.resolve(
         given if isinstance(given, str) else given.model_dump(), backbone.data_config
     )
+    _check_input_size(preprocessing, backbone)
     features = {
         split.name: feature_stages(spec, split, backbone, preprocessing)
         for split in (dataset.train, dataset.test)
@@ -175,6 +176,17 @@ def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
     return tuple(resolved)
 
 
+def _check_input_size(preprocessing: Preprocessing, backbone: Backbone) -> None:
+    """A ViT's position embeddings fit one size of image, unless timm says otherwise."""
+    height = backbone.data_config["input_size"][1]
+    fixed = backbone.data_config.get("fixed_input_size", False)
+    if fixed and preprocessing.crop not in (None, height):
+        raise ConfigError(
+            f"backbone.preprocessing: gives images of {preprocessing.crop} pixels, but "
+            f"{backbone.model} takes {height}; choose another preprocessing"
+        )
+
+
 def feature_stages(
     spec: PipelineSpec, split: Split, backbone: Backbone, preprocessing: Preprocessing
 ) -> tuple[Stage, ...]:
@@ -188,6 +200,8 @@ def feature_stages(
     count = len(split.labels)
     starts = range(0, count, size)
     keyed = {
+        # The same tensors in another architecture (another activation, say) are another network.
+        "architecture": backbone.model.partition(".")[0],
         "backbone": backbone.fingerprint,
         "preprocessing": preprocessing.to_json(),
         "pooling": spec.features.pooling,

@@ -35,11 +35,13 @@ class Where:
         store: local path or fsspec URL.
         tracking: MLflow's URI; None for a database in a local store's folder.
         address: Ray cluster to join; None for a local Ray.
+        insecure: join a cluster on another machine although it asks for no token.
     """
 
     store: str
     tracking: str | None = None
     address: str | None = None
+    insecure: bool = False
 
     def tracking_uri(self) -> str:
         """The URI to record at.
@@ -198,7 +200,10 @@ def _compute(
     images = sum(plan.images(s) for s in missing if s.operator == "features")
     with display.stages(len(plan.stages), images):
         return execute(
-            plan.targets, store, connect=partial(connect, where.address), on_event=on_event
+            plan.targets,
+            store,
+            connect=partial(connect, where.address, insecure=where.insecure),
+            on_event=on_event,
         )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
+from operators.builtin import BUILTIN
 from operators.scenario import MAX_SEED, OrderName, expand
 from pipelines.fields import (
     Before,
@@ -22,7 +23,7 @@ from pipelines.fields import (
 )
 from pipelines.problems import shown
 
-BUILTIN_DATASETS = ("digits",)
+BUILTIN_DATASETS = tuple(BUILTIN)
 MAX_COUNT = 1_000_000_000
 MAX_PIXELS = 89_478_485
 """Where Pillow begins to warn of decompression bombs."""
@@ -56,7 +57,7 @@ _LIMITS_SAYS = "first rows of each class in file order"
 class BuiltinDataset(Section):
     """A data set that comes with the package."""
 
-    builtin: Annotated[Literal["digits"], choice(BUILTIN_DATASETS)] = Field(
+    builtin: Annotated[str, choice(BUILTIN_DATASETS)] = Field(
         description="name of a data set that needs no files"
     )
     limit_per_class: _LimitsField = Field(default=Limits(), description=_LIMITS_SAYS)

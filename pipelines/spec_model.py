@@ -16,6 +16,7 @@ from pydantic import (
     field_validator,
 )
 
+from operators.preprocessing import PRESETS, TIMM_DEFAULT
 from operators.scenario import MAX_SEED
 from pipelines.fields import (
     Before,
@@ -34,6 +35,7 @@ from pipelines.fields import (
 )
 from pipelines.problems import parse_path, shown
 from pipelines.spec_data import (
+    BUILTIN_DATASETS,
     MAX_COUNT,
     BuiltinDataset,
     Dataset,
@@ -46,7 +48,8 @@ from pipelines.yaml_source import Path
 
 __all__ = ["Backbone", "BuiltinDataset", "FileDataset", "PipelineSpec", "Preprocessing", "Scenario"]
 
-PREPROCESSING = ("lamda_224", "ranpac_cifar_224", "slca_norm", "timm_default", "micro_32")
+PREPROCESSING = (*PRESETS, TIMM_DEFAULT)
+_DATASET_SAYS = ", ".join([*map(shown, BUILTIN_DATASETS), "or mapping"])
 
 _cpus = real(0.01, 4096, whole_above_one=True)
 _gpus = real(0, 4096, whole_above_one=True)
@@ -100,7 +103,7 @@ class Features(Section):
         default="float16", description="type of the stored features"
     )
     shard_size: Annotated[int, integer(1, MAX_COUNT)] = Field(
-        default=512, description="images per shard; changes no result and no key"
+        default=512, description="images per shard; another value computes the features again"
     )
     pooling: Annotated[Literal["token", "avg"], choice(("token", "avg"))] = Field(
         default="token", description="class token, or mean of the patch tokens"
@@ -183,7 +186,7 @@ class PipelineSpec(Section):
     pipeline: Annotated[str, text(100, forbidden="/")] = Field(
         description="name of the pipeline, and of its MLflow experiment"
     )
-    dataset: Annotated[Dataset, Before(full_dataset, '"digits", or mapping')] = Field(
+    dataset: Annotated[Dataset, Before(full_dataset, _DATASET_SAYS)] = Field(
         description="images and labels"
     )
     scenario: Scenario = Field(description="stream of tasks")

@@ -83,3 +83,4 @@ def test_the_built_in_data_set_is_images_with_labels(tree: Path) -> None:
         "    assert {images.check(image) for image in found} == {(16, 16)}\n"
     )
     call(tree, "-c", code)
+    call(tree, "-c", "from pipelines.spec import load; load('quickstart', ['dataset=stripes'])")

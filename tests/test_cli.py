@@ -344,10 +344,13 @@ class Code:
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("truncated.safetensors", "truncated: its header expects {full} bytes, the file has 20000"),
+        (
+            "truncated.safetensors",
+            "not a whole safetensors file: 20000 of {full} bytes; copy the file again",
+        ),
         ("empty.safetensors", "empty (0 bytes); copy the file again"),
         ("text.safetensors", "not a safetensors file (12 bytes); copy the file again"),
-        ("code.pth", "contains code ({os}.mkdir); convert it to safetensors"),
+        ("code.pth", "holds code ({os}.mkdir); convert it to safetensors"),
         ("code.pkl", "holds code or is damaged; convert it to safetensors"),
         ("list.pth", "is not a dictionary of tensors"),
     ],

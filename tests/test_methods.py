@@ -91,7 +91,7 @@ def test_import_needs_no_torch():
 def test_card_and_docs_are_complete(name: str):
     cls = methods.load(name)
     assert isinstance(cls.card, Card)
-    assert cls.card.paper.startswith("https://arxiv.org/abs/")
+    assert cls.card.paper.startswith("https://")
     assert cls.card.summary.endswith(".")
     assert cls.__doc__ is not None
     assert cls.card.paper in cls.__doc__
@@ -168,6 +168,22 @@ def test_class_repeated_over_tasks_adds_up(name: str, values: dict):
         method.logits(fit(method, halves, classes), rows.features, 0).argmax(1) == rows.labels
     )
     assert accuracy.float().mean() > 0.9
+
+
+@each_variant
+def test_classes_of_earlier_tasks_are_kept(name: str, values: dict):
+    method, rows = methods.build(name, values), make_rows()
+    tasks = [take(rows, torch.isin(rows.labels, torch.tensor(c))) for c in ([0, 1, 2], [3, 4])]
+    scores = method.logits(fit(method, tasks, [*range(CLASSES)]), rows.features, 0)
+    assert (scores.argmax(1) == rows.labels).float().mean() > 0.9
+
+
+@each_variant
+def test_sums_are_float64(name: str, values: dict):
+    statistics = methods.build(name, values).statistics(make_rows(), 0)
+    # `features` are rows that a method keeps as they came.
+    sums = {key: tensor.dtype for key, tensor in statistics.items() if key != "features"}
+    assert set(sums.values()) <= {torch.float64, torch.int64}, sums
 
 
 @each_variant

@@ -46,7 +46,10 @@ def test_the_same_spec_has_the_same_keys(store: Store) -> None:
         ("features.pooling=avg", {"features", "fit", "evaluate"}),
         ("backbone.precision=bf16", {"features", "fit", "evaluate"}),
         ("backbone.weights=random", {"features", "fit", "evaluate"}),
-        ("backbone.preprocessing=lamda_224", {"features", "fit", "evaluate"}),
+        (
+            "backbone.preprocessing={resize: 40, crop: 32, mean: [0, 0, 0], std: [1, 1, 1]}",
+            {"features", "fit", "evaluate"},
+        ),
         ("dataset.limit_per_class=9", {"dataset", "features", "fit", "evaluate"}),
     ],
 )
