@@ -172,7 +172,7 @@ def _what_is_wrong(data: bytes) -> str:
     except (ValueError, TypeError, KeyError, IndexError, AttributeError):
         return f"not a safetensors file ({len(data)} bytes)"
     if expected > len(data):
-        return f"not a whole safetensors file: {len(data)} of {expected} bytes"
+        return f"truncated: its header expects {expected} bytes, the file has {len(data)}"
     return f"damaged safetensors file ({len(data)} bytes)"
 
 
@@ -183,7 +183,7 @@ def _read_pickle(place: str, data: bytes) -> dict[str, Tensor]:
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged pickles raise nearly everything
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
-        what = f"holds code ({code[1]})" if code else "holds code or is damaged"
+        what = f"contains code ({code[1]})" if code else "holds code or is damaged"
         raise IncompatibleError(
             f"backbone.weights: {place}: {what}; convert it to safetensors"
         ) from error

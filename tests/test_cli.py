@@ -346,11 +346,11 @@ class Code:
     [
         (
             "truncated.safetensors",
-            "not a whole safetensors file: 20000 of {full} bytes; copy the file again",
+            "truncated: its header expects {full} bytes, the file has 20000; copy the file again",
         ),
         ("empty.safetensors", "empty (0 bytes); copy the file again"),
         ("text.safetensors", "not a safetensors file (12 bytes); copy the file again"),
-        ("code.pth", "holds code ({os}.mkdir); convert it to safetensors"),
+        ("code.pth", "contains code ({os}.mkdir); convert it to safetensors"),
         ("code.pkl", "holds code or is damaged; convert it to safetensors"),
         ("list.pth", "is not a dictionary of tensors"),
     ],
@@ -692,17 +692,30 @@ def test_an_old_locale(tmp_path: Path) -> None:
     )
 
 
-@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals, code: int) -> None:
+def test_signals_end_a_run_in_order(tmp_path: Path) -> None:
     write_spec(
         tmp_path / "spec.yaml",
         dataset={"builtin": "digits", "limit_per_class": 60},
         features={"shard_size": 8},
         resources={"extract": {"batch_size": 8}},
     )
+    kept: set[Path] = set()
+    # The second run goes on where the first was stopped.
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        stored = stop_a_run(tmp_path, number, code, kept)
+        assert kept < stored
+        kept = stored
+
+
+def stop_a_run(folder: Path, number: signal.Signals, code: int, before: set[Path]) -> set[Path]:
+    """Sends a signal once a run has stored something new; returns what is stored in the end."""
+
+    def stored() -> set[Path]:
+        return set(folder.glob("store/features/*/manifest.json"))
+
     process = subprocess.Popen(
         command("run", "spec.yaml", "--store", "store", "--json"),
-        cwd=tmp_path,
+        cwd=folder,
         env=environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
@@ -710,7 +723,7 @@ def test_a_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals, co
     )
     try:
         until = time.monotonic() + 100
-        while not list(tmp_path.glob("store/features/*/manifest.json")):
+        while stored() <= before:
             assert process.poll() is None and time.monotonic() < until
             time.sleep(0.05)
         process.send_signal(number)
@@ -722,8 +735,9 @@ def test_a_signal_ends_a_run_in_order(tmp_path: Path, number: signal.Signals, co
     assert (process.returncode, out) == (code, b"")
     assert err.decode().splitlines()[-1] == "interrupted; run the same command again to resume"
     assert b"Traceback" not in err
-    assert list(tmp_path.glob("store/**/*.tmp")) == []
+    assert list(folder.glob("store/**/*.tmp")) == []
     assert session_members(process.pid) == []
+    return stored()
 
 
 def session_members(session: int) -> list[int]:
