@@ -8,7 +8,7 @@ Shapes: B batch, D width.
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from operators import images as codec
 from operators import models, sources
 from operators.errors import BadDataError, Diverged
 from operators.features import encode_shard
@@ -109,16 +110,19 @@ def run(order: Order, store: Store) -> Result:
     )
     started = time.perf_counter()
     digests = hashlib.sha256()
-    features = extract(
-        _hashed(sources.read(hints["places"]), digests),
-        network,
-        Preprocessing.from_json(keyed["preprocessing"]),
-        pooling=keyed["pooling"],
-        precision=keyed["numerics"]["precision"],
-        batch_size=hints["batch_size"] or BATCH_SIZES[device],
-        workers=max(1, int(hints["cpus"])),
-        max_pixels=hints["max_pixels"],
-    )
+    try:
+        features = extract(
+            _hashed(sources.read(hints["places"]), digests),
+            network,
+            Preprocessing.from_json(keyed["preprocessing"]),
+            pooling=keyed["pooling"],
+            precision=keyed["numerics"]["precision"],
+            batch_size=hints["batch_size"] or BATCH_SIZES[device],
+            workers=max(1, int(hints["cpus"])),
+            max_pixels=hints["max_pixels"],
+        )
+    except BadDataError as error:
+        raise _named(error, hints) from error
     if digests.hexdigest() != keyed["images"]:
         raise BadDataError(f"{order.label}: images changed since they were indexed; run again")
     seconds = time.perf_counter() - started
@@ -127,6 +131,19 @@ def run(order: Order, store: Store) -> Result:
         facts={"images_forwarded": len(features), "seconds_extracting": round(seconds, 4)}
         | _norms(features),
     )
+
+
+def _named(error: BadDataError, hints: Mapping[str, Any]) -> BadDataError:
+    """The error with the place of the image, which is looked for only now."""
+    for number, data in enumerate(sources.read(hints["places"])):
+        try:
+            codec.rgb(data, hints["max_pixels"])
+        except BadDataError as reason:
+            place = sources.place_name(hints["places"], number)
+            return BadDataError(
+                f"{place}: {reason}; mend it, or leave it out with dataset.on_bad_image: skip"
+            )
+    return error
 
 
 def _hashed(images: Iterable[bytes], digests: "hashlib._Hash") -> Iterator[bytes]:

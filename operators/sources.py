@@ -163,7 +163,7 @@ def read(hints: Mapping[str, Any]) -> Iterator[bytes]:
         if isinstance(data, bytes):
             yield data
         else:
-            raise BadDataError(f"{_name(hints, number)}: {data or 'no image bytes'}")
+            raise BadDataError(f"{place_name(hints, number)}: {data or 'no image bytes'}")
 
 
 def read_or_reason(hints: Mapping[str, Any]) -> Iterator[bytes | str | None]:
@@ -226,7 +226,7 @@ def reason(error: OSError) -> str:
     return " ".join((error.strerror or str(error)).split())[:200] or type(error).__name__
 
 
-def _name(hints: Mapping[str, Any], position: int) -> str:
+def place_name(hints: Mapping[str, Any], position: int) -> str:
     """What people call the image that `read` yields at this position."""
     if hints["kind"] == "files":
         return hints["files"][position]

@@ -22,9 +22,12 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from operators import models
-from operators.errors import IncompatibleError
+from operators import extract, models
+from operators.errors import BadDataError, IncompatibleError
+from operators.store import Store
 from pipelines import cli
+from pipelines.plan import make_plan
+from pipelines.spec import load_resolved
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "operators/backbones/vit_micro_patch4_32.safetensors"
@@ -530,6 +533,23 @@ def test_doctor_finds_truncated_images(call: Command, tmp_path: Path) -> None:
     assert done.code == 9 and len(json.loads(done.out)["problems"]) == 1
     done = call("doctor", "data.yaml", "--set", "dataset.on_bad_image=skip")
     assert (done.code, done.err) == (0, "")
+
+
+def test_a_run_names_the_image_that_it_cannot_decode(tmp_path: Path) -> None:
+    bad = folder(tmp_path / "bad")
+    (bad / "c1/0.png").write_bytes(png(0, (64, 64))[:1000])  # its header is whole
+    dataset = {"train": str(bad), "test": str(folder(tmp_path / "good"))}
+    loaded = load_resolved(
+        str(write_spec(tmp_path / "data.yaml", dataset=dataset, scenario=SCENARIO))
+    )
+    store = Store(str(tmp_path / "store"))
+    [stage] = make_plan(loaded, store.memo).features["train"]
+    with pytest.raises(BadDataError) as caught:
+        extract.run(stage.order(), store)
+    assert str(caught.value) == (
+        f"{bad}/c1/0.png: truncated or damaged: image file is truncated; "
+        "mend it, or leave it out with dataset.on_bad_image: skip"
+    )
 
 
 # --- stores and MLflow ----------------------------------------------------------------------------
