@@ -118,10 +118,12 @@ def task_sizes(num_classes: int, initial: int | None, increment: int) -> tuple[i
     Raises:
         ConfigError: task 0 wants more classes than there are.
     """
+    # A spec without `initial` arrives with the two equal: name the key that was written.
+    key = "increment" if initial in (None, increment) else "initial"
     initial = increment if initial is None else initial
     if initial > num_classes:
         raise ConfigError(
-            f"scenario.initial: task 0 wants {initial} classes, the data set has {num_classes}; "
+            f"scenario.{key}: task 0 wants {initial} classes, the data set has {num_classes}; "
             f"use at most {num_classes}"
         )
     full, rest = divmod(num_classes - initial, increment)

@@ -178,12 +178,14 @@ class Tracker:
                 progress(journal.unsent)
             if journal.unsent != left:
                 left, since = journal.unsent, time.monotonic()
-            # Without an error it is only slow: a new database takes seconds.
-            if time.monotonic() - since > (patience if self.problem else max(patience, 120.0)):
+            # Without an error it is only slow: a new database takes seconds. Who stopped the run
+            # does not wait for that: the next run sends the rest.
+            patient = not self.problem and status != "KILLED"
+            if time.monotonic() - since > (max(patience, 120.0) if patient else patience):
                 break
         self._stop.set()
         self._wake.set()
-        self._thread.join(5.0)
+        self._thread.join(0.5 if status == "KILLED" else 5.0)
         unsent = journal.unsent + len(self._jobs)
         if not self._thread.is_alive():
             journal.close()

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
+from operators import __version__
 from operators.errors import ConfigError, GraftworkError, Interrupted
 from pipelines.problems import one_line
 
@@ -30,6 +31,23 @@ app = typer.Typer(
 )
 cache_app = typer.Typer(no_args_is_help=True, help="Look at the store, check it, tidy it.")
 app.add_typer(cache_app, name="cache")
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"graftwork {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_version, is_eager=True, help="Print the version."),
+    ] = False,
+) -> None:
+    del version  # typer calls `_version` before any command
+
 
 Spec = Annotated[
     str, typer.Argument(metavar="SPEC", help="A YAML file, an fsspec URL, or a preset's name.")

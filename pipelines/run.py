@@ -144,7 +144,8 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> dict[str, An
         status = "KILLED"
         raise
     finally:
-        ids = tracker.finish(status, patience=3.0)
+        # Whoever stopped the run is waiting; what is not sent now, the next run sends.
+        ids = tracker.finish(status, patience=0.5 if status == "KILLED" else 3.0)
     if ids.unsent:
         display.say(
             f"{ids.unsent} records wait for MLflow and are sent by the next run: {ids.problem}"

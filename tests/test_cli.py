@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from operators import extract, models
+from operators import __version__, extract, models
 from operators.errors import BadDataError, IncompatibleError
 from operators.store import Store
 from pipelines import cli
@@ -771,3 +771,8 @@ def session_members(session: int) -> list[int]:
         if int(its_session) == session and state != "Z":
             found.append(int(path.parent.name))
     return found
+
+
+def test_the_version(call: Command) -> None:
+    done = call("--version")
+    assert (done.code, done.out) == (0, f"graftwork {__version__}\n")

@@ -86,7 +86,7 @@ def test_a_first_task_larger_than_the_data_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
         task_sizes(10, None, 20)
     assert str(caught.value) == (
-        "scenario.initial: task 0 wants 20 classes, the data set has 10; use at most 10"
+        "scenario.increment: task 0 wants 20 classes, the data set has 10; use at most 10"
     )
 
 
