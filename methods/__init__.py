@@ -22,6 +22,7 @@ METHODS: dict[str, str] = {
     "acil": "methods.acil:ACIL",
     "ranpac": "methods.ranpac:RanPAC",
     "joint_linear": "methods.joint_linear:JointLinear",
+    "finetune": "methods.finetune:Finetune",
 }
 
 

@@ -5,7 +5,7 @@ Shapes: N rows, D feature width, M projection width, C classes seen so far, K al
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -32,6 +32,9 @@ class Card:
             on all classes serves every class order.
         upper_bound: sees all seen tasks' rows at once; not a continual learner.
         memory: what is kept between tasks and how it grows, for example `C * D floats`.
+        contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
+            learns on images, task after task) or `adapted` (`Adapted`: trains on the first task,
+            then is fitted on the features of the adapted backbone).
     """
 
     title: str
@@ -45,6 +48,7 @@ class Card:
     uses_seed: bool = False
     separable: bool = False
     upper_bound: bool = False
+    contract: Literal["fitted", "trained", "adapted"] = "fitted"
 
 
 @dataclass(frozen=True, kw_only=True)

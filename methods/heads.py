@@ -1,0 +1,69 @@
+"""Classifiers and losses that trained methods share.
+
+Shapes: B batch, D width, C classes seen.
+"""
+
+import math
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.trained import Task
+
+EPS = 1e-12
+
+
+class CosineHead(nn.Module):
+    """Scaled cosine similarity to one weight per class (LAMDA-style first sessions).
+
+    Args:
+        width: D.
+        classes: C.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(width)
+        self.weight = nn.Parameter(torch.empty(classes, width).uniform_(-bound, bound))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [B, C] of features [B, D]."""
+        return self.scale * cosine(features.float(), self.weight)
+
+
+def linear_head(width: int, classes: int, std: float = 0.02) -> nn.Linear:
+    """A linear classifier: weights truncated normal, bias 0."""
+    head = nn.Linear(width, classes)
+    nn.init.trunc_normal_(head.weight, std=std)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarities [A, B] of rows [A, D] and [B, D]."""
+    return F.normalize(a, dim=-1, eps=EPS) @ F.normalize(b, dim=-1, eps=EPS).T
+
+
+def current_cross_entropy(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """Cross-entropy over the columns of the current task alone, in float32.
+
+    Equal to setting all other logits to minus infinity: their rows get no gradient at all.
+
+    Args:
+        logits: [B, C].
+        targets: columns [B], all in `task.current`.
+    """
+    columns = torch.tensor(task.current, device=logits.device)
+    place = torch.full((logits.shape[1],), -1, device=logits.device, dtype=torch.int64)
+    place[columns] = torch.arange(len(columns), device=logits.device)
+    return F.cross_entropy(logits.float()[:, columns], place[targets])
+
+
+def all_sum(counts: Tensor) -> Tensor:
+    """The sum over all workers, so that a decision by the batch is one of the whole batch."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(counts)
+    return counts

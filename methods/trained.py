@@ -1,0 +1,189 @@
+"""The contract of trained methods: a recipe, and a network that learns task after task.
+
+A method is a frozen dataclass of hyper-parameters, as everywhere. For every task it makes a new
+`Learner` on a fresh copy of the pre-trained ViT; `restore` fills in what earlier tasks left, and
+what is stored afterwards is what the learner holds beyond the untouched backbone. Nothing else
+passes from task to task, so that a run may stop after any task and continue in another process.
+
+Shapes: B batch, N rows of a task, D width, C classes seen (columns of the logits).
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods.base import Card, State
+
+Augmentation = Literal["none", "flip", "lamda", "imagenet", "slca"]
+"""What happens to training images; the values are in `operators/augmentation.py`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What a method may know of a task: positions, never class ids.
+
+    Args:
+        index: t, from 0.
+        count: T, number of tasks of the stream.
+        current: columns of this task's classes; all of them have training images now.
+        before: columns that existed before this task.
+        seen: C, columns that exist after it.
+    """
+
+    index: int
+    count: int
+    current: tuple[int, ...]
+    before: int
+    seen: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a task is trained.
+
+    Args:
+        epochs: passes over the task's images.
+        batch_size: images per step, of all workers together.
+        augmentation: of the training images; "none" is the test transform.
+        optimizer: from parameter groups to a new optimiser.
+        schedule: (epoch, epochs) -> factor on every group's learning rate, epochs from 0.
+        clip: largest norm of all gradients together; 0 does not clip.
+        drop_last: leave out a last batch that is smaller than the others.
+        shuffle: draw a new order in every epoch; otherwise the data set's own.
+    """
+
+    epochs: int
+    batch_size: int
+    augmentation: Augmentation
+    optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
+    schedule: Callable[[int, int], float]
+    clip: float = 0.0
+    drop_last: bool = False
+    shuffle: bool = True
+
+
+class TaskImages(Protocol):
+    """The training images of a task, without augmentation."""
+
+    targets: Tensor
+    """Columns [N] int64."""
+
+    def map(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+        """Rows [N, ...] of `function(images [B, 3, h, w], query [B, D] or None)` on all images.
+
+        Runs without gradients and in the data set's order; always with the same batch size.
+        """
+        ...
+
+
+class Learner(nn.Module):
+    """The network of one task: a ViT, and what the method adds to it.
+
+    Parameters are on the device and trained as they stand with `requires_grad`; the ViT arrives
+    frozen, and a method that trains it says so (`vit.requires_grad_(True)`). Parameters and
+    buffers that grow with the tasks grow along their first axis. New ones are initialised from
+    torch's global generator, which was seeded for the run's seed and the task.
+    """
+
+    needs_query: ClassVar[bool] = False
+    """Whether `query` is given: the feature [B, D] of the untouched backbone on the same image."""
+
+    vit: VisionTransformer
+    task: Task
+
+    def __init__(self, vit: VisionTransformer, task: Task) -> None:
+        super().__init__()
+        self.vit = vit
+        self.task = task
+
+    def begin(self) -> None:
+        """Before the first step of a task, after `restore`: copy, orthogonalise, freeze."""
+
+    def groups(self) -> list[dict[str, Any]]:
+        """Parameter groups for the optimiser; by default all that requires gradients, in one."""
+        return [{"params": [p for p in self.parameters() if p.requires_grad]}]
+
+    def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        """The `loss` to minimise, and its terms by name; each the mean over the batch's rows.
+
+        Args:
+            images: [B, 3, h, w], augmented.
+            targets: columns [B] int64, all in `task.current`.
+            query: [B, D] if `needs_query`.
+        """
+        raise NotImplementedError
+
+    def after_step(self) -> None:
+        """After every step of the optimiser."""
+
+    def finish(self, data: TaskImages) -> None:
+        """After the last step of a task, in eval mode: statistics, alignment, prototypes."""
+
+    def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
+        """Scores [B, C] of the classes seen; each row decided on its own.
+
+        The task of an image is not known, and neither are its neighbours in the batch.
+        """
+        raise NotImplementedError
+
+    def features(self, images: Tensor) -> Tensor:
+        """Features [B, D] of the adapted backbone, where another method builds on them."""
+        raise NotImplementedError
+
+    def train(self, mode: bool = True) -> "Learner":
+        """As always; a frozen backbone stays in eval mode, or its dropout would blur queries."""
+        super().train(mode)
+        if not any(p.requires_grad for p in self.vit.parameters()):
+            self.vit.eval()
+        return self
+
+
+class Trained(Protocol):
+    """A method that trains on images; a frozen keyword-only dataclass."""
+
+    card: ClassVar[Card]
+
+    def recipe(self, task: Task) -> Recipe:
+        """How the task is trained."""
+        ...
+
+    def learner(self, vit: VisionTransformer, task: Task) -> Learner:
+        """A new learner for a task, before `restore`, on a frozen ViT of its own."""
+        ...
+
+
+def restore(learner: Learner, state: Mapping[str, Tensor]) -> None:
+    """Copies what was stored after the task before; rows that are new since keep their start.
+
+    Raises:
+        ValueError: a stored tensor has no place in the learner.
+    """
+    own = learner.state_dict(keep_vars=True)
+    for name, stored in state.items():
+        place = own.get(name)
+        if place is None:
+            raise ValueError(f"stored tensor {name} {list(stored.shape)} has no place")
+        fits = place.shape[1:] == stored.shape[1:] and place.ndim == stored.ndim
+        if not fits or (stored.ndim and len(place) < len(stored)):
+            raise ValueError(
+                f"stored tensor {name} {list(stored.shape)} does not fit {list(place.shape)}"
+            )
+        with torch.no_grad():
+            (place[: len(stored)] if stored.ndim else place).copy_(stored)
+
+
+def learned(learner: Learner, backbone: set[int]) -> State:
+    """What a learner holds beyond the untouched backbone: what is stored after a task.
+
+    Args:
+        backbone: ids of the tensors of the ViT as it arrived.
+    """
+    return {
+        name: tensor.detach().clone()
+        for name, tensor in learner.state_dict(keep_vars=True).items()
+        if id(tensor) not in backbone or tensor.requires_grad
+    }

@@ -1,0 +1,116 @@
+"""Tiny real ViTs and tensor data for tests of trained methods; seconds for all of them."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import timm
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+
+from methods.base import State
+from methods.trained import Learner, Task, Trained
+from operators import loop
+
+SIZE, WIDTH, HEADS = 32, 48, 4
+
+
+def vit(depth: int = 6, seed: int = 0, **changes: Any) -> VisionTransformer:
+    """A random timm ViT: images of 32 pixels, patches of 8, 16 + 1 tokens; in eval mode."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = timm.create_model(
+            "vit_tiny_patch16_224",
+            **{
+                "img_size": SIZE,
+                "patch_size": 8,
+                "embed_dim": WIDTH,
+                "num_heads": HEADS,
+                "depth": depth,
+                "num_classes": 0,
+                **changes,
+            },
+        )
+    assert isinstance(network, VisionTransformer)
+    return network.eval().requires_grad_(False)
+
+
+class TensorImages:
+    """Training images of a task held as a tensor [N, 3, h, w]; augmented by reproducible noise."""
+
+    def __init__(self, pixels: Tensor, targets: Tensor, query: Tensor | None = None) -> None:
+        self.pixels, self.targets, self.query = pixels, targets, query
+
+    def batch(self, rows: Sequence[int], epoch: int, augmentation: str) -> Tensor:
+        chosen = self.pixels[list(rows)]
+        if augmentation == "none":
+            return chosen
+        noise = [
+            torch.randn(
+                self.pixels.shape[1:], generator=torch.Generator().manual_seed(1000 * epoch + row)
+            )
+            for row in rows
+        ]
+        return chosen + 0.1 * torch.stack(noise)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        return pixels
+
+    def name(self, row: int) -> str:
+        return f"image {row}"
+
+
+def task(index: int, classes: int = 3, count: int = 2) -> Task:
+    """Task `index` of a class-incremental stream with `classes` classes in each task."""
+    before = index * classes
+    return Task(
+        index=index,
+        count=count,
+        current=tuple(range(before, before + classes)),
+        before=before,
+        seen=before + classes,
+    )
+
+
+def images(
+    of: Task, per_class: int = 4, seed: int = 0, query: Tensor | None = None
+) -> TensorImages:
+    """Random images, every class around a pattern of its own."""
+    generator = torch.Generator().manual_seed(seed)
+    targets = torch.tensor(of.current).repeat_interleave(per_class)
+    patterns = torch.randn(64, 3, SIZE, SIZE, generator=generator)
+    noise = torch.randn(len(targets), 3, SIZE, SIZE, generator=generator)
+    return TensorImages(patterns[targets] + 0.3 * noise, targets, query)
+
+
+def train(
+    method: Trained,
+    tasks: int = 2,
+    *,
+    seed: int = 0,
+    depth: int = 6,
+    classes: int = 3,
+    settings: loop.Settings | None = None,
+) -> list[State]:
+    """What is stored after each task of a stream, by the real loop."""
+    states: list[State] = []
+    for index in range(tasks):
+        this = task(index, classes, tasks)
+        state, _ = loop.train_task(
+            method,
+            vit(depth),
+            this,
+            images(this),
+            states[-1] if states else None,
+            settings or loop.Settings(seed=seed),
+        )
+        states.append(state)
+    return states
+
+
+def opened(
+    method: Trained, of: Task, state: State | None, depth: int = 6, seed: int = 0
+) -> Learner:
+    """A learner with a stored state, in eval mode, on a fresh tiny ViT."""
+    learner, _ = loop.open_learner(method, vit(depth), of, state, loop.Settings(seed=seed))
+    return learner.eval()
