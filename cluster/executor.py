@@ -7,18 +7,20 @@ end at any moment and the next one continues.
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from cluster.graph import needed
+from cluster.chain import Progress
+from cluster.graph import Plan, needed
 from cluster.policy import Failure, Kind, Policy, Raise, Repair, Retry, Tries
 from cluster.schedule import Schedule
 from cluster.session import Session, connect
 from cluster.signals import polled
 from cluster.worker import Done
 from operators.errors import GraftworkError
+from operators.lease import held
 from operators.stage import Stage
 from operators.store import Store
 
@@ -31,24 +33,27 @@ class Event:
     """Something that happened to a stage.
 
     Args:
-        kind: `cached` (no need to compute it), `started`, `finished`, `retried` (failed, starts
-            again), `damaged` (found damaged in the store and set aside), `failed` (for good).
+        kind: `cached` (no need to compute it), `started`, `progress`, `finished`, `retried`
+            (failed, starts again), `damaged` (found damaged in the store and set aside), `failed`
+            (for good).
         stage: the stage.
         seconds: time that its operator took, for `finished`.
         message: what went wrong, one line.
         done: what the worker told, for `finished`.
+        live: what the operator said, for `progress`, see `operators/live.py`.
     """
 
-    kind: Literal["cached", "started", "finished", "retried", "damaged", "failed"]
+    kind: Literal["cached", "started", "progress", "finished", "retried", "damaged", "failed"]
     stage: Stage
     seconds: float = 0.0
     message: str = ""
     done: Done | None = None
+    live: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Facts of the operator's result; empty unless finished."""
-        return self.done.facts if self.done else {}
+        """Facts of the operator's result if finished, what it said last if in progress."""
+        return self.done.facts if self.done else self.live
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +84,17 @@ class Outcome:
 class Pool(Protocol):
     """Workers that compute stages."""
 
-    slots: int
-    """Stages that may be handed over at once."""
+    @property
+    def slots(self) -> int:
+        """Stages that may be handed over at once."""
+        ...
 
     def submit(self, stage: Stage) -> None:
         """Hands a stage over; never blocks."""
         ...
 
-    def wait(self, timeout: float) -> list[tuple[str, Done | Failure]]:
-        """Keys and results of attempts that ended, as soon as there are any."""
+    def wait(self, timeout: float) -> Sequence[tuple[str, Done | Failure | Progress]]:
+        """Keys and results of attempts that ended, and news of others, as soon as there are any."""
         ...
 
     def cancel(self) -> None:
@@ -127,6 +134,7 @@ def execute(
     Raises:
         ConfigError: a stage asks for more than any node has, or Ray cannot be reached.
         GraftworkError: a stage failed for good; the others are kept.
+        RunHeld: another run trains one of the chains.
         Interrupted: Ctrl-C or SIGTERM.
     """
     listed: dict[str, set[str]] = {}
@@ -142,7 +150,11 @@ def execute(
     if not plan.compute:
         return Outcome(total=len(plan.stages), computed=0, cached=len(plan.stages))
     schedule = Schedule(plan)
-    with connect() as session, polled() as check_signals:
+    with (
+        held(store, chain_leases(plan)),
+        connect() as session,
+        polled() as check_signals,
+    ):
         # Only now: importing Ray takes longer than looking up a stored graph.
         from cluster.pool import RayPool
         from cluster.preflight import check_resources, check_store
@@ -151,8 +163,21 @@ def execute(
             check_resources(plan.compute, session.nodes)
         if not session.local:
             check_store(store, session.nodes)
-        pool = RayPool(store, session, max_in_flight or max(16, 4 * int(session.cpus)))
-        return run(schedule, store, pool, policy, on_event, check_signals, grace)
+        slots = max_in_flight or max(16, 4 * int(session.cpus))
+        with closing(RayPool(store, session, slots, plan)) as pool:
+            return run(schedule, store, pool, policy, on_event, check_signals, grace)
+
+
+def chain_leases(plan: Plan) -> dict[str, str]:
+    """Names of the leases of the chains of which something is computed -> what people call them.
+
+    A chain goes by the key of its first stage in the graph, whether that is stored or not.
+    """
+    first: dict[str, str] = {}
+    for stage in plan.stages:
+        if stage.chain:
+            first.setdefault(stage.chain, stage.key)
+    return {first[stage.chain]: stage.chain for stage in plan.compute if stage.chain}
 
 
 def run(
@@ -185,6 +210,9 @@ def run(
                 on_event(Event(kind="started", stage=stage))
             for key, result in pool.wait(POLL):
                 stage = schedule.stages[key]
+                if isinstance(result, Progress):
+                    on_event(Event(kind="progress", stage=stage, live=result.facts))
+                    continue
                 if isinstance(result, Done):
                     schedule.finish(key)
                     done[key] = result

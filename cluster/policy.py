@@ -149,4 +149,6 @@ def memory_hint(stage: Stage) -> str:
     """What the user can do about a stage that needs too much memory."""
     size = stage.hints.get("batch_size", stage.parameters.get("batch_size"))
     now = f" (now {size})" if size is not None else ""
+    if stage.chain:  # what a method learns from at once is a property of the method
+        return f"; lower the method's batch_size{now}, the same command resumes"
     return f"; lower {section(stage.operator)}.batch_size{now}, the same command resumes"

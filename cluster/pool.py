@@ -1,15 +1,20 @@
-"""Stages as Ray tasks: the one place where a stage becomes remote."""
+"""Stages as Ray tasks, chains of them as worker groups: where a stage becomes remote."""
 
 import socket
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
 import ray
 from ray import exceptions
 
+from cluster.chain import Progress
+from cluster.chains import Chains
+from cluster.graph import Plan
 from cluster.policy import Failure, Kind
 from cluster.session import Session
+from cluster.training import Running
 from cluster.worker import Done, run_stage
 from operators.errors import GraftworkError
 from operators.stage import OPERATORS, Operator, Order, Stage
@@ -42,18 +47,30 @@ class RayPool:
     Args:
         store: travels with every stage.
         session: the connection, to watch over.
-        slots: stages handed to Ray at once.
+        slots: stages handed to Ray at once, besides those of chains.
+        plan: what is computed, to know what follows in a chain.
     """
 
-    def __init__(self, store: Store, session: Session, slots: int) -> None:
-        self.slots = slots
+    def __init__(self, store: Store, session: Session, slots: int, plan: Plan) -> None:
+        self._slots = slots
         self._store = store
         self._session = session
         self._stages: dict[ray.ObjectRef[Any], str] = {}
+        self.chains: Chains[Running] = Chains(
+            plan, session.cpus, session.gpus, lambda stages: Running(stages, store)
+        )
         self._answered = self._asked = time.monotonic()
 
+    @property
+    def slots(self) -> int:
+        """Stages that may be handed over at once: those of chains wait here and not in Ray."""
+        return self._slots + len(self.chains.waiting)
+
     def submit(self, stage: Stage) -> None:
-        """Hands a stage to Ray."""
+        """Hands a stage to Ray, or waits for it if it belongs to a chain."""
+        if stage.chain:
+            self.chains.submit(stage)
+            return
         cpus, gpus = stage.resources.cpus, stage.resources.gpus
         task = REMOTE.options(num_cpus=cpus, num_gpus=gpus, name=stage.label or stage.operator)
         # Ray's stubs do not follow a function through `options`.
@@ -62,33 +79,62 @@ class RayPool:
         )
         self._stages[ref] = stage.key
 
-    def wait(self, timeout: float) -> list[tuple[str, Done | Failure]]:
-        """Results of the attempts that ended, within `timeout` seconds."""
-        refs = list(self._stages)
+    def wait(self, timeout: float) -> Sequence[tuple[str, Done | Failure | Progress]]:
+        """Results of the attempts that ended, within `timeout` seconds, and news of chains."""
+        groups = {group.messages: group for group in self.chains.groups}
+        refs = [*self._stages, *groups]
+        ended = self.chains.results()  # of what was told before the stage was handed out
         if not refs:
-            time.sleep(timeout)
-            return []
+            time.sleep(0.0 if ended else timeout)
+            return ended
         try:
-            ready, _ = ray.wait(refs, num_returns=1, timeout=timeout)
+            ready, _ = ray.wait(refs, num_returns=1, timeout=0 if ended else timeout)
             if ready and len(refs) > 1:
                 ready, _ = ray.wait(refs, num_returns=len(refs), timeout=0)
         except (exceptions.RaySystemError, ConnectionError) as error:
-            lost = Failure(Kind.DISCONNECTED, f"Ray at {self._session.address}: {_line(error)}")
-            return [(self._stages.pop(refs[0]), lost)]
-        ended = [(self._stages.pop(ref), self._result(ref)) for ref in ready]
+            return [self._disconnected(f"Ray at {self._session.address}: {_line(error)}")]
+        news: list[tuple[str, Done | Failure | Progress]] = []
+        for ref in ready:
+            if ref in groups:
+                news += self._hear(groups[ref])
+                continue
+            ended.append((self._stages.pop(ref), self._result(ref)))
+            if isinstance(ended[-1][1], Done):
+                self.chains.finished(ended[-1][0])
+        ended += self.chains.results()
         # Also when attempts end: with the head gone they all end, with the same error.
         if not self._head_answers():
             message = f"the head node of Ray at {self._session.address} does not answer"
             lost = Failure(Kind.DISCONNECTED, message)
             if not ended:
-                ended = [(self._stages.pop(refs[0]), lost)]
+                return [self._disconnected(message)]
             return [(key, r if isinstance(r, Done) else lost) for key, r in ended]
-        return ended
+        return news + ended
 
     def cancel(self) -> None:
         """Raises KeyboardInterrupt in the workers, which removes what they have half written."""
         for ref in self._stages:
             ray.cancel(ref, force=False)
+        self.close()
+
+    def close(self) -> None:
+        """Ends the worker groups: one may be ahead of what was asked for."""
+        for group in self.chains.groups:
+            group.stop()
+
+    def _hear(self, group: Running) -> list[tuple[str, Done | Failure | Progress]]:
+        messages, ended, failure = group.read()
+        self.chains.told(group, messages)
+        if ended:
+            group.stop()
+            self.chains.ended(group, failure)
+        return [(key, message) for key, message in messages if isinstance(message, Progress)]
+
+    def _disconnected(self, message: str) -> tuple[str, Failure]:
+        keys = [*self._stages.values(), *self.chains.waiting]
+        self._stages = {ref: key for ref, key in self._stages.items() if key != keys[0]}
+        self.chains.waiting.pop(keys[0], None)
+        return keys[0], Failure(Kind.DISCONNECTED, message)
 
     def _result(self, ref: Any) -> Done | Failure:
         try:

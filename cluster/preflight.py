@@ -15,17 +15,28 @@ ANSWER = 60.0
 
 
 def check_resources(stages: Iterable[Stage], nodes: Sequence[Node]) -> None:
-    """Refuses stages that fit on no node: Ray would queue them without end.
+    """Refuses stages that fit on no node, and groups larger than the cluster.
+
+    Ray would queue them without end.
 
     Raises:
         ConfigError: names every such request once, and what the largest node has.
     """
     problems: dict[str, None] = {}
     for stage in stages:
-        cpus, gpus = stage.resources.cpus, stage.resources.gpus
-        if any(cpus <= node.cpus and gpus <= node.gpus for node in nodes):
-            continue
+        cpus, gpus, workers = stage.resources.cpus, stage.resources.gpus, stage.resources.workers
         place = section(stage.operator)
+        if any(cpus <= node.cpus and gpus <= node.gpus for node in nodes):
+            room = sum(_room(node, cpus, gpus) for node in nodes)
+            if workers > room:
+                each = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus else "")
+                has = f"{sum(node.cpus for node in nodes):g} CPUs"
+                has += f" and {sum(node.gpus for node in nodes):g} GPUs"
+                problems[
+                    f"{place}.workers={workers} with {each} each, but the cluster has room for "
+                    f"{room:g}: {has}; lower {place}.workers, {place}.cpus or {place}.gpus"
+                ] = None
+            continue
         most_cpus = max((node.cpus for node in nodes), default=0)
         most_gpus = max((node.gpus for node in nodes), default=0)
         if gpus and not any(node.gpus for node in nodes):
@@ -39,6 +50,13 @@ def check_resources(stages: Iterable[Stage], nodes: Sequence[Node]) -> None:
         problems[problem] = None
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def _room(node: Node, cpus: float, gpus: float) -> float:
+    """How many processes fit on a node."""
+    return min(
+        (has // one for has, one in ((node.cpus, cpus), (node.gpus, gpus)) if one), default=1
+    )
 
 
 def check_store(store: Store, nodes: Sequence[Node]) -> None:

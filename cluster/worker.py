@@ -5,7 +5,8 @@ import pickle
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -54,13 +55,24 @@ def run_stage(operator: Operator, order: Order, store: Store, *, threads: int = 
         GraftworkError: the operator failed; an error of another kind arrives as `StageFailed`, or
             `OutOfMemory`, because its class may not exist or unpickle in the driver.
     """
-    try:
+    with errors_of(order):
         if store.has(order.operator, order.key):
-            return _done(store.manifest(order.operator, order.key), reused=True)
+            return done(store.manifest(order.operator, order.key), reused=True)
         use_threads(threads)
         start = time.perf_counter()
         result = operator.load()(order, store)
-        return _done(store.commit(order, result, time.perf_counter() - start))
+        return done(store.commit(order, result, time.perf_counter() - start))
+
+
+@contextmanager
+def errors_of(order: Order) -> Iterator[None]:
+    """Makes every error of a stage one that arrives in the driver as it is.
+
+    Raises:
+        GraftworkError: as for `run_stage`.
+    """
+    try:
+        yield
     except GraftworkError as error:
         if _survives_pickle(error):
             raise
@@ -81,7 +93,8 @@ def use_threads(count: int) -> None:
         torch.set_num_threads(count)
 
 
-def _done(manifest: Mapping[str, Any], *, reused: bool = False) -> Done:
+def done(manifest: Mapping[str, Any], *, reused: bool = False) -> Done:
+    """What a worker tells about a stored stage."""
     return Done(
         key=manifest["key"],
         seconds=manifest["seconds"],

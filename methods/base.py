@@ -32,6 +32,7 @@ class Card:
             on all classes serves every class order.
         upper_bound: sees all seen tasks' rows at once; not a continual learner.
         memory: what is kept between tasks and how it grows, for example `C * D floats`.
+        query: reads the frozen backbone's feature of an image, beside the image.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
             learns on images, task after task) or `adapted` (`Adapted`: trains on the first task,
             then is fitted on the features of the adapted backbone).
@@ -48,6 +49,7 @@ class Card:
     uses_seed: bool = False
     separable: bool = False
     upper_bound: bool = False
+    query: bool = False
     contract: Literal["fitted", "trained", "adapted"] = "fitted"
 
 

@@ -90,7 +90,7 @@ class FinetuneLearner(Learner):
     def __init__(self, vit: VisionTransformer, task: Task, method: Finetune) -> None:
         super().__init__(vit, task)
         self._loss = method.loss
-        vit.requires_grad_(True)
+        unfreeze(vit)
         self.head = nn.Linear(vit.num_features, task.seen)
         nn.init.kaiming_uniform_(self.head.weight, nonlinearity="linear")
         nn.init.zeros_(self.head.bias)
@@ -106,3 +106,11 @@ class FinetuneLearner(Learner):
 
     def features(self, images: Tensor) -> Tensor:
         return read_out(self.vit, forward_tokens(self.vit, images))
+
+
+def unfreeze(vit: VisionTransformer) -> None:
+    """Lets all of the ViT be trained that features are read through."""
+    vit.requires_grad_(True)
+    if isinstance(vit.attn_pool, nn.Module):
+        # Such a ViT is read as a mean of its tokens instead; see `read_out`.
+        vit.attn_pool.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""RanPAC: a frozen random projection, then ridge regression; without its first session."""
+"""RanPAC: a first session if wanted, a frozen random projection, then ridge regression."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -8,17 +8,22 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods import moments, projection, ridge
+from methods import first_session, moments, projection, ridge
+from methods.adapted import Parts
 from methods.base import Card, Rows, State, by_row, columns
 from methods.hyperparameters import require
+from methods.prompt_tokens import PromptInit
+from methods.trained import Augmentation
 
 
 @dataclass(frozen=True, kw_only=True)
 class RanPAC:
     """Random projection with ReLU and a ridge regression to one-hot targets, from sums.
 
-    McDonnell et al., https://arxiv.org/abs/2307.02251, Algorithm 1 without phase 1 ("no phase 1"
-    in its tables).
+    McDonnell et al., https://arxiv.org/abs/2307.02251, Algorithm 1. Phase 1, which adapts the
+    backbone on the first task, is left out by default ("no phase 1" in its tables); for CIFAR-100
+    the paper has `first_session: adapter`, for ImageNet-R `ssf`. With a first session, the rows are
+    the features of the adapted backbone alone.
     Shapes: N rows, D feature width, M projection width (D without projection), C classes seen,
     K all classes.
 
@@ -29,20 +34,42 @@ class RanPAC:
         ridge: the strength if it is fixed, or if a task is too small to hold out rows.
         score: plain outputs as in the paper, or the cosine between the projected row and each
             class's weights as in LAMDA-PILOT.
+        first_session: what is trained on the first task, if anything; the fields below belong to
+            it.
+        epochs: passes over the images of the first task.
+        batch_size: images per step of the first session, of all workers together.
+        lr: learning rate of the first session.
+        weight_decay: of everything that the first session trains.
+        augmentation: of the training images of the first session.
+        prompt_length: prompt tokens of VPT, in every block if deep.
+        vpt_init: start of the prompts: uniform as VPT, zeros as the authors' code, where all stay
+            equal.
+        bottleneck: width of the adapters.
     """
 
     card: ClassVar[Card] = Card(
-        title="RanPAC (without first session)",
+        title="RanPAC",
         paper="https://arxiv.org/abs/2307.02251",
         summary="Ridge regression on a frozen random projection of the features.",
-        memory="2 * (M * M + M * C) floats, or N * D while fewer than M rows were seen",
+        memory="what the first session trains; 2 * (M * M + M * C) floats, or N * D while fewer "
+        "than M rows were seen",
         uses_seed=True,
+        contract="adapted",
     )
 
     projection_dim: int = 10_000
     lambda_mode: Literal["last_task", "cumulative", "fixed"] = "last_task"
     ridge: float = 1.0
     score: Literal["linear", "cosine"] = "linear"
+    first_session: Literal["none", "finetune", "vpt_shallow", "vpt_deep", "ssf", "adapter"] = "none"
+    epochs: int = 20
+    batch_size: int = 48
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    augmentation: Augmentation = "lamda"
+    prompt_length: int = 5
+    vpt_init: PromptInit = "uniform"
+    bottleneck: int = 64
 
     def __post_init__(self) -> None:
         allowed = 0 <= self.projection_dim <= 100_000
@@ -51,8 +78,15 @@ class RanPAC:
             {
                 "projection_dim": (allowed, "between 0 and 100000"),
                 "ridge": (self.ridge > 0, "greater than 0"),
+                **first_session.rules(self),
             },
         )
+
+    def parts(self) -> Parts:
+        """The first session if there is one; the classifier is this method itself."""
+        kind = self.first_session
+        session = None if kind == "none" else first_session.of(kind, self)
+        return Parts(first_session=session, classifier=None, keeps_frozen=False)
 
     def statistics(self, rows: Rows, seed: int) -> State:
         """The rows themselves while N < M, their sums from then on; see `methods.moments`."""

@@ -24,6 +24,9 @@ class Backbone:
         fingerprint: sha256 over name, dtype, shape and bytes of the loaded state.
         width: D of the features.
         data_config: timm's own preprocessing of the model (mean, std, crop, interpolation).
+        image_size: pixels of the square that it sees, if not its own.
+        refused: why methods cannot be attached to its blocks; empty if they can.
+        natural_pooling: what attached methods read of it, "token" or "avg".
     """
 
     model: str
@@ -32,9 +35,14 @@ class Backbone:
     width: int
     pooling: str
     data_config: dict[str, Any]
+    image_size: int | None = None
+    refused: str = ""
+    natural_pooling: str = "token"
 
 
-def resolve(model: str, weights: str | None, pooling: str, memo: Memo) -> Backbone:
+def resolve(
+    model: str, weights: str | None, pooling: str, memo: Memo, image_size: int | None = None
+) -> Backbone:
     """Loads the model once to learn its fingerprint; afterwards the memo knows it.
 
     Args:
@@ -42,6 +50,7 @@ def resolve(model: str, weights: str | None, pooling: str, memo: Memo) -> Backbo
         weights: path or URL, "random", "builtin" (shipped with this package), or None for the
             weights that timm's tag names.
         pooling: "token" or "avg".
+        image_size: pixels of the square that a ViT shall see, if not its own.
 
     Raises:
         ConfigError: unknown model, or weights that cannot be found.
@@ -54,8 +63,10 @@ def resolve(model: str, weights: str | None, pooling: str, memo: Memo) -> Backbo
         raise ConfigError(f"backbone.weights: {error}") from error
     preimage = {
         "kind": "backbone",
+        "version": 2,
         "model": model,
         "pooling": pooling,
+        "image_size": image_size,
         "weights": known_by,
         "versions": {k: v for k, v in library_versions().items() if k in ("torch", "timm")},
     }
@@ -63,14 +74,18 @@ def resolve(model: str, weights: str | None, pooling: str, memo: Memo) -> Backbo
         return Backbone(**json.loads(known) | {"weights": location})
     from operators import models  # imports torch
 
-    network = models.load(model, location, pooling)
+    network = models.load(model, location, pooling, image_size)
+    refused, natural_pooling = models.attachable(network)
     backbone = Backbone(
         model=model,
         weights=location,
         pooling=pooling,
         fingerprint=models.fingerprint(network),
         width=models.width(network),
-        data_config=models.data_config(network),
+        data_config=models.data_config(network, image_size),
+        image_size=image_size,
+        refused=refused,
+        natural_pooling=natural_pooling,
     )
     memo.put(preimage, json.dumps(asdict(backbone)).encode())
     return backbone

@@ -46,6 +46,10 @@ class Blobs(Protocol):
         """All files below `name`: relative name -> (bytes, seconds since the epoch)."""
         ...
 
+    def modified(self, name: str) -> float | None:
+        """When the file was written, in seconds on the clock of the store; None without one."""
+        ...
+
     def exists(self, names: list[str]) -> set[str]:
         """Which of the files exist."""
         ...
@@ -143,6 +147,14 @@ class LocalBlobs:
                 found[path.relative_to(self.root).as_posix()] = (stat.st_size, stat.st_mtime)
         return found
 
+    def modified(self, name: str) -> float | None:
+        try:
+            return self._path(name).stat().st_mtime
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _storage_error(error, self.root, 0) from error
+
     def exists(self, names: list[str]) -> set[str]:
         return {name for name in names if os.path.exists(os.path.join(self.root, name))}
 
@@ -229,6 +241,16 @@ class ObjectBlobs:
             path[prefix:]: (entry["size"] or 0, self.fs.modified(path).timestamp())
             for path, entry in entries.items()
         }
+
+    def modified(self, name: str) -> float | None:
+        path = self._path(name)
+        try:
+            self.fs.invalidate_cache(path.rpartition("/")[0])  # another process may have written
+            return self.fs.modified(path).timestamp()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _storage_error(error, self.root, 0) from error
 
     def exists(self, names: list[str]) -> set[str]:
         # One listing per folder of stages instead of one request per name.

@@ -13,14 +13,14 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
 import pyarrow as pa
 
-from operators import labels, scan, sources
+from operators import holdout, labels, scan, sources
 from operators.description import SPLITS, locate, resolve
 from operators.errors import BadDataError
 from operators.index_file import DIGEST, SplitIndex, encode_index, read_index, to_arrow, to_numpy
@@ -135,7 +135,8 @@ def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None
     Args:
         description: the `dataset` section of a spec: `builtin`, or `train` and `test` (lists of
             files, globs, folders, URLs), `image`, `label`, `domain`, `classes` (names, or a JSON
-            file of them), `limit_per_class`, `on_bad_image` ("error" or "skip"), `max_pixels`.
+            file of them), `limit_per_class`, `on_bad_image` ("error" or "skip"), `max_pixels`,
+            `holdout` (share of the training images that takes the place of the test images).
         memo: makes the next call fast while the sources are unchanged; alters no result.
         threads: that hash and check images; None for one per core.
 
@@ -143,6 +144,8 @@ def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None
         ConfigError: the description cannot be used.
         BadDataError: everything that is wrong with labels, else with images, one line each.
     """
+    if share := description.get("holdout"):
+        return _held_out(index({**description, "holdout": 0}, memo, threads), share)
     description = resolve(description)
     found = {split: locate(description, split) for split in SPLITS}
     identities = {split: [s.identity for s in found[split]] for split in SPLITS}
@@ -158,6 +161,29 @@ def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None
     dataset = _build(description, found, memo, threads)
     memo.put(preimage, _to_memo(dataset))
     return dataset
+
+
+def _held_out(dataset: Dataset, share: float) -> Dataset:
+    """The data set with a part of its training images in the place of the test images."""
+    train = dataset.train
+    held = holdout.held_out(train.digests, train.labels, train.domains, share)
+
+    def part(name: str, rows: np.ndarray) -> Split:
+        return replace(
+            train,
+            name=name,
+            digests=train.digests[rows],
+            labels=train.labels[rows],
+            domains=train.domains[rows],
+            where=train.where.at(rows),
+            description={**train.description, "holdout": share},
+        )
+
+    return replace(
+        dataset,
+        train=part("train", np.flatnonzero(~held)),
+        test=part("test", np.flatnonzero(held)),
+    )
 
 
 def run(order: Order, store: Any) -> Result:

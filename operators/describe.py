@@ -12,8 +12,8 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     """Resolved hyper-parameters and card of a method, and what is wrong with the request.
 
     Returns:
-        `{"hyperparameters": ..., "card": ...}`, empty when there are problems, and the problems
-        as (key path below the spec's entry, sentence).
+        `{"hyperparameters": ..., "card": ...}`, for the contract `adapted` also `"parts"`; empty
+        when there are problems, and the problems as (key path below the spec's entry, sentence).
     """
     if name not in methods.METHODS:
         return {}, [("", _unknown("method", name, list(methods.METHODS)))]
@@ -29,8 +29,39 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
         return {}, strangers + [(f".{name}.{field}", what) for field, what in error.problems]
     if strangers:
         return {}, strangers
-    chosen = {field.name: getattr(built, field.name) for field in methods.fields(name)}
-    return {"hyperparameters": chosen, "card": asdict(type(built).card)}, []
+    facts = {"hyperparameters": asdict(built), "card": asdict(built.card)}
+    # A choice by the neighbours in a batch is no choice by the image alone.
+    if getattr(built, "eval_selection", "instance") != "instance":
+        facts["card"]["batch_information_at_test"] = True
+    if built.card.contract == "adapted":
+        facts["parts"] = _parts(name, built)
+    return facts, []
+
+
+def _parts(name: str, built: Any) -> dict[str, Any]:
+    """What an adapted method consists of; every part with all hyper-parameters."""
+    parts = built.parts()
+    session, classifier = parts.first_session, built
+    if parts.classifier is not None:
+        name, given = parts.classifier
+        classifier = methods.build(name, given)
+    return {
+        "first_session": None
+        if session is None
+        else {
+            "name": "first_session",
+            "version": session.card.version,
+            "hyperparameters": asdict(session),
+        },
+        "keeps_frozen": parts.keeps_frozen,
+        "classifier": {
+            "name": name,
+            "version": classifier.card.version,
+            "hyperparameters": asdict(classifier),
+            "separable": classifier.card.separable,
+            "uses_seed": classifier.card.uses_seed,
+        },
+    }
 
 
 def cards() -> dict[str, dict[str, Any]]:

@@ -8,14 +8,14 @@ Shapes: B batch, D width.
 
 import hashlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from operators import images as codec
 from operators import models, sources
@@ -33,10 +33,10 @@ BATCH_SIZES = {"cpu": 8, "cuda": 256}
 @torch.inference_mode()
 def extract(
     images: Iterable[bytes],
-    network: nn.Module,
+    embed: Callable[[Tensor], Tensor],
     preprocessing: Preprocessing,
     *,
-    pooling: str = "token",
+    device: str = "cpu",
     precision: str = "fp32",
     batch_size: int = 16,
     workers: int = 1,
@@ -46,7 +46,8 @@ def extract(
 
     Args:
         images: encoded images (JPEG, PNG, WEBP).
-        network: timm model in eval mode, on the device that shall compute.
+        embed: features [B, D] of normalised images [B, 3, h, w], for example `models.embedder`.
+        device: that of `embed`'s network.
         precision: fp32, or bf16 / fp16 by autocast.
         batch_size: images per forward pass.
         workers: decoding threads; at most two batches per thread wait in memory.
@@ -55,7 +56,6 @@ def extract(
         BadDataError: an image cannot be decoded.
         Diverged: a feature is not finite.
     """
-    device = next(network.parameters()).device
     dtype = models.PRECISIONS[precision]
     outputs = []
     for pixels in _prepared(images, preprocessing, batch_size, workers, max_pixels):
@@ -64,8 +64,8 @@ def extract(
         if count < batch_size:
             batch = torch.cat([batch, batch.new_zeros(batch_size - count, *batch.shape[1:])])
         inputs = normalise(batch, preprocessing)
-        with torch.autocast(device.type, dtype=dtype, enabled=dtype is not None):
-            features = models.pooled_features(network, inputs, pooling)
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            features = embed(inputs)
         outputs.append(features[:count].float())
     result = torch.cat(outputs).cpu()
     if not bool(torch.isfinite(result).all()):
@@ -101,21 +101,18 @@ def run(order: Order, store: Store) -> Result:
         IncompatibleError: the backbone's weights changed since the plan.
         Diverged: a feature is not finite.
     """
-    del store
     keyed, hints = order.parameters, order.hints
     device = keyed["numerics"]["device"].split(":")[0]
     torch.set_num_threads(max(1, int(hints["cpus"])))
-    network = models.load_on_device(
-        hints["model"], hints["weights"], keyed["pooling"], keyed["backbone"], device
-    )
+    embed = _embed(order, store, device)
     started = time.perf_counter()
     digests = hashlib.sha256()
     try:
         features = extract(
             _hashed(sources.read(hints["places"]), digests),
-            network,
+            embed,
             Preprocessing.from_json(keyed["preprocessing"]),
-            pooling=keyed["pooling"],
+            device=device,
             precision=keyed["numerics"]["precision"],
             batch_size=hints["batch_size"] or BATCH_SIZES[device],
             workers=max(1, int(hints["cpus"])),
@@ -130,6 +127,26 @@ def run(order: Order, store: Store) -> Result:
         files={"features.parquet": encode_shard(_cast(features, keyed["dtype"]))},
         facts={"images_forwarded": len(features), "seconds_extracting": round(seconds, 4)}
         | _norms(features),
+    )
+
+
+def _embed(order: Order, store: Store, device: str) -> Callable[[Tensor], Tensor]:
+    """The frozen backbone, or one that a first session adapted."""
+    keyed, hints = order.parameters, order.hints
+    if grafts := order.inputs("graft"):
+        from operators import train  # the frozen half does without
+
+        return train.adapted(order, store, grafts[0])
+    return models.embedder(
+        models.load_on_device(
+            hints["model"],
+            hints["weights"],
+            keyed["pooling"],
+            keyed["backbone"],
+            device,
+            hints.get("image_size"),
+        ),
+        keyed["pooling"],
     )
 
 

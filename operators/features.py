@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from operators.errors import DamagedStage
+from operators.stage import Order
 from operators.store import Store
 
 ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
@@ -72,8 +73,27 @@ def load(store: Store, shards: list[tuple[str, str]]) -> np.ndarray[Any, Any]:
     return _load(store, tuple(shards))
 
 
-# One training and one test set: the stages of a sweep read the same two again and again.
-@lru_cache(maxsize=2)
+Shards = tuple[tuple[tuple[str, str], ...], ...]
+
+
+def roles(order: Order) -> Shards:
+    """The shards of an order's features: of the frozen backbone, of an adapted one, or of both."""
+    given = (tuple(order.inputs(role)) for role in ("features", "adapted"))
+    return tuple(shards for shards in given if shards)
+
+
+def matrix(store: Store, shards: Shards) -> np.ndarray[Any, Any]:
+    """Features [N, D] of `roles`; those of several backbones stand side by side.
+
+    Raises:
+        DamagedStage: a shard is missing, truncated or altered.
+    """
+    parts = [load(store, list(part)) for part in shards]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+# Training and test set, frozen and adapted: a sweep reads the same ones again and again.
+@lru_cache(maxsize=4)
 def _load(store: Store, shards: tuple[tuple[str, str], ...]) -> np.ndarray[Any, Any]:
     parts = []
     for operator, key in shards:

@@ -22,6 +22,7 @@ from methods.base import Fitted, Rows, State
 from operators import features
 from operators.dataset import SplitIndex, read_index
 from operators.errors import DamagedStage, Diverged
+from operators.scenario import seen_classes, stream_of
 from operators.stage import Order, Result
 from operators.store import Store
 
@@ -44,7 +45,6 @@ def run(order: Order, store: Store) -> Result:
     total: State | None = None
     tensors: dict[str, torch.Tensor] = {}
     reports = []
-    seen: list[int] = []
     for number, task in enumerate(keyed["tasks"]):
         started = time.perf_counter()
         newest: State | None = None
@@ -53,7 +53,7 @@ def run(order: Order, store: Store) -> Result:
             newest = part if newest is None else method.add(newest, part)
         assert newest is not None, "a task without training rows is refused before the run"
         total = newest if total is None else method.add(total, newest)
-        seen += [c for c in task["classes"] if c not in seen]
+        seen = list(seen_classes(stream_of(keyed["tasks"]), number))
         state = method.solve(total, newest, seen, seed)
         for name, tensor in state.items():
             if not bool(torch.isfinite(tensor).all()):
@@ -98,8 +98,8 @@ class TrainingRows:
 
     def __init__(self, store: Store, order: Order, num_classes: int) -> None:
         [dataset] = order.inputs("dataset")
-        self._shards = order.inputs("features")
-        self._features = features.load(store, self._shards)
+        self._shards = features.roles(order)
+        self._features = features.matrix(store, self._shards)
         self._index = load_index(store, *dataset)
         self._blocks = _blocks(self._index)
         self._num_classes = num_classes

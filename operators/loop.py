@@ -48,7 +48,7 @@ class Images(Protocol):
         """The network's input of pixels, on their device."""
         ...
 
-    def name(self, row: int) -> str:
+    def name(self, row: int, /) -> str:
         """What people call an image."""
         ...
 
@@ -84,6 +84,7 @@ class Snapshot:
         tensors: the learner's and, below `optimizer/`, the optimiser's.
         log: `Log.epochs` so far.
         sums: sums of the losses of the epoch so far.
+        counts: `Log.steps` and `Log.images_forwarded` so far.
     """
 
     epoch: int
@@ -91,6 +92,7 @@ class Snapshot:
     tensors: State
     log: list[dict[str, float]]
     sums: dict[str, float]
+    counts: list[int]
 
 
 @dataclass(kw_only=True)
@@ -290,6 +292,7 @@ class _Run:
             tensors=tensors,
             log=list(self.log.epochs),
             sums=dict(self._sums),
+            counts=[self.log.steps, self.log.images_forwarded],
         )
 
     def resume(self, snapshot: Snapshot) -> None:
@@ -306,6 +309,7 @@ class _Run:
         self._epoch, self._step = snapshot.epoch, snapshot.step
         self.log.epochs = list(snapshot.log)
         self._sums = dict(snapshot.sums)
+        self.log.steps, self.log.images_forwarded = snapshot.counts
 
     def _prepared(self, batches: list[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
         """Batches with this worker's pixels, prepared ahead by threads."""
@@ -395,35 +399,54 @@ class PlainImages:
 
     def __init__(self, learner: Learner, images: Images, settings: Settings, log: Log) -> None:
         self.targets = images.targets
-        self._learner, self._images, self._settings, self._log = learner, images, settings, log
+        self._given = (learner, images, settings, log)
 
-    @torch.no_grad()
     def map(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-        """`function(images, query)` of all images, rows joined, on the CPU."""
-        outputs = []
-        device = self._settings.device
-        dtype, size = PRECISIONS[self._settings.precision], PLAIN_BATCH[device]
-        with ThreadPoolExecutor(1, thread_name_prefix="decode") as pool:
-            parts = chunks(list(range(len(self.targets))), size)
-            waiting = [pool.submit(self._images.batch, c, 0, "none") for c in parts[:2]]
-            for number, rows in enumerate(parts):
-                pixels = waiting.pop(0).result()
-                for chunk in parts[number + 2 : number + 3]:
-                    waiting.append(pool.submit(self._images.batch, chunk, 0, "none"))
-                padding = pixels.new_zeros(size - len(rows), *pixels.shape[1:])
-                inputs = self._images.normalise(torch.cat([pixels, padding]).to(device))
-                with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-                    query = None
-                    if self._learner.needs_query:
-                        query = self._queries(rows, inputs)
-                    outputs.append(function(inputs, query)[: len(rows)].float().cpu())
-        self._log.images_forwarded += len(self.targets)
-        return torch.cat(outputs)
+        """Rows [N, ...] of `function(images, query)`, on the CPU."""
+        return forward_plain(function, *self._given)
 
-    def _queries(self, rows: Sequence[int], inputs: Tensor) -> Tensor:
-        known = self._images.query
-        if known is None:
-            self._log.images_forwarded += len(rows)
-            return frozen_features(self._learner.vit, inputs)
-        query = known[list(rows)].to(inputs.device)
-        return torch.cat([query, query.new_zeros(len(inputs) - len(rows), query.shape[1])])
+
+@torch.no_grad()
+def forward_plain(
+    function: Callable[[Tensor, Tensor | None], Tensor],
+    learner: Learner,
+    images: Images,
+    settings: Settings,
+    log: Log,
+    batches: list[list[int]] | None = None,
+) -> Tensor:
+    """Rows [N, ...] float32 of `function(images, query)` on images as they are, on the CPU.
+
+    Args:
+        function: for example `learner.logits`.
+        log: counts the images.
+        batches: rows of every batch, for what depends on the batch; None takes batches of one
+            size, the last one filled up, so that no row depends on its neighbours.
+    """
+    device, dtype = settings.device, PRECISIONS[settings.precision]
+    size = 0
+    if batches is None:
+        size = PLAIN_BATCH[device]
+        batches = chunks(list(range(len(images.targets))), size)
+    known, outputs = images.query, []
+    with ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode") as pool:
+        ahead = [pool.submit(images.batch, rows, 0, "none") for rows in batches[:2]]
+        for number, rows in enumerate(batches):
+            pixels = ahead.pop(0).result()
+            ahead += [pool.submit(images.batch, r, 0, "none") for r in batches[number + 2 :][:1]]
+            filled = [*rows, *[rows[0]] * (size - len(rows))]
+            pixels = torch.cat(
+                [pixels, pixels[:1].expand(len(filled) - len(rows), *pixels.shape[1:])]
+            )
+            inputs = images.normalise(pixels.to(device, non_blocking=True))
+            with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+                query = None
+                if learner.needs_query:
+                    query = (
+                        frozen_features(learner.vit, inputs)
+                        if known is None
+                        else known[filled].to(device)
+                    )
+                outputs.append(function(inputs, query)[: len(rows)].float().cpu())
+    log.images_forwarded += len(images.targets) * (1 + (learner.needs_query and known is None))
+    return torch.cat(outputs)

@@ -9,7 +9,8 @@ import io
 import json
 import re
 import warnings
-from functools import lru_cache
+from collections.abc import Callable
+from functools import lru_cache, partial
 from typing import Any
 
 import fsspec
@@ -18,8 +19,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
 from timm.data.config import resolve_model_data_config
+from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from methods import vit as seams
 from operators import backbones
 from operators.errors import ConfigError, IncompatibleError
 
@@ -30,7 +33,7 @@ HUB_SECONDS = 5.0
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def load(model: str, weights: str, pooling: str) -> nn.Module:
+def load(model: str, weights: str, pooling: str, image_size: int | None = None) -> nn.Module:
     """Creates a timm model without classifier, in eval mode, its parameters frozen.
 
     Args:
@@ -38,10 +41,13 @@ def load(model: str, weights: str, pooling: str) -> nn.Module:
         weights: path or URL of safetensors or of a `.pth` that holds tensors only; "random" for
             an initialisation from seed 0; "" for the weights that timm's tag names.
         pooling: "token" or "avg", checked against the model.
+        image_size: pixels of the square that a ViT shall see, if not its own: its position
+            embeddings are resampled, as timm does it.
 
     Raises:
         ConfigError: unknown model, or its pretrained weights are not to be had.
-        IncompatibleError: the weights do not fit the model, or it lacks a class token.
+        IncompatibleError: the weights do not fit the model, it lacks a class token, or it cannot
+            be had in this size.
     """
     if not timm.is_model(model):
         near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), 1)
@@ -49,10 +55,17 @@ def load(model: str, weights: str, pooling: str) -> nn.Module:
         raise ConfigError(f'backbone.model: unknown timm model "{model}"{hint}')
     if weights == "":
         _check_hub(model)
+    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
-            network = timm.create_model(model, pretrained=weights == "", num_classes=0)
+            network = timm.create_model(model, pretrained=weights == "", num_classes=0, **size)
+        except (TypeError, AssertionError) as error:
+            if image_size is None:
+                raise
+            raise IncompatibleError(
+                f"backbone.image_size: {model} cannot be had for images of {image_size} pixels"
+            ) from error
         except (OSError, RuntimeError, ValueError) as error:
             _check_tag(model)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
@@ -61,7 +74,7 @@ def load(model: str, weights: str, pooling: str) -> nn.Module:
                 "set backbone.weights to a file"
             ) from error
     if weights not in ("", "random"):
-        _load_strictly(network, read_weights(weights), model, weights)
+        _load_strictly(network, read_weights(weights), model, weights, image_size)
     if pooling == "token" and not getattr(network, "num_prefix_tokens", 0):
         raise IncompatibleError(
             f"features.pooling: {model} has no class token; set features.pooling: avg"
@@ -119,14 +132,19 @@ def _check_hub(model: str) -> None:
 
 @lru_cache(maxsize=2)
 def load_on_device(
-    model: str, weights: str, pooling: str, fingerprint_: str, device: str
+    model: str,
+    weights: str,
+    pooling: str,
+    fingerprint_: str,
+    device: str,
+    image_size: int | None = None,
 ) -> nn.Module:
     """`load`, once per process; checks that the weights still are what was planned.
 
     Raises:
         IncompatibleError: the weights changed since the plan was made.
     """
-    network = load(model, weights, pooling)
+    network = load(model, weights, pooling, image_size)
     if (found := fingerprint(network)) != fingerprint_:
         raise IncompatibleError(
             f"backbone: weights of {model} changed since the plan: "
@@ -195,7 +213,9 @@ def _read_pickle(place: str, data: bytes) -> dict[str, Tensor]:
     return state
 
 
-def _load_strictly(network: nn.Module, state: dict[str, Tensor], model: str, place: str) -> None:
+def _load_strictly(
+    network: nn.Module, state: dict[str, Tensor], model: str, place: str, image_size: int | None
+) -> None:
     classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]
     heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
     expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
@@ -205,6 +225,12 @@ def _load_strictly(network: nn.Module, state: dict[str, Tensor], model: str, pla
         # The pretrained classifier is the one part that a frozen backbone does without.
         if name in expected or not any(name.startswith(f"{head}.") for head in heads)
     }
+    if image_size is not None and (table := given.get("pos_embed")) is not None:
+        given["pos_embed"] = resample_abs_pos_embed(
+            table,
+            network.patch_embed.grid_size,  # type: ignore[union-attr]
+            num_prefix_tokens=0 if network.no_embed_class else network.num_prefix_tokens,  # type: ignore[arg-type]
+        )
     found = {name: tuple(value.shape) for name, value in given.items()}
     differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if differing:
@@ -234,12 +260,27 @@ def width(network: nn.Module) -> int:
     return int(network.num_features)  # type: ignore[arg-type]
 
 
-def data_config(network: nn.Module) -> dict[str, Any]:
+def attachable(network: nn.Module) -> tuple[str, str]:
+    """Why methods cannot be attached to a network (empty if they can), and what they read of it."""
+    try:
+        return "", seams.pooling(seams.check(network))
+    except TypeError as error:
+        return str(error), ""
+
+
+def data_config(network: nn.Module, image_size: int | None = None) -> dict[str, Any]:
     """timm's own preprocessing of the model, as JSON values."""
     config = resolve_model_data_config(network)
     fixed = network.pretrained_cfg.get("fixed_input_size", False)  # type: ignore[union-attr]
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+    if image_size is not None:
+        plain["input_size"] = [3, image_size, image_size]
     return plain | {"fixed_input_size": bool(fixed)}
+
+
+def embedder(network: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
+    """Features [B, D] of normalised images: `pooled_features` of a network."""
+    return partial(pooled_features, network, pooling=pooling)
 
 
 def pooled_features(network: nn.Module, images: Tensor, pooling: str) -> Tensor:

@@ -194,6 +194,14 @@ def task_of(labels: "np.ndarray", domains: "np.ndarray", tasks: Sequence[Task]) 
     return found
 
 
+def stream_of(described: Sequence[Mapping[str, Sequence[int]]]) -> list[Task]:
+    """The tasks that a key describes as `{classes, domains}`, in learning order."""
+    return [
+        Task(index=i, classes=tuple(t["classes"]), domains=tuple(t["domains"]))
+        for i, t in enumerate(described)
+    ]
+
+
 def seen_classes(tasks: Sequence[Task], index: int) -> tuple[int, ...]:
     """Class ids of tasks 0 .. index in learning order, each once."""
     return tuple(dict.fromkeys(c for task in tasks[: index + 1] for c in task.classes))

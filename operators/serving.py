@@ -91,13 +91,15 @@ class Predictor:
         self._method = fit.build(self._model["method"])
         self._preprocessing = Preprocessing.from_json(self._model["preprocessing"])
         about = self._model["backbone"]
-        self._network = models.load_on_device(
+        network = models.load_on_device(
             about["model"],
             backbone.place(about["model"], about["weights"]),
             about["pooling"],
             about["fingerprint"],
             "cpu",
+            about.get("image_size"),
         )
+        self._embed = models.embedder(network, about["pooling"])
 
     def logits(self, images: Sequence[bytes]) -> Any:
         """Scores [N, C] of encoded images, columns as in `learned`."""
@@ -108,9 +110,8 @@ class Predictor:
 
         features = extract(
             images,
-            self._network,
+            self._embed,
             self._preprocessing,
-            pooling=self._model["backbone"]["pooling"],
             precision=self._model["precision"],
         )
         # As stored: the method was fitted on features of this type.

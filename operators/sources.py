@@ -8,7 +8,7 @@ import glob
 import hashlib
 import os
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -201,20 +201,21 @@ def digest_of(digests: "np.ndarray | Iterable[bytes]") -> str:
     return hashlib.sha256(joined).hexdigest()
 
 
-def check_digests(expected: np.ndarray, found: np.ndarray, names: Iterable[str]) -> None:
+def check_digests(expected: np.ndarray, found: np.ndarray, name: Callable[[int], str]) -> None:
     """Compares images with what was indexed.
 
     Args:
         expected: uint8 [N, 32] of the index.
         found: uint8 [N, 32] of what was read now.
-        names: what to call each image.
+        name: what to call the image at a position.
 
     Raises:
         BadDataError: names the first image that changed.
     """
-    for same, name in zip((expected == found).all(axis=1), names, strict=True):
-        if not same:
-            raise BadDataError(f"image {name} changed since it was indexed; run again")
+    same = (expected == found).all(axis=1)
+    if not same.all():
+        first = name(int(np.flatnonzero(~same)[0]))
+        raise BadDataError(f"image {first} changed since it was indexed; run again")
 
 
 def reason(error: OSError) -> str:

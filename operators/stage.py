@@ -23,10 +23,17 @@ Files = dict[str, bytes]
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one attempt of a stage occupies on the cluster; never part of a key."""
+    """What one attempt of a stage occupies on the cluster; never part of a key.
+
+    Args:
+        cpus: CPUs of each process.
+        gpus: GPUs of each process.
+        workers: processes of the stage's worker group; more than one only in a chain.
+    """
 
     cpus: float = 1.0
     gpus: float = 0.0
+    workers: int = 1
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -41,6 +48,9 @@ class Stage:
             (places of files, batch sizes).
         resources: what the stage occupies while it runs.
         label: what people see, for example `features train 3/20`.
+        chain: name shared by stages that one worker group computes one after the other, unique
+            in the graph and seen by people, for example `l2p order 1993 seed 0`; empty for a
+            stage on its own.
     """
 
     operator: str
@@ -49,6 +59,7 @@ class Stage:
     hints: Mapping[str, Any] = field(default_factory=dict)
     resources: Resources = Resources()
     label: str = ""
+    chain: str = ""
 
     def __post_init__(self) -> None:
         # Now, while the inputs' keys are known: later, a long chain would recurse to its start.
@@ -114,10 +125,17 @@ class Order:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What an operator hands back: files to commit, and facts for the manifest and MLflow."""
+    """What an operator hands back.
+
+    Args:
+        files: committed together or not at all.
+        facts: for the manifest and MLflow.
+        obsolete: names of blobs in the store that nobody needs once the files are committed.
+    """
 
     files: Files
     facts: Mapping[str, Any] = field(default_factory=dict)
+    obsolete: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,5 +160,7 @@ OPERATORS: dict[str, Operator] = {
     "dataset": Operator(version=1, function="operators.dataset:run"),
     "features": Operator(version=1, function="operators.extract:run"),
     "fit": Operator(version=1, function="operators.fit:run"),
+    "train": Operator(version=1, function="operators.train:run"),
+    "predict": Operator(version=1, function="operators.predict:run"),
     "evaluate": Operator(version=1, function="operators.evaluate:run"),
 }

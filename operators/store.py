@@ -99,6 +99,8 @@ class Store:
             if not won:
                 for name in written:
                     self.blobs.remove(name)
+        for name in result.obsolete:
+            self.blobs.remove(name)
         return manifest if won else self.manifest(order.operator, order.key)
 
     def has(self, operator: str, key: str) -> bool:

@@ -35,7 +35,7 @@ def explain(plan: Plan, store: Store) -> dict[str, Any]:
                 "why": nearest.why(stage) if status == "miss" else "",
             }
         )
-    images = sum(plan.images(s) for s in stages if s.key in compute and s.operator == "features")
+    images = sum(plan.images(s) for s in stages if s.key in compute)
     return {
         "pipeline": plan.spec.pipeline,
         "stages": rows,

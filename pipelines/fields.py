@@ -136,6 +136,17 @@ def choice(words: Sequence[str]) -> Rule:
     return Rule(check, says)
 
 
+def flag() -> Rule:
+    """True or false, not a word that looks like it."""
+
+    def check(value: Any) -> bool:
+        if isinstance(value, bool):
+            return value
+        raise refuse(f"must be true or false, got {shown(value)}")
+
+    return Rule(check, "true or false")
+
+
 def location(words: Sequence[str] = ()) -> Rule:
     """A path or URL that `operators.urls.check` accepts, or one of a few words."""
     says = "path or URL" + "".join(f', or "{word}"' for word in words)

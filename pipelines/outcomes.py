@@ -126,10 +126,10 @@ def _model(plan: Plan, store: Store, run: Run) -> dict[str, bytes | str]:
     weights, shipped = plan.backbone.weights, plan.spec.backbone.weights == "builtin"
     return serving.model_files(
         store,
-        (run.fit.operator, run.fit.key),
-        run.fit.parameters["tasks"],
+        (run.model.operator, run.model.key),
+        run.model.parameters["tasks"],
         {
-            "method": run.fit.parameters["method"],
+            "method": run.model.parameters["method"],
             "seed": run.seed,
             "classes": list(plan.dataset.classes),
             "backbone": {
@@ -137,6 +137,7 @@ def _model(plan: Plan, store: Store, run: Run) -> dict[str, bytes | str]:
                 "weights": "builtin" if shipped else weights and sources.absolute(weights),
                 "pooling": plan.backbone.pooling,
                 "fingerprint": plan.backbone.fingerprint,
+                "image_size": plan.backbone.image_size,
             },
             "preprocessing": plan.preprocessing.to_json(),
             "precision": plan.spec.backbone.precision,
@@ -203,7 +204,7 @@ def report(
                     operator=stage.operator,
                     state="computed" if stage.key in outcome.done else "cached",
                     seconds=outcome.done[stage.key].seconds if stage.key in outcome.done else 0.0,
-                    images_forwarded=plan.images(stage) if stage.operator == "features" else 0,
+                    images_forwarded=plan.images(stage),
                 )
                 for stage in plan.stages
             ],

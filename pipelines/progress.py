@@ -2,10 +2,12 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, Group
+from rich.live import Live
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -34,6 +36,8 @@ class Display:
         self._last_line = 0.0
         self._bar: Progress | None = None
         self._row = TaskID(0)
+        self._lines: Progress | None = None
+        self._chains: dict[str, TaskID] = {}
 
     def say(self, message: str) -> None:
         """One line, at once."""
@@ -48,20 +52,20 @@ class Display:
             yield
             return
         bar = Progress(
-            TextColumn("{task.description}"),
+            TextColumn("{task.description}", markup=False),
             BarColumn(bar_width=None),
             MofNCompleteColumn(),
             TimeElapsedColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self.console,
-            transient=True,
+            TextColumn("{task.fields[note]}", markup=False),
         )
         self._bar, self._row = bar, bar.add_task("stages", total=total, note="")
+        self._lines = Progress(TextColumn("{task.description}", markup=False))
         try:
-            with bar:
+            with Live(Group(bar, self._lines), console=self.console, transient=True):
                 yield
         finally:
-            self._bar = None
+            self._bar = self._lines = None
+            self._chains.clear()
 
     @contextmanager
     def counting(self, what: str) -> Iterator[Callable[[int, int], None]]:
@@ -81,6 +85,7 @@ class Display:
         """Takes note of an executor's event."""
         if event.kind in ("retried", "damaged", "failed"):
             self.say(f"{event.kind}: {event.stage.label}: {event.message}")
+        self._follow_chain(event)
         if event.kind not in ("cached", "finished"):
             return
         self._counts[event.kind] += 1
@@ -93,10 +98,27 @@ class Display:
         if self._bar is not None:
             self._bar.update(self._row, completed=self._done, note=self._note())
         elif self._done == self._total or (
-            event.kind == "finished" and time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES
+            event.kind == "finished"
+            # A task that was trained is worth a line, however soon it comes.
+            and (event.stage.chain or time.monotonic() - self._last_line > SECONDS_BETWEEN_LINES)
         ):
             self._last_line = time.monotonic()
             self.say(f"{self._done}/{self._total} stages, {event.stage.label}{self._note(', ')}")
+
+    def _follow_chain(self, event: Event) -> None:
+        """One line for each chain that is being trained, below the bar of all stages."""
+        lines, chain = self._lines, event.stage.chain
+        if lines is None or not chain:
+            return
+        if event.kind != "progress":  # its next stage brings it back
+            if chain in self._chains:
+                lines.remove_task(self._chains.pop(chain))
+            return
+        text = live_line(chain, event.facts)
+        if chain in self._chains:
+            lines.update(self._chains[chain], description=text)
+        else:
+            self._chains[chain] = lines.add_task(text)
 
     @property
     def _done(self) -> int:
@@ -110,6 +132,19 @@ class Display:
         left = self._remaining_images / rate
         note = f"{rate:.0f} images/s"
         return prefix + note + (f", features in {_duration(left)}" if left >= 1 else "")
+
+
+def live_line(chain: str, facts: Mapping[str, Any]) -> str:
+    """What an operator said, for people: `l2p seed 0 · task 3/10 · epoch 2/5 · loss 0.412`."""
+    parts = [chain]
+    for one, all_ in (("task", "tasks"), ("epoch", "epochs")):
+        if one in facts:
+            parts.append(f"{one} {facts[one]}" + (f"/{facts[all_]}" if all_ in facts else ""))
+    if "loss" in facts:
+        parts.append(f"loss {facts['loss']:.3f}")
+    if "images_per_second" in facts:
+        parts.append(f"{facts['images_per_second']:.0f} img/s")
+    return " · ".join(parts)
 
 
 def _duration(seconds: float) -> str:

@@ -179,7 +179,7 @@ def _compute(
     """Computes what is missing, and hands every result on as soon as it is stored."""
     runs = {run.evaluate.key: run for run in plan.runs}
     modelled: set[str] = set()
-    reads = {run.fit.key: run.evaluate.key for run in plan.runs}
+    reads = {stage.key: run.evaluate.key for run in plan.runs for stage in run.own}
     for run in plan.runs:
         _set_aside_if_damaged(store, run, display)
 
@@ -192,13 +192,13 @@ def _compute(
         if key in runs and event.kind in ("cached", "finished"):
             finished[key] = outcomes.read(store, runs[key], cached=event.kind == "cached")
             # Orders and seeds that share a fit share its model.
-            new = runs[key].fit.key not in modelled
-            modelled.add(runs[key].fit.key)
+            new = runs[key].model.key not in modelled
+            modelled.add(runs[key].model.key)
             tracker.method_run(outcomes.method_run(plan, store, finished[key], with_model=new))
 
     stored = {name: store.keys(name) for name in {stage.operator for stage in plan.stages}}
     missing = needed(plan.targets, lambda s: s.key in stored[s.operator]).compute
-    images = sum(plan.images(s) for s in missing if s.operator == "features")
+    images = sum(map(plan.images, missing))
     with display.stages(len(plan.stages), images):
         return execute(
             plan.targets,

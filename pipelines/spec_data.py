@@ -18,6 +18,7 @@ from pipelines.fields import (
     location,
     no_duplicates,
     optional,
+    real,
     refuse,
     text,
 )
@@ -52,6 +53,10 @@ def _limits(value: Any) -> Any:
 
 _LimitsField = Annotated[Limits, Before(_limits, "integer (both splits), mapping, or null")]
 _LIMITS_SAYS = "first rows of each class in file order"
+_HOLDOUT_SAYS = (
+    "share of each class's training images to test on instead of the test images, "
+    "for choosing hyper-parameters"
+)
 
 
 class BuiltinDataset(Section):
@@ -61,6 +66,7 @@ class BuiltinDataset(Section):
         description="name of a data set that needs no files"
     )
     limit_per_class: _LimitsField = Field(default=Limits(), description=_LIMITS_SAYS)
+    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=_HOLDOUT_SAYS)
 
     @property
     def domain(self) -> None:
@@ -106,6 +112,7 @@ class FileDataset(Section):
         Rule(_classes, "path of a JSON list, list of names, or null"),
     ] = Field(default=None, description="class names by class id, for reports")
     limit_per_class: _LimitsField = Field(default=Limits(), description=_LIMITS_SAYS)
+    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=_HOLDOUT_SAYS)
     on_bad_image: Annotated[Literal["error", "skip"], choice(("error", "skip"))] = Field(
         default="error", description="what to do with an image that cannot be decoded"
     )

@@ -23,6 +23,7 @@ from pipelines.fields import (
     Rule,
     Section,
     choice,
+    flag,
     integer,
     listing,
     location,
@@ -86,6 +87,10 @@ class Backbone(Section):
     weights: Annotated[str | None, optional(location(("random", "builtin")))] = Field(
         default=None, description="safetensors file; absent: timm's pretrained weights of that name"
     )
+    image_size: Annotated[int | None, optional(integer(8, 4096))] = Field(
+        default=None,
+        description="pixels of the square that a ViT sees, if not its own; less is faster",
+    )
     preprocessing: Annotated[
         Annotated[str, choice(PREPROCESSING), Tag("<name>")]
         | Annotated[Preprocessing, Tag("<mapping>")],
@@ -134,6 +139,12 @@ class TrainResources(Section):
     )
     cpus: Annotated[float, _cpus] = Field(default=1, description="CPU cores of each worker")
     gpus: Annotated[float, _gpus] = Field(default=0, description="GPUs of each worker")
+    compile: Annotated[bool, flag()] = Field(
+        default=False, description="compile the network; changes its last bits, hence results"
+    )
+    checkpoint_minutes: Annotated[float, real(0, 1e6)] = Field(
+        default=5, description="minutes between snapshots of a task in training"
+    )
 
 
 class Resources(Section):

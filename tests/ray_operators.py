@@ -6,8 +6,9 @@ import signal
 import time
 from pathlib import Path
 
+from operators import live
 from operators.errors import BadDataError, ConfigError, Diverged, OutOfMemory
-from operators.stage import OPERATORS, Operator, Order, Result, Stage
+from operators.stage import OPERATORS, Operator, Order, Resources, Result, Stage
 from operators.store import Store
 
 ERRORS = {
@@ -65,3 +66,69 @@ def stage(label: str, value: int = 1, parts: tuple[Stage, ...] = (), **hints: ob
         hints=hints,
         label=label,
     )
+
+
+def train(order: Order, store: Store) -> Result:
+    """A task of a counter that is trained: the count so far, plus `value` from every rank.
+
+    Called on all ranks of a worker group. Hints as for `work`, with `rank`, the only one that dies
+    or fails; `wait_for`, a file, and `seconds` at most to wait until it is there.
+    """
+    import torch
+    import torch.distributed as dist
+
+    hints = order.hints
+    ranks = dist.get_world_size() if dist.is_initialized() else 1
+    rank = dist.get_rank() if dist.is_initialized() else 0
+    attempt = 1
+    if log := hints.get("log"):
+        folder = Path(log)
+        attempt = 1 + sum(1 for _ in folder.glob(f"{order.label}.{rank}.*"))
+        (folder / f"{order.label}.{rank}.{time.time_ns()}").write_text(str(os.getpid()))
+    live.say(task=order.parameters["task"], ranks=ranks)
+    if rank == hints.get("rank", 0):
+        if attempt <= hints.get("kill", 0):
+            os.kill(os.getpid(), signal.SIGKILL)
+        if name := hints.get("raises"):
+            raise ERRORS[name]
+    if wait_for := hints.get("wait_for"):
+        deadline = time.monotonic() + hints["seconds"]
+        while not Path(wait_for).exists() and time.monotonic() < deadline:
+            time.sleep(0.05)
+    count = torch.tensor(order.parameters["value"])
+    if ranks > 1:
+        dist.all_reduce(count)
+    total = int(count) + sum(
+        json.loads(store.read(operator, key, "value.json"))
+        for operator, key in order.inputs("previous")
+    )
+    facts = {"ranks": ranks, "threads": torch.get_num_threads()}
+    return Result(files={"value.json": json.dumps(total).encode()}, facts=facts)
+
+
+TRAIN = Operator(version=1, function="tests.ray_operators:train")
+
+
+def chain(
+    name: str, tasks: int, workers: int = 1, per_task: dict[int, dict[str, object]] | None = None
+) -> list[Stage]:
+    """The stages of a chain; task n adds n + 1 per worker.
+
+    Args:
+        per_task: hints of some of its tasks.
+    """
+    OPERATORS["count"] = TRAIN
+    stages: list[Stage] = []
+    for task in range(tasks):
+        stages.append(
+            Stage(
+                operator="count",
+                parameters={"task": task, "value": task + 1, "name": name},
+                inputs={"previous": (stages[-1],)} if stages else {},
+                hints=(per_task or {}).get(task, {}),
+                resources=Resources(workers=workers),
+                label=f"{name} {task}",
+                chain=name,
+            )
+        )
+    return stages

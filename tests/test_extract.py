@@ -46,6 +46,10 @@ def network() -> Any:
     return vit.eval().requires_grad_(False)
 
 
+def embed(network: Any) -> Any:
+    return models.embedder(network, "token")
+
+
 def plain_features(network: Any) -> torch.Tensor:
     """The same features by timm and torchvision alone, one image at a time."""
     transform = v2.Compose(
@@ -69,7 +73,7 @@ def plain_features(network: Any) -> torch.Tensor:
 
 
 def test_features_equal_timm_and_torchvision(network: Any) -> None:
-    ours = extract.extract(IMAGES, network, PREPROCESSING, batch_size=8)
+    ours = extract.extract(IMAGES, embed(network), PREPROCESSING, batch_size=8)
     # One image at a time, timm may pick other kernels: equal to float32 rounding.
     assert torch.allclose(ours, plain_features(network), rtol=0, atol=2e-6)
 
@@ -79,12 +83,14 @@ def test_features_equal_timm_and_torchvision(network: Any) -> None:
 def test_neither_order_nor_batch_size_changes_a_feature(
     network: Any, batch_size: int, precision: str
 ) -> None:
-    reference = extract.extract(IMAGES, network, PREPROCESSING, batch_size=8, precision=precision)
+    reference = extract.extract(
+        IMAGES, embed(network), PREPROCESSING, batch_size=8, precision=precision
+    )
     shuffled = list(range(len(IMAGES)))
     random.Random(batch_size).shuffle(shuffled)
     found = extract.extract(
         [IMAGES[i] for i in shuffled],
-        network,
+        embed(network),
         PREPROCESSING,
         batch_size=batch_size,
         workers=2,
@@ -94,9 +100,9 @@ def test_neither_order_nor_batch_size_changes_a_feature(
 
 
 def test_low_precision_is_near_full_precision(network: Any) -> None:
-    full = extract.extract(IMAGES, network, PREPROCESSING)
+    full = extract.extract(IMAGES, embed(network), PREPROCESSING)
     for precision in ("bf16", "fp16"):
-        low = extract.extract(IMAGES, network, PREPROCESSING, precision=precision)
+        low = extract.extract(IMAGES, embed(network), PREPROCESSING, precision=precision)
         assert not torch.equal(low, full)
         assert torch.nn.functional.cosine_similarity(low, full).min() > 0.999
 
@@ -110,7 +116,7 @@ def test_average_pooling_is_the_mean_of_the_patch_tokens(network: Any) -> None:
 
 def test_a_broken_image_is_named_not_skipped(network: Any) -> None:
     with pytest.raises(BadDataError):
-        extract.extract([*IMAGES[:3], IMAGES[3][:200]], network, PREPROCESSING)
+        extract.extract([*IMAGES[:3], IMAGES[3][:200]], embed(network), PREPROCESSING)
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float32"])
@@ -209,7 +215,7 @@ def test_the_shipped_backbone_gives_the_features_that_it_gave(tmp_path: Path) ->
     found = backbone.resolve("vit_micro_patch4_32", "builtin", "token", memo)
     shipped = models.load(found.model, found.weights, "token")
     digit = next(iter(digits.images("train")))
-    [row] = extract.extract([digit], shipped, preprocessing.PRESETS["micro_32"])
+    [row] = extract.extract([digit], embed(shipped), preprocessing.PRESETS["micro_32"])
     # Written down from a run; CPUs differ in the last bits.
     assert torch.allclose(row[:5], torch.tensor(GOLDEN), atol=2e-4), row[:5].tolist()
     assert float(row.norm()) == pytest.approx(GOLDEN_NORM, abs=1e-3)

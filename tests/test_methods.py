@@ -1,4 +1,4 @@
-"""Every method of `METHODS` keeps the contract; strict hyper-parameters."""
+"""Every method has a card and strict hyper-parameters; the fitted ones keep the laws of sums."""
 
 import dataclasses
 import itertools
@@ -7,6 +7,8 @@ import pickle
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import ClassVar, Literal, cast
 
 import pytest
 import torch
@@ -17,6 +19,7 @@ from safetensors.torch import load_file, save_file
 import methods
 from methods import HyperparameterError
 from methods.base import Card, Fitted, Rows, State
+from operators import describe
 
 WIDTH, CLASSES = 8, 5
 
@@ -74,8 +77,19 @@ def assert_close(actual: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_variants_cover_every_method():
-    assert {name for name, _ in VARIANTS} == set(methods.METHODS)
+each_name = pytest.mark.parametrize("name", [*methods.METHODS, *methods.PARTS])
+
+# What a class of each contract must have.
+SURFACES = {
+    "fitted": {"statistics", "add", "solve", "logits", "report"},
+    "trained": {"recipe", "learner"},
+    "adapted": {"parts"},
+}
+
+
+def test_variants_cover_every_method_that_is_fitted():
+    fitted = {name for name in methods.METHODS if hasattr(methods.load(name), "solve")}
+    assert {name for name, _ in VARIANTS} == fitted
     names = ["simplecil", "slda", "fecam", "acil", "ranpac", "joint_linear"]
     assert list(methods.METHODS)[:6] == names
 
@@ -87,10 +101,12 @@ def test_import_needs_no_torch():
     assert (done.stdout.strip(), done.stderr) == (str(len(methods.METHODS)), "")
 
 
-@pytest.mark.parametrize("name", methods.METHODS)
+@each_name
 def test_card_and_docs_are_complete(name: str):
     cls = methods.load(name)
     assert isinstance(cls.card, Card)
+    assert all(callable(getattr(cls, part, None)) for part in SURFACES[cls.card.contract])
+    assert cls.card.uses_seed or cls.card.contract == "fitted"
     assert cls.card.paper.startswith("https://")
     assert cls.card.summary.endswith(".")
     assert cls.__doc__ is not None
@@ -285,13 +301,69 @@ def test_separable_methods_serve_any_subset_from_one_fit(name: str, values: dict
         assert any(not torch.equal(sliced[key], alone[key]) for key in sliced)
 
 
-@each_variant
+DEFAULTS = [(name, {}) for name in (*methods.METHODS, *methods.PARTS)]
+
+
+@pytest.mark.parametrize(
+    ("name", "values"), DEFAULTS + [variant for variant in VARIANTS if variant[1]]
+)
 def test_hyperparameters_survive_json(name: str, values: dict):
     method = methods.build(name, values)
     assert dataclasses.is_dataclass(method)
-    text = json.dumps(dataclasses.asdict(method))  # pyright: ignore[reportArgumentType]
+    assert not isinstance(method, type)
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        method.card = None  # pyright: ignore[reportAttributeAccessIssue]
+    text = json.dumps(dataclasses.asdict(method), allow_nan=False)
     assert methods.build(name, json.loads(text)) == method
     assert pickle.loads(pickle.dumps(method)) == method
+
+
+@each_name
+def test_unknown_fields_and_positional_values_are_refused(name: str):
+    with pytest.raises(HyperparameterError, match=f"stranger: must be a field of {name}.*, got 1"):
+        methods.build(name, {"stranger": 1})
+    with pytest.raises(TypeError, match="positional"):
+        methods.load(name)(1)
+
+
+@each_name
+def test_wrong_types_are_refused_by_every_field(name: str):
+    for field in methods.fields(name):
+        # True is an integer to Python, but no value of any field but a bool.
+        wrong = "true" if field.type == "bool" else True
+        with pytest.raises(HyperparameterError) as caught:
+            methods.build(name, {field.name: wrong})
+        assert [found for found, _ in caught.value.problems] == [field.name]
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Voter:
+    """A stand-in for a method that may choose by the whole batch.
+
+    Args:
+        eval_selection: who chooses.
+    """
+
+    card: ClassVar[Card] = Card(title="", paper="", summary="", memory="", contract="trained")
+
+    eval_selection: Literal["instance", "batch_vote"] = "instance"
+
+
+@pytest.mark.parametrize(("selection", "batch"), [("instance", False), ("batch_vote", True)])
+def test_card_says_that_a_batch_votes(selection: str, batch: bool, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(methods.METHODS, "voter", "stand_in:Voter")
+    monkeypatch.setitem(sys.modules, "stand_in", cast(ModuleType, SimpleNamespace(Voter=Voter)))
+    facts, problems = describe.method("voter", {"eval_selection": selection})
+    assert problems == []
+    assert facts["card"]["batch_information_at_test"] is batch
+    assert Voter.card.batch_information_at_test is False
+
+
+def test_only_adapted_methods_have_parts():
+    for name in methods.METHODS:
+        facts, _ = describe.method(name, {})
+        assert ("parts" in facts) == (facts["card"]["contract"] == "adapted"), name
+        assert facts["hyperparameters"] == dataclasses.asdict(methods.build(name, {}))
 
 
 def test_integers_become_floats():
@@ -345,7 +417,7 @@ def test_unknown_method_names_the_nearest():
 
 def test_fields_describe_themselves():
     fields = {field.name: field for field in methods.fields("ranpac")}
-    assert list(fields) == ["projection_dim", "lambda_mode", "ridge", "score"]
+    assert list(fields)[:4] == ["projection_dim", "lambda_mode", "ridge", "score"]
     assert fields["projection_dim"].type == "int"
     assert fields["projection_dim"].default == 10_000
     assert fields["lambda_mode"].type == "last_task | cumulative | fixed"

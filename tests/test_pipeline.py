@@ -19,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from operators.evaluate import read_predictions
+from operators import predictions
 from operators.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -106,7 +106,7 @@ def predictions(store: Path) -> dict[str, bytes]:
     opened = Store(str(store))
     return {
         key: b"".join(
-            column.tobytes() for column in read_predictions(opened, "evaluate", key).values()
+            column.tobytes() for column in predictions.read(opened, "evaluate", key).values()
         )
         for key in opened.keys("evaluate")
     }

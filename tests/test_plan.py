@@ -64,7 +64,7 @@ def test_a_key_changes_with_what_changes_the_result(
 def test_only_methods_that_draw_numbers_have_a_fit_per_seed(store: Store) -> None:
     made = plan(store, "seeds=[0,1,2]")
     fits = {
-        name: {r.fit.key for r in made.runs if r.method.name == name} for name in ("slda", "ranpac")
+        name: {r.model.key for r in made.runs if r.method.name == name} for name in ("slda", "ranpac")
     }
     assert len(fits["slda"]) == 1
     assert len(fits["ranpac"]) == 3
@@ -74,7 +74,7 @@ def test_a_separable_method_has_one_fit_for_all_orders(store: Store) -> None:
     made = plan(store, "scenario.orders={count: 9, first: 0}")
 
     def fits(name: str) -> int:
-        return len({run.fit.key for run in made.runs if run.method.name == name})
+        return len({run.model.key for run in made.runs if run.method.name == name})
 
     assert [fits(name) for name in ("simplecil", "fecam", "slda", "acil")] == [1, 1, 9, 9]
 

@@ -1,15 +1,21 @@
-"""RanPAC, and the ridge regression, moments and projection that it is made of."""
+"""RanPAC with its first session, and the ridge regression, moments and projection inside it."""
 
 import dataclasses
+import json
+from typing import get_args
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import methods
 from methods import moments, projection, ridge
 from methods.base import Rows, State
+from methods.first_session import FirstSession, Peft
 from methods.ranpac import RanPAC
+from operators import describe
+from tests import tiny
 
 CLASSES = [0, 1, 2, 3, 4]
 
@@ -242,3 +248,85 @@ def test_few_rows_need_no_square_matrix_of_the_projection():
     assert method.projection_dim == 10_000
     total = method.statistics(rows, 0)
     assert sum(tensor.nbytes for tensor in total.values()) < 10_000
+
+
+def test_without_a_first_session_nothing_is_adapted():
+    parts = RanPAC().parts()
+    assert (parts.first_session, parts.classifier, parts.keeps_frozen) == (None, None, False)
+    facts, _ = describe.method("ranpac", {})
+    assert facts["parts"]["first_session"] is None
+    assert facts["parts"]["classifier"]["hyperparameters"] == facts["hyperparameters"]
+
+
+@pytest.mark.parametrize("kind", get_args(Peft))
+def test_first_session_has_the_defaults_of_the_paper(kind: Peft):
+    parts = RanPAC(first_session=kind).parts()
+    assert parts.first_session == FirstSession(peft=kind)
+    assert (parts.classifier, parts.keeps_frozen) == (None, False)
+    session = dataclasses.asdict(FirstSession(peft=kind))
+    names = ("epochs", "lr", "batch_size", "weight_decay", "prompt_length", "bottleneck")
+    assert [session[name] for name in names] == [20, 0.01, 48, 5e-4, 5, 64]
+    assert (session["optimizer"], session["schedule"]) == ("sgd", "cosine")
+
+
+def test_first_session_of_aper_is_that_of_ranpac():
+    ours = RanPAC(first_session="adapter").parts().first_session
+    assert ours == methods.build("aper_adapter", {}).parts().first_session
+
+
+def test_planning_sees_the_session_and_the_method_itself():
+    given = {
+        "first_session": "vpt_deep",
+        "vpt_init": "zeros",
+        "prompt_length": 30,
+        "score": "cosine",
+    }
+    facts, problems = describe.method("ranpac", given)
+    assert problems == []
+    assert json.loads(json.dumps(facts)) == facts
+    parts = facts["parts"]
+    session = methods.build("first_session", parts["first_session"]["hyperparameters"])
+    assert session == FirstSession(peft="vpt_deep", prompt_length=30, vpt_init="zeros")
+    assert parts["keeps_frozen"] is False
+    classifier = parts["classifier"]
+    assert (classifier["name"], classifier["separable"], classifier["uses_seed"]) == (
+        "ranpac",
+        False,
+        True,
+    )
+    again = methods.build(classifier["name"], classifier["hyperparameters"])
+    assert again == RanPAC(
+        first_session="vpt_deep", vpt_init="zeros", prompt_length=30, score="cosine"
+    )
+
+
+def test_problems_of_both_parts_are_told_together():
+    facts, problems = describe.method("ranpac", {"lr": 0, "bottleneck": 0, "ridge": 0})
+    assert facts == {}
+    assert {path for path, _ in problems} == {".ranpac.lr", ".ranpac.bottleneck", ".ranpac.ridge"}
+
+
+def test_the_classifier_knows_no_session_but_its_features():
+    plain = RanPAC(projection_dim=64)
+    with_session = RanPAC(projection_dim=64, first_session="adapter", epochs=3)
+    rows = make_rows()
+    a, b = (m.solve(s := m.statistics(rows, 0), s, CLASSES, 0) for m in (plain, with_session))
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_ridge_on_adapted_features_alone():
+    task = tiny.task(0)
+    session = FirstSession(peft="adapter", epochs=3, batch_size=6, lr=0.1, bottleneck=8)
+    images = tiny.images(task)
+    learner = tiny.opened(session, task, tiny.train(session, 1)[0])
+    with torch.no_grad():
+        features = learner.features(images.pixels)
+    rows = Rows(features=features, labels=images.targets, samples=torch.arange(12), num_classes=3)
+    method = RanPAC(projection_dim=32, first_session="adapter", lambda_mode="fixed", ridge=1e-3)
+    total = method.statistics(rows, 0)
+    scores = method.logits(method.solve(total, total, [0, 1, 2], 0), features, 0)
+    h = projection.relu_layer(features.double(), projection.gaussian(0, tiny.WIDTH, 32))
+    y = torch.nn.functional.one_hot(images.targets, 3).double()
+    expected = h @ torch.linalg.solve(h.T @ h + 1e-3 * torch.eye(32), h.T @ y)
+    torch.testing.assert_close(scores.double(), expected, rtol=1e-3, atol=1e-3)
+    assert torch.equal(scores.argmax(1), images.targets)

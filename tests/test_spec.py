@@ -66,6 +66,7 @@ def test_defaults(folder: Path) -> None:
             "domain": None,
             "classes": None,
             "limit_per_class": {"train": None, "test": None},
+            "holdout": 0,
             "on_bad_image": "error",
             "max_pixels": 89478485,
         },
@@ -78,6 +79,7 @@ def test_defaults(folder: Path) -> None:
         "backbone": {
             "model": "vit",
             "weights": None,
+            "image_size": None,
             "preprocessing": "timm_default",
             "precision": "fp32",
         },
@@ -87,7 +89,13 @@ def test_defaults(folder: Path) -> None:
         "resources": {
             "extract": {"cpus": 1, "gpus": 0, "batch_size": None},
             "fit": {"cpus": 1},
-            "train": {"workers": 1, "cpus": 1, "gpus": 0},
+            "train": {
+                "workers": 1,
+                "cpus": 1,
+                "gpus": 0,
+                "compile": False,
+                "checkpoint_minutes": 5,
+            },
         },
     }
     assert spec.methods == (("simplecil", {}), ("ranpac", {"projection_dim": 2000, "lr": 0.001}))

@@ -1,0 +1,41 @@
+"""A validation part of the training images, to choose hyper-parameters without the test images.
+
+Shapes: N training images.
+"""
+
+import numpy as np
+
+from operators.errors import BadDataError
+
+
+def held_out(
+    digests: np.ndarray, labels: np.ndarray, domains: np.ndarray, share: float
+) -> np.ndarray:
+    """Which training images are held out, bool [N].
+
+    Of every class in every domain the images with the smallest digests are taken: the choice
+    depends on the images alone, not on their order or on a seed.
+
+    Args:
+        digests: uint8 [N, 32].
+        labels: [N].
+        domains: [N].
+        share: of each class's images, above 0 and below 1; at least one image.
+
+    Raises:
+        BadDataError: a class has too few images.
+    """
+    first = np.ascontiguousarray(digests[:, :8]).view(">u8").reshape(-1)
+    order = np.lexsort((first, domains, labels))
+    groups = np.stack([labels[order], domains[order]], axis=1)
+    starts = np.flatnonzero(np.any(groups[1:] != groups[:-1], axis=1)) + 1
+    held = np.zeros(len(labels), dtype=bool)
+    for rows in np.split(order, starts):
+        count = max(1, round(share * len(rows)))
+        if count >= len(rows):
+            raise BadDataError(
+                f"dataset.holdout: {share:g} of the {len(rows)} training images of class "
+                f"{labels[rows[0]]} leaves none to train on"
+            )
+        held[rows[:count]] = True
+    return held

@@ -1,0 +1,205 @@
+"""Trains one task of a trained method: what a stage of a chain does.
+
+Plain functions: a worker group of Ray Train calls `run` on every rank, a test or a GPU machine
+without Ray calls it alone.
+
+Shapes: N rows of the task, D width.
+"""
+
+import copy
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+import methods
+from methods import vit as seams
+from methods.base import State
+from methods.trained import Task, Trained
+from operators import features, fit, live, loop, models, snapshots, sources
+from operators.errors import Diverged
+from operators.index_file import SplitIndex
+from operators.preprocessing import Preprocessing
+from operators.stage import Order, Result
+from operators.store import Store
+from operators.training_data import TaskRows
+
+
+def run(order: Order, store: Store) -> Result:
+    """The operator `train`: what is left of a task, on all ranks of a group at once.
+
+    Raises:
+        BadDataError: images are not those that were indexed, or cannot be decoded.
+        DamagedStage: an input is damaged.
+        Diverged: NaN or infinity; the snapshot before it stays.
+        IncompatibleError: the backbone's weights changed since the plan.
+    """
+    keyed, hints = order.parameters, order.hints
+    torch.set_num_threads(max(1, int(hints["cpus"])))
+    task = task_of(keyed)
+    previous = order.inputs("previous")
+    started = time.perf_counter()
+
+    def say(**facts: Any) -> None:
+        live.say(task=task.index + 1, tasks=task.count, **facts)
+
+    try:
+        state, log = loop.train_task(
+            build(keyed["method"]),
+            backbone(keyed, hints),
+            task,
+            task_rows(order, store),
+            load_state(store, *previous[0]) if previous else None,
+            settings(keyed, hints),
+            resume=snapshots.find(store, order.key),
+            keep=lambda snapshot: snapshots.keep(store, order.key, snapshot),
+            say=say,
+        )
+    except Diverged as error:
+        raise Diverged(f"{order.label}: {error}") from error
+    seconds = time.perf_counter() - started
+    return Result(
+        files={"state.safetensors": save_tensors(_on_cpu(state))},
+        facts={
+            "epochs": log.epochs,
+            "steps": log.steps,
+            "images_forwarded": log.images_forwarded,
+            "images_per_second": round(log.images_forwarded / seconds, 2),
+            "trainable_parameters": log.trainable,
+            "state_bytes": sum(t.numel() * t.element_size() for t in state.values()),
+        },
+        obsolete=(snapshots.name(order.key),),
+    )
+
+
+def build(method: dict[str, Any]) -> Trained:
+    """The method of a key's description `{name, version, hyperparameters}`."""
+    return methods.build(method["name"], method["hyperparameters"])  # type: ignore[return-value]
+
+
+def task_of(keyed: dict[str, Any]) -> Task:
+    """What the method may know of the task of a key."""
+    return Task(**{**keyed["task"], "current": tuple(keyed["task"]["current"])})
+
+
+def settings(keyed: dict[str, Any], hints: dict[str, Any]) -> loop.Settings:
+    """What surrounds the training."""
+    numerics = keyed["numerics"]
+    return loop.Settings(
+        seed=keyed["seed"],
+        device=numerics["device"],
+        precision=numerics["precision"],
+        compile=numerics["compile"],
+        decoders=max(1, int(hints["cpus"])),
+        every=60.0 * hints.get("checkpoint_minutes", float("inf")),
+    )
+
+
+def backbone(keyed: dict[str, Any], hints: dict[str, Any]) -> Any:
+    """A copy of the ViT for this task alone.
+
+    Raises:
+        IncompatibleError: its weights changed since the plan.
+    """
+    loaded = models.load_on_device(
+        hints["model"],
+        hints["weights"],
+        hints["pooling"],
+        keyed["backbone"],
+        keyed["numerics"]["device"],
+        hints["image_size"],
+    )
+    return seams.check(copy.deepcopy(loaded))
+
+
+def adapted(order: Order, store: Store, graft: tuple[str, str]) -> Callable[[Tensor], Tensor]:
+    """Features [B, D] of the backbone that a first session adapted.
+
+    Args:
+        order: whose parameters name the first session (`graft`) and the backbone.
+        graft: operator and key of the stored training.
+    """
+    keyed = order.parameters
+    learner, _ = loop.open_learner(
+        build(keyed["graft"]["method"]),
+        backbone(keyed, order.hints),
+        task_of(keyed["graft"]),
+        load_state(store, *graft),
+        loop.Settings(seed=keyed["graft"]["seed"], device=keyed["numerics"]["device"]),
+    )
+    return learner.eval().features
+
+
+def load_state(store: Store, operator: str, key: str) -> State:
+    """What is stored of a task.
+
+    Raises:
+        DamagedStage: it is damaged.
+    """
+    return load_tensors(store.read(operator, key, "state.safetensors"))
+
+
+def rows_of(index: SplitIndex, task: dict[str, Any]) -> np.ndarray:
+    """Rows [N] of the images of a task `{classes, domains}`, ascending."""
+    return np.flatnonzero(
+        np.isin(index.labels, task["classes"]) & np.isin(index.domains, task["domains"])
+    )
+
+
+def columns_of(labels: np.ndarray, learned: list[int]) -> Tensor:
+    """Columns int64 [N] of labels, in the order learned."""
+    column = np.full(int(max(learned)) + 1, -1, dtype=np.int64)
+    column[learned] = np.arange(len(learned))
+    return torch.from_numpy(column[labels])
+
+
+def task_rows(order: Order, store: Store) -> TaskRows:
+    """The training images of the task of an order.
+
+    Raises:
+        BadDataError: they are not those that were indexed.
+    """
+    keyed, [dataset] = order.parameters, order.inputs("dataset")
+    index = fit.load_index(store, *dataset)
+    rows = rows_of(index, keyed["images"])
+    targets = columns_of(index.labels[rows], keyed["learned"])
+    return open_rows(order, index, rows, targets, query_of(order, store, rows))
+
+
+def open_rows(
+    order: Order,
+    index: SplitIndex,
+    rows: np.ndarray,
+    targets: Tensor,
+    query: Tensor | None,
+) -> TaskRows:
+    """The images of an order's `places`, which are the given rows of the index."""
+    keyed, places = order.parameters, order.hints["places"]
+    return TaskRows(
+        sources.read(places),
+        digests=index.digests[rows],
+        samples=index.sample_ids(rows),
+        name=partial(sources.place_name, places),
+        targets=targets,
+        query=query,
+        preprocessing=Preprocessing.from_json(keyed["preprocessing"]),
+        seed=keyed["seed"],
+        max_pixels=order.hints["max_pixels"],
+    )
+
+
+def query_of(order: Order, store: Store, rows: np.ndarray) -> Tensor | None:
+    """Frozen features [N, D] of some rows, where the order reads them from the cache."""
+    if not (shards := order.inputs("features")):
+        return None
+    return torch.from_numpy(features.load(store, shards)[rows].astype(np.float32))
+
+
+def _on_cpu(state: State) -> State:
+    return {name: tensor.cpu().contiguous() for name, tensor in state.items()}

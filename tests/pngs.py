@@ -1,0 +1,134 @@
+"""A small data set of PNGs, specs on it, and running their stages in this process, without Ray."""
+
+import io
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+from PIL import Image
+from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
+from timm.models.vision_transformer import VisionTransformer
+
+from cluster.worker import Done, run_stage
+from operators.stage import OPERATORS, Stage
+from operators.store import Store
+from pipelines.plan import Plan, make_plan
+from pipelines.spec import load_resolved
+
+MODEL, SIZE = "vit_nano_patch8_16", 16
+CLASSES = 6
+
+default_cfgs = generate_default_cfgs(
+    {
+        MODEL: {
+            "num_classes": 0,
+            "input_size": (3, SIZE, SIZE),
+            "fixed_input_size": True,
+            "mean": (0.5, 0.5, 0.5),
+            "std": (0.5, 0.5, 0.5),
+            "first_conv": "patch_embed.proj",
+            "classifier": "head",
+        }
+    }
+)
+
+
+@register_model
+def vit_nano_patch8_16(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """A ViT of 2 blocks and width 16 for images of 16 pixels; milliseconds per step."""
+    args: dict[str, Any] = {
+        "img_size": SIZE,
+        "patch_size": 8,
+        "embed_dim": 16,
+        "depth": 2,
+        "num_heads": 2,
+        "num_classes": 0,
+    }
+    return build_model_with_cfg(VisionTransformer, MODEL, pretrained, **{**args, **kwargs})
+
+
+def png(seed: int, size: tuple[int, int] = (SIZE, SIZE), label: int = 0) -> bytes:
+    """An image of width and height `size`: noise, with a stripe of the class's own colour."""
+    width, height = size
+    pixels = np.random.default_rng(seed).integers(0, 120, (height, width, 3))
+    start = height * label // CLASSES
+    pixels[start : start + 3, :, label % 3] += 100
+    buffer = io.BytesIO()
+    Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+Row = tuple[bytes, int, str]
+"""Image, class, domain."""
+
+
+def rows(per_class: int, seed: int, domains: Sequence[str] = ("a",)) -> list[Row]:
+    """Images of several sizes, class after class, each in every domain."""
+    sizes = [(16, 16), (20, 18), (17, 24)]
+    return [
+        (png(seed + 100 * label + 10 * place + n, sizes[n % 3], label), label, domain)
+        for label in range(CLASSES)
+        for place, domain in enumerate(domains)
+        for n in range(per_class)
+    ]
+
+
+def write(path: Path, table: Iterable[Row]) -> Path:
+    """A Parquet file with the columns image, label and domain."""
+    images, labels, domains = zip(*table, strict=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    columns = {
+        "image": pa.array(images, pa.binary()),
+        "label": pa.array(labels, pa.int16()),
+        "domain": pa.array(domains, pa.string()),
+    }
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+def data(folder: Path, train: Iterable[Row], test: Iterable[Row]) -> Path:
+    """Folder of a data set."""
+    write(folder / "train.parquet", train)
+    write(folder / "test.parquet", test)
+    return folder
+
+
+def plan(store: Store, folder: Path, *overrides: str, **sections: Any) -> Plan:
+    """The plan of three tasks of two classes each, on a random tiny ViT.
+
+    Args:
+        folder: of `data`.
+        overrides: as on the command line.
+        sections: of the spec, in place of the ones here.
+    """
+    spec = {
+        "pipeline": "pngs",
+        "dataset": {"train": str(folder / "train.parquet"), "test": str(folder / "test.parquet")},
+        "scenario": {"kind": "class_incremental", "increment": 2, "orders": [1993]},
+        "backbone": {
+            "model": MODEL,
+            "weights": "random",
+            "preprocessing": {
+                "resize": SIZE, "crop": SIZE, "mean": [0.5, 0.5, 0.5], "std": [0.5, 0.5, 0.5],
+            },
+        },
+        "features": {"shard_size": 4},
+        "methods": [{"finetune": {"epochs": 2, "batch_size": 4}}],
+    }  # fmt: skip
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec | sections))
+    return make_plan(load_resolved(str(path), overrides), store.memo)
+
+
+def compute(stages: Iterable[Stage], store: Store) -> list[Done]:
+    """Runs stages as workers do, in the given order."""
+    return [run_stage(OPERATORS[stage.operator], stage.order(), store) for stage in stages]
+
+
+def of(made: Plan, operator: str) -> list[Stage]:
+    """The stages of an operator, inputs before what reads them."""
+    return [stage for stage in made.stages if stage.operator == operator]
