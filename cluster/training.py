@@ -24,6 +24,7 @@ from cluster.chain import Broken, Progress, run_chain
 from cluster.chains import Message
 from cluster.policy import Failure, Kind
 from cluster.worker import Done
+from operators.errors import StageFailed
 from operators.stage import OPERATORS, Operator, Order, Resources, Stage
 from operators.store import Store
 
@@ -63,13 +64,10 @@ class Group:
             found.append(self._messages.get())
         return found
 
-    def fit(
-        self, me: Any, name: str, work: Work, store: Store, resources: Resources
-    ) -> Failure | None:
+    def fit(self, name: str, work: Work, store: Store, resources: Resources) -> Failure | None:
         """Runs the group to its end.
 
         Args:
-            me: handle of this actor, for the workers.
             name: of the run, fresh: Ray Train would continue an earlier one of that name.
             work: the stages.
             store: where they go.
@@ -78,47 +76,45 @@ class Group:
         Returns:
             Why the group ended before all stages were stored, if no stage is to blame.
         """
-        for variable, value in ENVIRONMENT.items():
-            os.environ.setdefault(variable, value)
-        free_places_of_the_dead()
-        import fsspec
-        from pyarrow.fs import FSSpecHandler, PyFileSystem
-        from ray.train import FailureConfig, RunConfig, ScalingConfig
-        from ray.train.torch import TorchTrainer
-
-        per_worker = {"CPU": resources.cpus, "GPU": resources.gpus}
-        trainer = TorchTrainer(
-            train,
-            train_loop_config={"group": me, "work": work, "store": store, "cpus": resources.cpus},
-            scaling_config=ScalingConfig(
-                num_workers=resources.workers,
-                use_gpu=resources.gpus > 0,
-                resources_per_worker={name: n for name, n in per_worker.items() if n},
-            ),
-            run_config=RunConfig(
-                name=name,
-                # Ray Train writes a marker, and otherwise checkpoints, which we have none of.
-                storage_path="ray-train",
-                storage_filesystem=PyFileSystem(FSSpecHandler(fsspec.filesystem("memory"))),
-                failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
-            ),
-        )
         failure = None
         try:
-            trainer.fit()
+            fit(ray.get_runtime_context().current_actor, name, work, store, resources)
         except Exception as error:
-            # Which stage, if any, is to blame was told by the workers.
-            failure = self._blame(error)
+            key, failure = judge(error, self._broken)
+            if key:
+                self._messages.put((key, failure))
+                failure = None
         self._messages.put(None)
         return failure
 
-    def _blame(self, error: Exception) -> Failure | None:
-        for broken in self._broken:
-            if not broken.peer_lost:
-                failure = Failure(Kind.FAILED, str(broken.error), broken.error)
-                self._messages.put((broken.key, failure))
-                return None
-        return judge(error)
+
+def fit(group: Any, name: str, work: Work, store: Store, resources: Resources) -> None:
+    """Runs Ray Train; arguments as for `Group.fit`, whose handle is `group`."""
+    for variable, value in ENVIRONMENT.items():
+        os.environ.setdefault(variable, value)
+    free_places_of_the_dead()
+    import fsspec
+    from pyarrow.fs import FSSpecHandler, PyFileSystem
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    per_worker = {"CPU": resources.cpus, "GPU": resources.gpus}
+    TorchTrainer(
+        train,
+        train_loop_config={"group": group, "work": work, "store": store, "cpus": resources.cpus},
+        scaling_config=ScalingConfig(
+            num_workers=resources.workers,
+            use_gpu=resources.gpus > 0,
+            resources_per_worker={kind: count for kind, count in per_worker.items() if count},
+        ),
+        run_config=RunConfig(
+            name=name,
+            # In memory: besides checkpoints, of which we have none, Ray Train writes a marker.
+            storage_path="ray-train",
+            storage_filesystem=PyFileSystem(FSSpecHandler(fsspec.filesystem("memory"))),
+            failure_config=FailureConfig(max_failures=0, max_preemption_failures=0),
+        ),
+    ).fit()
 
 
 def train(config: Mapping[str, Any]) -> None:
@@ -135,24 +131,30 @@ def train(config: Mapping[str, Any]) -> None:
     run_chain(config["work"], config["store"], int(config["cpus"]), report)
 
 
-def judge(error: BaseException) -> Failure:
-    """Why a group ended that no stage has broken: a process of it died.
+def judge(error: BaseException, broken: Sequence[Broken]) -> tuple[str, Failure]:
+    """Why a group has ended, and the key of the stage that is to blame, empty if none is.
+
+    When one rank dies, the others fail with whatever their collective says. Then only an error of
+    ours is taken for what it says.
 
     Args:
         error: what `fit` raised.
+        broken: what the ranks told about their stages.
     """
-    causes: list[BaseException] = [error]
-    for failed in getattr(error, "worker_failures", {}).values():
-        causes.append(getattr(failed, "health_check_failure", failed))
-    # The last one: a worker's own end says more than that there was one.
-    text = f"{type(causes[-1]).__name__}: {_first_line(causes[-1])}"
-    if any(isinstance(cause, exceptions.OutOfMemoryError) for cause in causes):
-        return Failure(Kind.MEMORY, text)
-    return Failure(Kind.LOST, text)
+    failed = getattr(error, "worker_failures", {}).values()
+    deaths = [e.health_check_failure for e in failed if hasattr(e, "health_check_failure")]
+    for one in broken:
+        if not (one.peer_lost or (deaths and isinstance(one.error, StageFailed))):
+            return one.key, Failure(Kind.FAILED, str(one.error), one.error)
+    if any(isinstance(death, exceptions.OutOfMemoryError) for death in deaths):
+        return "", Failure(Kind.MEMORY, one_line(deaths[0]))
+    return "", Failure(Kind.LOST, one_line(next(iter([*deaths, *failed]), error)))
 
 
-def _first_line(error: BaseException) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+def one_line(error: BaseException) -> str:
+    """An error for a message."""
+    text = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def free_places_of_the_dead() -> None:
@@ -184,7 +186,7 @@ class Running:
         work = [(OPERATORS[stage.operator], stage.order()) for stage in stages]
         actor: Any = ray.remote(Group)
         self._group = actor.options(num_cpus=0, max_restarts=0, max_concurrency=8).remote()
-        self._fit = self._group.fit.remote(self._group, name, work, store, first.resources)
+        self._fit = self._group.fit.remote(name, work, store, first.resources)
         self.messages = self._group.messages.remote()
         """Ray's reference of the next messages: ready when there are some."""
 
@@ -198,7 +200,7 @@ class Running:
                 return told, False, None
             return told, True, ray.get(self._fit)
         except exceptions.RayError as error:
-            return [], True, Failure(Kind.LOST, f"{type(error).__name__}: {_first_line(error)}")
+            return [], True, Failure(Kind.LOST, one_line(error))
 
     def stop(self) -> None:
         """Ends all processes of the group."""

@@ -65,6 +65,7 @@ class CodaPrompt:
         summary="Prefixes are sums of components weighted by attention; new ones for every task.",
         memory="layers * pool_size * (prompt_length + 2) * D floats in all; C * (D + 1) of head",
         uses_seed=True,
+        query=True,
         contract="trained",
     )
 

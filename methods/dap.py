@@ -86,6 +86,7 @@ class DAP:
         memory="blocks * (N * P + 2 * D * (E + 2)) floats; T * (D + E) of keys and embeddings; "
         "C * (D + 1) of head",
         uses_seed=True,
+        query=True,
         contract="trained",
     )
 

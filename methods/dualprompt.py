@@ -81,6 +81,7 @@ class DualPrompt:
         memory="2 * R * L * D floats of shared prefix; T * (2 * R * L * D + D) of tasks' prefixes "
         "and keys; C * D + C of classifier",
         uses_seed=True,
+        query=True,
         contract="trained",
     )
 

@@ -30,8 +30,9 @@ class CosineHead(nn.Module):
         self.scale = nn.Parameter(torch.ones(()))
 
     def forward(self, features: Tensor) -> Tensor:
-        """Logits [B, C] of features [B, D]."""
-        return self.scale * cosine(features.float(), self.weight)
+        """Logits [B, C] float32 of features [B, D]."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.scale * cosine(features.float(), self.weight)
 
 
 def linear_head(width: int, classes: int, std: float = 0.02) -> nn.Linear:

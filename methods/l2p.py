@@ -72,6 +72,7 @@ class L2P:
         summary="Chooses prompts from a pool by the cosine of the frozen feature to their keys.",
         memory="pool_size * (prompt_length + 1) * D floats; C * D + C floats of classifier",
         uses_seed=True,
+        query=True,
         contract="trained",
     )
 

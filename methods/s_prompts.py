@@ -66,6 +66,7 @@ class SPrompts:
         memory="T * (L + K) * D floats; classifiers of T * C * (D + 1) floats if "
         "domain-incremental, C * (D + 1) if class-incremental",
         uses_seed=True,
+        query=True,
         contract="trained",
     )
 

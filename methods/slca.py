@@ -59,7 +59,7 @@ class SLCA:
         paper="https://arxiv.org/abs/2303.05118",
         summary="A slow learning rate for the backbone; heads aligned on sampled features. "
         "The Gaussian of a class that occurs again is pooled over its tasks.",
-        memory="backbone; C * D * D + 3 * C * D + 2 * C floats of Gaussians and heads",
+        memory="backbone; C * D * D + 3 * C * D + 4 * C numbers of Gaussians and heads",
         uses_seed=True,
         contract="trained",
     )
@@ -199,10 +199,11 @@ def drift(task_of: Tensor, index: int) -> Tensor:
     """Factors [C] on the classes' means: 0.9 + 0.1 (t_c + 1) / (t + 1), 1 for the newest task.
 
     Args:
-        task_of: t_c [C]. Differs from the authors' code, which divides the class by the size of
-            the current task: wrong for tasks of unequal sizes.
+        task_of: t_c [C].
         index: t.
     """
+    # Differs from the authors' code, which divides the class by the size of the current task,
+    # because tasks may have unequal sizes.
     return 0.9 + 0.1 * (task_of + 1) / (index + 1)
 
 

@@ -241,7 +241,10 @@ class _Run:
         self._forward: Any = learner
         if world.size > 1:
             # Which rows of a pool are used, and so which tensors get a gradient, may differ.
-            self._forward = DistributedDataParallel(learner, find_unused_parameters=True)
+            # Buffers are the same on all workers, and may be as large as a class's covariances.
+            self._forward = DistributedDataParallel(
+                learner, find_unused_parameters=True, broadcast_buffers=False
+            )
         if settings.compile:
             self._forward = torch.compile(self._forward)
         self._epoch = self._step = 0

@@ -70,6 +70,8 @@ def result(finished: Finished, ids: RunIds) -> dict[str, Any]:
         "curve": summary.curve,
         **summary.finals(),
         "trainable_parameters": finished.facts["trainable_parameters"],
+        "forwards": finished.facts["forwards"],
+        "batch_information_at_test": run.method.card["batch_information_at_test"],
         "seconds": round(finished.seconds, 3),
         "cached": finished.cached,
         "mlflow_run_id": ids.methods.get(run.evaluate.key),
@@ -90,10 +92,10 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
         from pipelines import plots
 
         return {
-            **(_model(plan, store, run) if with_model else {}),
+            **(_model(plan, store, run) if with_model and run.servable else {}),
             "predictions.parquet": store.read(stage.operator, stage.key, "predictions.parquet"),
             "class_order.json": canonical(order),
-            "fit.json": json.dumps(finished.facts["fit"], indent=1),
+            **_made_of(finished.facts),
             **plots.method_artifacts(summary, list(dict.fromkeys(order))),
         }
 
@@ -111,14 +113,40 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
             "seconds": finished.seconds,
             "trainable_parameters": finished.facts["trainable_parameters"],
             "state_bytes": finished.facts["state_bytes"],
+            "forwards": finished.facts["forwards"],
         },
-        curves=summary.curves(),
-        tags={"graftwork.backbone": plan.backbone.model},
+        curves=summary.curves() | _training_curves(finished.facts["training"]),
+        tags={
+            "graftwork.backbone": plan.backbone.model,
+            **(
+                {"graftwork.batch_information_at_test": "true"}
+                if run.method.card["batch_information_at_test"]
+                else {}
+            ),
+        },
         # The run that computed a cached result holds its files.
         artifacts={} if finished.cached else artifacts,
         dataset=(plan.spec.pipeline, plan.dataset.train.digest[:16]),
         cached=finished.cached,
     )
+
+
+def _made_of(facts: Mapping[str, Any]) -> dict[str, str]:
+    """What the solves and the trainings of a run reported."""
+    return {
+        f"{name}.json": json.dumps(facts[name], indent=1)
+        for name in ("fit", "training")
+        if facts[name]
+    }
+
+
+def _training_curves(training: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Losses by epoch, over all tasks one after the other, and speed by task."""
+    if not training:
+        return {}
+    epochs = [epoch for task in training for epoch in task["epochs"]]
+    terms = {f"train_{name}": [epoch[name] for epoch in epochs] for name in epochs[0]}
+    return terms | {"images_per_second": [task["images_per_second"] for task in training]}
 
 
 def _model(plan: Plan, store: Store, run: Run) -> dict[str, bytes | str]:

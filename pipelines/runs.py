@@ -86,6 +86,11 @@ class Run:
     model: Stage
     evaluate: Stage
 
+    @property
+    def servable(self) -> bool:
+        """Whether the frozen backbone and the model's state are all that a prediction needs."""
+        return self.model.operator == "fit" and self.method.first_session is None
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Cell:
@@ -153,7 +158,7 @@ def make_runs(trunk: Trunk, methods: Iterable[Method]) -> Iterator[Run]:
                 scenario.initial,
                 scenario.increment,
                 order,
-            )
+            )[: scenario.tasks]
         )
         described = [_task_json(task) for task in stream]
         _check_rows(dataset, described, order)

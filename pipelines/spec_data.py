@@ -204,6 +204,9 @@ class Scenario(Section):
         description="classes of the first task, `increment` if absent; class_incremental only",
         validate_default=True,
     )
+    tasks: Annotated[int | None, optional(_count)] = Field(
+        default=None, description="stop after so many tasks; absent: learn all of them"
+    )
     orders: Annotated[
         tuple[Annotated[OrderName, Rule(_order, "order")], ...],
         Before(_orders, 'list of seeds, "natural" and explicit lists; {count, first}; "natural"'),

@@ -1,6 +1,7 @@
 """CODA-Prompt: weights without a softmax, orthogonal new components, old ones frozen."""
 
 from collections.abc import Mapping
+from typing import Any
 
 import pytest
 import torch
@@ -23,10 +24,8 @@ METHOD = CodaPrompt(epochs=2, batch_size=6, lr=0.01, pool_size=6, prompt_length=
 NAMES = ("components", "keys", "masks")
 
 
-def _learner(
-    index: int, state: Mapping[str, Tensor] | None, **changes: object
-) -> CodaPromptLearner:
-    method = CodaPrompt(**{"pool_size": 6, "prompt_length": 4, **changes})  # type: ignore[arg-type]
+def _learner(index: int, state: Mapping[str, Tensor] | None, **changes: Any) -> CodaPromptLearner:
+    method = CodaPrompt(**{"pool_size": 6, "prompt_length": 4, **changes})
     learner = tiny.opened(method, tiny.task(index), dict(state) if state else None)
     assert isinstance(learner, CodaPromptLearner)
     return learner

@@ -135,7 +135,9 @@ def test_p4_every_block_sees_the_prompts_of_its_own_alone(mixed, skip):
     lengths: list[int] = []
     for block in learner.vit.blocks:
         # The seam calls a block's parts; its first norm sees what enters the attention.
-        block.norm1.register_forward_pre_hook(lambda _, inputs: lengths.append(inputs[0].shape[1]))
+        block.get_submodule("norm1").register_forward_pre_hook(
+            lambda _, inputs: lengths.append(inputs[0].shape[1])
+        )
     learner.logits(images, query)
     assert lengths == [21] * 5 + ([17] if skip else [21])
 

@@ -50,7 +50,8 @@ def grow_old(store: Store, seconds: float) -> None:
         found.modified -= timedelta(seconds=seconds)
         return
     path = Path(store.url, FILE)
-    os.utime(path, (time.time() - seconds,) * 2)
+    then = path.stat().st_mtime - seconds
+    os.utime(path, (then, then))
 
 
 def test_a_lease_is_there_while_it_is_held_and_gone_afterwards(store: Store) -> None:

@@ -67,8 +67,8 @@ def test_without_shuffling_rows_come_as_they_are() -> None:
 
 
 def test_derived_seeds_are_fixed_numbers() -> None:
-    assert derive(0) == 6898461390551155829
-    assert derive(0, "task", 1) == 5250085024040263405
+    assert derive(0) == 7520536977032167579
+    assert derive(0, "task", 1) == 8885329967707916746
     many = {derive(s, what, t) for s in range(9) for what in ("a", "b") for t in range(9)}
     assert len(many) == 162
     assert all(0 <= seed < 2**63 for seed in many)
@@ -98,13 +98,13 @@ def test_half_cosine_constant_and_milestone() -> None:
 
 def test_optimizers_and_what_a_group_says_itself() -> None:
     tensors = [torch.zeros(1, requires_grad=True) for _ in range(2)]
-    groups = [{"params": tensors[:1]}, {"params": tensors[1:], "lr": 0.5, "weight_decay": 0.0}]
     for name, kind in (
         ("sgd", torch.optim.SGD),
         ("adam", torch.optim.Adam),
         ("adamw", torch.optim.AdamW),
         ("amsgrad", torch.optim.Adam),
     ):
+        groups = [{"params": tensors[:1]}, {"params": tensors[1:], "lr": 0.5, "weight_decay": 0.0}]
         made = optim.optimizer(name, 0.1, 0.01)(groups)  # type: ignore[arg-type]
         assert type(made) is kind
         assert [g["lr"] for g in made.param_groups] == [0.1, 0.5]

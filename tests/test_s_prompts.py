@@ -1,5 +1,6 @@
 """S-Prompts: one prompt, classifier and set of centres per task, and the choice among them."""
 
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -63,7 +64,7 @@ def classes() -> list[State]:
 
 def test_what_a_task_learned_is_frozen_afterwards_in_spite_of_weight_decay(domains, classes):
     for states in (domains, classes):
-        for before, after in zip(states, states[1:], strict=False):
+        for before, after in pairwise(states):
             assert before.keys() == after.keys()
             for name, tensor in before.items():
                 assert torch.equal(after[name][: len(tensor)], tensor), name

@@ -74,6 +74,7 @@ def test_defaults(folder: Path) -> None:
             "kind": "class_incremental",
             "increment": 10,
             "initial": 10,
+            "tasks": None,
             "orders": [1993],
         },
         "backbone": {
@@ -288,7 +289,7 @@ seeds: [-1, 5,
         'conf.yaml:2: dataset.limt_per_class: unknown key; did you mean "limit_per_class"?',
         "conf.yaml:3: scenario.increment: missing; class_incremental needs the number of classes "
         "per task",
-        "conf.yaml:5: scenario.epohcs: unknown key; known: kind, increment, initial, orders",
+        "conf.yaml:5: scenario.epohcs: unknown key; known: kind, increment, initial, tasks, orders",
         'conf.yaml:8: backbone.precision: must be one of fp32, bf16, fp16, got "fp64"; '
         'did you mean "fp16"?',
         "conf.yaml:11: methods.1: must hold one method, got 0; start each with its own dash",

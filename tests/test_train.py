@@ -1,0 +1,572 @@
+"""Chains of tasks through the real store, without Ray: trained, cached, resumed, predicted."""
+
+import io
+import json
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+import methods
+from methods.base import State
+from methods.trained import Task
+from operators import dataset, live, loop, models, pixels, predictions, snapshots
+from operators import features as shards
+from operators.errors import BadDataError, DamagedStage, Diverged, IncompatibleError
+from operators.index_file import SplitIndex
+from operators.stage import Result, Stage
+from operators.store import Store
+from operators.training_data import TaskRows
+from pipelines.plan import Plan
+from tests import pngs
+from tests.pngs import compute, of
+
+TRAIN, TEST = pngs.rows(3, 0), pngs.rows(2, 5000)
+FINETUNE = {"epochs": 2, "batch_size": 4}
+
+
+class Killed(BaseException):
+    """What nothing catches: the process is gone."""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pngs.data(tmp_path_factory.mktemp("data"), TRAIN, TEST)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+@pytest.fixture(scope="module")
+def whole(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Store, Plan]:
+    """An undisturbed run of three tasks."""
+    store = Store(str(tmp_path_factory.mktemp("whole")))
+    made = pngs.plan(store, folder)
+    compute(made.stages, store)
+    return store, made
+
+
+def state_of(store: Store, stage: Stage) -> bytes:
+    return store.read("train", stage.key, "state.safetensors")
+
+
+def same(one: State, other: State) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def index_of(store: Store, made: Plan, split: str) -> SplitIndex:
+    key = getattr(made.dataset, split).stage().key
+    return dataset.read_index(store.read("dataset", key, "index.parquet"))
+
+
+def encoded(folder: Path, split: str) -> list[bytes]:
+    return pq.read_table(folder / f"{split}.parquet")["image"].to_pylist()
+
+
+def network(made: Plan) -> Any:
+    return models.load(made.backbone.model, made.backbone.weights, "token")
+
+
+def by_hand(made: Plan, folder: Path, seed: int = 0) -> list[tuple[State, loop.Log]]:
+    """The chain of `made` by the loop alone: no stage, no store."""
+    [run] = made.runs
+    method = methods.build(run.method.name, run.method.hyperparameters)
+    train, images = made.dataset.train, encoded(folder, "train")
+    done: list[tuple[State, loop.Log]] = []
+    learned: list[int] = []
+    for number, task in enumerate(run.tasks):
+        before = len(learned)
+        learned += task.classes
+        rows = np.flatnonzero(np.isin(train.labels, task.classes))
+        targets = torch.tensor([learned.index(label) for label in train.labels[rows].tolist()])
+        given = TaskRows(
+            [images[row] for row in rows],
+            digests=train.digests[rows],
+            samples=train.stored().sample_ids(rows),
+            name=str,
+            targets=targets,
+            query=None,
+            preprocessing=made.preprocessing,
+            seed=seed,
+        )
+        state, log = loop.train_task(
+            method,
+            network(made),
+            Task(
+                index=number,
+                count=len(run.tasks),
+                current=tuple(range(before, len(learned))),
+                before=before,
+                seen=len(learned),
+            ),
+            given,
+            done[-1][0] if done else None,
+            loop.Settings(seed=seed),
+        )
+        done.append((state, log))
+    return done
+
+
+# --- a chain ----------------------------------------------------------------------------------
+
+
+def test_a_run_is_stored_and_a_second_one_computes_nothing(whole: tuple[Store, Plan]) -> None:
+    store, made = whole
+    again = compute(made.stages, store)
+    assert [done.key for done in again] == [stage.key for stage in made.stages]
+    assert all(done.reused for done in again)
+    for stage in made.stages:
+        store.verify(stage.operator, stage.key)
+    assert store.blobs.files(snapshots.FOLDER) == {}
+
+
+def test_states_are_those_of_the_loop(whole: tuple[Store, Plan], folder: Path) -> None:
+    store, made = whole
+    for stage, (state, log) in zip(of(made, "train"), by_hand(made, folder), strict=True):
+        assert same(load_tensors(state_of(store, stage)), state)
+        facts = store.manifest("train", stage.key)["facts"]
+        assert facts["epochs"] == log.epochs
+        assert (facts["steps"], facts["images_forwarded"]) == (log.steps, log.images_forwarded)
+        assert facts["steps"] == 4  # six images in batches of four, twice
+        assert facts["images_forwarded"] == 12 == stage.hints["images"]
+        assert facts["trainable_parameters"] == log.trainable
+        assert facts["state_bytes"] == sum(t.numel() * t.element_size() for t in state.values())
+
+
+def test_predictions_are_those_of_the_network(whole: tuple[Store, Plan], folder: Path) -> None:
+    store, made = whole
+    [run] = made.runs
+    test, images = index_of(store, made, "test"), encoded(folder, "test")
+    inputs = given_pixels(made, images)
+    method = methods.build("finetune", run.method.hyperparameters)
+    learned: list[int] = []
+    for number, (stage, model) in enumerate(
+        zip(of(made, "predict"), of(made, "train"), strict=True)
+    ):
+        learned += run.tasks[number].classes
+        task = Task(index=number, count=3, current=(), before=2 * number, seen=len(learned))
+        learner, _ = loop.open_learner(
+            method, network(made), task, load_tensors(state_of(store, model)), loop.Settings(seed=0)
+        )
+        rows = np.flatnonzero(np.isin(test.labels, learned))
+        with torch.no_grad():
+            scores = learner.eval().logits(inputs[rows], None)
+        table = predictions.read(store, "predict", stage.key)
+        assert table["sample"].tolist() == rows.tolist()
+        assert table["label"].tolist() == test.labels[rows].tolist()
+        assert set(table["task_trained"].tolist()) == {number}
+        assert table["predicted"].tolist() == [learned[c] for c in scores.argmax(1).tolist()]
+        own = [learned.index(label) // 2 for label in table["label"].tolist()]
+        assert table["true_task"].tolist() == own
+        halves = scores.view(len(rows), -1, 2)[torch.arange(len(rows)), own].argmax(1)
+        within = [learned[2 * t + c] for t, c in zip(own, halves.tolist(), strict=True)]
+        assert table["predicted_in_task"].tolist() == within
+        facts = store.manifest("predict", stage.key)["facts"]
+        assert facts == {"images_forwarded": len(rows)}
+        assert stage.hints["images"] == len(rows)
+
+
+def given_pixels(made: Plan, images: list[bytes]) -> torch.Tensor:
+    return pixels.normalise(pixels.prepare(images, made.preprocessing), made.preprocessing)
+
+
+def test_the_evaluation_puts_predictions_together(whole: tuple[Store, Plan]) -> None:
+    store, made = whole
+    [evaluate] = of(made, "evaluate")
+    parts = [predictions.read(store, "predict", stage.key) for stage in of(made, "predict")]
+    table = predictions.read(store, "evaluate", evaluate.key)
+    for name in table:
+        assert np.array_equal(table[name], np.concatenate([part[name] for part in parts]))
+    assert [len(part["sample"]) for part in parts] == [4, 8, 12]
+    whole_file = pq.read_table(
+        io.BytesIO(store.read("evaluate", evaluate.key, "predictions.parquet"))
+    )
+    assert set(whole_file["order"].to_pylist()) == {"1993"}
+    assert set(whole_file["seed"].to_pylist()) == {0}
+    curve = [100 * float((p["predicted"] == p["label"]).mean()) for p in parts]
+    summary = json.loads(store.read("evaluate", evaluate.key, "summary.json"))
+    assert summary["curve"] == pytest.approx(curve)
+
+    facts = store.manifest("evaluate", evaluate.key)["facts"]
+    assert facts["a_last"] == pytest.approx(curve[-1])
+    chain = [store.manifest("train", stage.key) for stage in of(made, "train")]
+    made_by = [store.manifest("predict", stage.key) for stage in of(made, "predict")]
+    assert facts["forwards"] == 3 * 12 + 4 + 8 + 12
+    assert facts["seconds_fitting"] == pytest.approx(sum(m["seconds"] for m in [*chain, *made_by]))
+    assert facts["state_bytes"] == chain[-1]["facts"]["state_bytes"]
+    assert facts["trainable_parameters"] == chain[-1]["facts"]["trainable_parameters"]
+    assert facts["fit"] == []
+    assert [task["epochs"] for task in facts["training"]] == [m["facts"]["epochs"] for m in chain]
+
+
+def test_a_chain_says_how_far_it_is(store: Store, folder: Path) -> None:
+    made = pngs.plan(store, folder)
+    compute(of(made, "dataset"), store)
+    heard: list[live.Facts] = []
+    with live.sink(heard.append, interval=0.0):
+        compute(of(made, "train")[:2], store)
+    assert [tuple(f[n] for n in ("task", "epoch", "step")) for f in heard] == [
+        (task, epoch, step) for task in (1, 2) for epoch in (1, 2) for step in (1, 2)
+    ]
+    assert all((f["tasks"], f["epochs"], f["steps"]) == (3, 2, 2) for f in heard)
+
+
+def test_predictions_do_not_depend_on_the_order_of_test_images(
+    whole: tuple[Store, Plan], tmp_path: Path
+) -> None:
+    store, made = whole
+    order = np.random.default_rng(0).permutation(len(TEST))
+    turned = pngs.plan(store, pngs.data(tmp_path, TRAIN, [TEST[row] for row in order]))
+    assert [s.key for s in of(turned, "train")] == [s.key for s in of(made, "train")]
+    compute(turned.stages, store)
+
+    def decided(of_plan: Plan) -> dict[tuple[int, bytes], tuple[int, ...]]:
+        digests = index_of(store, of_plan, "test").digests
+        found = {}
+        for stage in of(of_plan, "predict"):
+            table = predictions.read(store, "predict", stage.key)
+            for row, sample in enumerate(table["sample"].tolist()):
+                about = tuple(int(table[name][row]) for name in table if name != "sample")
+                found[about[0], digests[sample].tobytes()] = about
+        return found
+
+    assert decided(turned) == decided(made)
+    assert len(decided(made)) == 4 + 8 + 12
+
+
+def test_a_method_that_decides_by_the_batch_gets_one_task_after_the_other(
+    whole: tuple[Store, Plan], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Fine-tuning does not look at its neighbours: whatever the batches are, it decides alike."""
+    store, made = whole
+    last = of(made, "predict")[-1]
+    voting = replace(last, parameters={**last.parameters, "vote_batch": 5})
+    shown: list[list[int]] = []
+    batch = TaskRows.batch
+    monkeypatch.setattr(
+        TaskRows, "batch", lambda self, rows, *more: shown.append(rows) or batch(self, rows, *more)
+    )
+    compute([voting], store)
+    table = predictions.read(store, "predict", last.key)
+    again = predictions.read(store, "predict", voting.key)
+    assert all(np.array_equal(table[name], again[name]) for name in table)
+    assert [len(rows) for rows in shown] == [5, 5, 2]
+    place = {label: column for column, label in enumerate(learned_of(made))}
+    walk = sorted(range(12), key=lambda row: (place[int(table["label"][row])], row))
+    # Class by class in the order learned, hence one task after the other.
+    assert [row for rows in shown for row in rows] == walk
+
+
+def learned_of(made: Plan) -> list[int]:
+    return [label for task in made.runs[0].tasks for label in task.classes]
+
+
+# --- interruptions ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def killing(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """After so many snapshots the process dies, one number per attempt; none are left: never."""
+    after: list[int] = []
+    keep = snapshots.keep
+    count = 0
+
+    def kept(*arguments: Any) -> None:
+        nonlocal count
+        keep(*arguments)
+        count += bool(after)
+        if after and count == after[0]:
+            count = 0
+            after.pop(0)
+            raise Killed
+
+    monkeypatch.setattr(snapshots, "keep", kept)
+    yield after
+
+
+@pytest.mark.parametrize("deaths", [[1], [2], [3], [4], [1, 1, 1, 1], [2, 1]], ids=str)
+def test_a_killed_task_goes_on_from_its_snapshot(
+    deaths: list[int], whole: tuple[Store, Plan], store: Store, folder: Path, killing: list[int]
+) -> None:
+    reference, _ = whole
+    made = pngs.plan(store, folder, "resources.train.checkpoint_minutes=0")
+    first, second, _ = of(made, "train")
+    compute([*of(made, "dataset"), first], store)
+    killing += deaths
+    for number, _ in enumerate(deaths):
+        with pytest.raises(Killed):
+            compute([second], store)
+        assert not store.has("train", second.key)
+        found = snapshots.find(store, second.key)
+        assert found is not None
+        steps = sum(deaths[: number + 1])
+        assert found.counts == [steps, [4, 6, 10, 12][steps - 1]]
+    [done] = compute([second], store)
+    assert not done.reused
+    assert state_of(store, second) == state_of(reference, second)
+    names = ("epochs", "steps", "images_forwarded", "trainable_parameters", "state_bytes")
+    expected = reference.manifest("train", second.key)["facts"]
+    assert {n: done.facts[n] for n in names} == {n: expected[n] for n in names}
+    assert snapshots.find(store, second.key) is None
+
+
+def test_steps_before_the_snapshot_are_not_taken_again(
+    store: Store, folder: Path, killing: list[int]
+) -> None:
+    made = pngs.plan(store, folder, "resources.train.checkpoint_minutes=0")
+    compute(of(made, "dataset"), store)
+    first = of(made, "train")[0]
+    killing.append(3)
+    with pytest.raises(Killed):
+        compute([first], store)
+    heard: list[live.Facts] = []
+    with live.sink(heard.append, interval=0.0):
+        compute([first], store)
+    assert [(facts["epoch"], facts["step"]) for facts in heard] == [(2, 2)]
+
+
+def test_a_damaged_snapshot_costs_time_alone(
+    whole: tuple[Store, Plan], store: Store, folder: Path, killing: list[int]
+) -> None:
+    made = pngs.plan(store, folder, "resources.train.checkpoint_minutes=0")
+    compute(of(made, "dataset"), store)
+    first = of(made, "train")[0]
+    killing.append(3)
+    with pytest.raises(Killed):
+        compute([first], store)
+    data = bytearray(store.blobs.get(snapshots.name(first.key)) or b"")
+    data[len(data) // 2] ^= 1
+    store.blobs.replace(snapshots.name(first.key), bytes(data))
+    heard: list[live.Facts] = []
+    with live.sink(heard.append, interval=0.0):
+        compute([first], store)
+    assert len(heard) == 4
+    assert state_of(store, first) == state_of(whole[0], first)
+    assert snapshots.find(store, first.key) is None
+
+
+def test_rare_snapshots_are_not_taken_in_a_short_task(
+    store: Store, folder: Path, killing: list[int]
+) -> None:
+    made = pngs.plan(store, folder, "resources.train.checkpoint_minutes=60")
+    killing.append(1)
+    compute([*of(made, "dataset"), of(made, "train")[0]], store)
+
+
+# --- what is wrong ----------------------------------------------------------------------------
+
+
+def class_folders(folder: Path, rows: list[pngs.Row]) -> Path:
+    for number, (image, label, _) in enumerate(rows):
+        path = folder / f"class{label}" / f"{number:02}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(image)
+    return folder
+
+
+@pytest.mark.parametrize("operator", ["train", "predict"])
+@pytest.mark.parametrize("image", ["other", "truncated", "gone"])
+def test_an_image_that_changed_since_it_was_indexed_is_named(
+    operator: str, image: str, store: Store, tmp_path: Path
+) -> None:
+    split, rows = {"train": ("train", TRAIN), "predict": ("test", TEST)}[operator]
+    places = {"train": TRAIN, "test": TEST} | {split: rows}
+    data = {name: str(class_folders(tmp_path / name, part)) for name, part in places.items()}
+    made = pngs.plan(store, tmp_path, dataset=data)
+    compute(of(made, "dataset"), store)
+    stage = of(made, operator)[0]
+    if operator == "predict":
+        compute(of(made, "train")[:1], store)
+    victim = Path(stage.hints["places"]["files"][1])
+    if image == "gone":
+        victim.unlink()
+    else:
+        content = victim.read_bytes()
+        victim.write_bytes(pngs.png(777) if image == "other" else content[:-30])
+    with pytest.raises(BadDataError) as caught:
+        compute([stage], store)
+    says = {
+        "other": f"image {victim} changed since it was indexed; run again",
+        "truncated": f"image {victim} changed since it was indexed; run again",
+        "gone": f"{victim}: not found",
+    }
+    assert str(caught.value) == says[image]
+    assert not store.has(operator, stage.key)
+
+
+def test_an_image_that_never_could_be_decoded_is_named(store: Store, tmp_path: Path) -> None:
+    """Indexing reads headers only."""
+    bad = pngs.png(5)[:-40]
+    made = pngs.plan(store, pngs.data(tmp_path, [(bad, 0, "a"), *TRAIN], TEST))
+    compute(of(made, "dataset"), store)
+    stage = next(s for s in of(made, "train") if 0 in s.parameters["images"]["classes"])
+    before = of(made, "train")[: stage.parameters["task"]["index"]]
+    compute(before, store)
+    with pytest.raises(BadDataError) as caught:
+        compute([stage], store)
+    assert str(caught.value).startswith(f"{tmp_path / 'train.parquet'} row 0: truncated or damaged")
+    assert str(caught.value).endswith("leave it out with dataset.on_bad_image: skip")
+
+
+def test_a_damaged_state_is_found_by_whoever_reads_it(store: Store, folder: Path) -> None:
+    made = pngs.plan(store, folder)
+    first, second, _ = of(made, "train")
+    compute([*of(made, "dataset"), first], store)
+    [file] = Path(store.url, "train", first.key).glob("state.safetensors.*")
+    data = bytearray(file.read_bytes())
+    data[-1] ^= 1
+    file.write_bytes(data)
+    for stage in (second, of(made, "predict")[0]):
+        with pytest.raises(DamagedStage) as caught:
+            compute([stage], store)
+        assert (caught.value.operator, caught.value.key) == ("train", first.key)
+        assert "state.safetensors has sha256" in caught.value.reason
+
+
+def test_training_that_diverges_names_stage_step_and_images(store: Store, folder: Path) -> None:
+    wild = {"finetune": FINETUNE | {"lr": 1e30}}
+    made = pngs.plan(store, folder, "resources.train.checkpoint_minutes=0", methods=[wild])
+    first = of(made, "train")[0]
+    compute(of(made, "dataset"), store)
+    with pytest.raises(Diverged) as caught:
+        compute([first], store)
+    message = str(caught.value)
+    assert message.startswith("train finetune order 1993 seed 0 task 1/3: task 0, epoch 1, step 2")
+    assert "lower lr" in message and f"{folder / 'train.parquet'} row " in message
+    assert len(message.splitlines()) == 1
+    # The one before the step that failed stays, and fails in the same way.
+    found = snapshots.find(store, first.key)
+    assert found is not None and (found.epoch, found.step) == (0, 1)
+    with pytest.raises(Diverged) as again:
+        compute([first], store)
+    assert str(again.value) == message
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_scores_that_are_no_numbers_are_refused(
+    value: float, whole: tuple[Store, Plan], store: Store, folder: Path
+) -> None:
+    reference, made = whole
+    pngs.plan(store, folder)
+    first = of(made, "train")[0]
+    compute(of(made, "dataset"), store)
+    state = load_tensors(state_of(reference, first))
+    state["head.bias"][1] = value
+    result = Result(files={"state.safetensors": save_tensors(state)}, facts={})
+    store.commit(first.order(), result, 0.0)
+    stage = of(made, "predict")[0]
+    with pytest.raises(Diverged) as caught:
+        compute([stage], store)
+    row = min(stage.hints["places"]["runs"])[1]
+    assert str(caught.value) == (
+        f"predict finetune order 1993 seed 0 task 1/3: scores of {folder / 'test.parquet'} "
+        f"row {row} are NaN or infinite"
+    )
+
+
+def test_other_weights_than_planned_are_refused(store: Store, folder: Path) -> None:
+    made = pngs.plan(store, folder)
+    first = of(made, "train")[0]
+    compute(of(made, "dataset"), store)
+    other = replace(first, parameters={**first.parameters, "backbone": "0" * 64})
+    with pytest.raises(IncompatibleError, match="changed since the plan: expected 000000000000"):
+        compute([other], store)
+
+
+# --- other streams and contracts --------------------------------------------------------------
+
+
+def test_joint_trains_once_and_answers_for_every_task(store: Store, folder: Path) -> None:
+    made = pngs.plan(store, folder, methods=[{"joint": FINETUNE | {"lr": 0.1}}])
+    compute(made.stages, store)
+    [model], [stage] = of(made, "train"), of(made, "predict")
+    table = predictions.read(store, "predict", stage.key)
+    test, order = index_of(store, made, "test"), learned_of(made)
+    learner, _ = loop.open_learner(
+        methods.build("joint", made.runs[0].method.hyperparameters),
+        network(made),
+        Task(index=0, count=1, current=tuple(range(6)), before=0, seen=6),
+        load_tensors(state_of(store, model)),
+        loop.Settings(seed=0),
+    )
+    with torch.no_grad():
+        scores = learner.eval().logits(given_pixels(made, encoded(folder, "test")), None)
+    for number in range(3):
+        seen = order[: 2 * number + 2]
+        rows = np.flatnonzero(np.isin(test.labels, seen))
+        own = table["task_trained"] == number
+        assert table["sample"][own].tolist() == rows.tolist()
+        chosen = scores[rows, : len(seen)].argmax(1).tolist()
+        assert table["predicted"][own].tolist() == [seen[column] for column in chosen]
+    assert store.manifest("predict", stage.key)["facts"]["images_forwarded"] == 12
+
+
+def test_a_domain_incremental_chain(store: Store, tmp_path: Path) -> None:
+    domains = ("x", "y")
+    folder = pngs.data(tmp_path, pngs.rows(1, 0, domains), pngs.rows(1, 5000, domains))
+    made = pngs.plan(
+        store, folder, "dataset.domain=domain", scenario={"kind": "domain_incremental"}
+    )
+    compute(made.stages, store)
+    assert len(of(made, "train")) == 2
+    for number, stage in enumerate(of(made, "predict")):
+        table = predictions.read(store, "predict", stage.key)
+        assert len(table["sample"]) == 6 * (number + 1)
+        # All classes are of every task: to know the task tells nothing.
+        assert np.array_equal(table["predicted"], table["predicted_in_task"])
+        domain = index_of(store, made, "test").domains[table["sample"]]
+        assert np.array_equal(table["true_task"], domain)
+
+
+def test_an_adapted_method_is_fitted_on_both_features(store: Store, folder: Path) -> None:
+    given = [
+        {"aper_finetune": FINETUNE},
+        {"ranpac": {"projection_dim": 0, "first_session": "finetune", **FINETUNE}},
+    ]
+    made = pngs.plan(store, folder, "features.dtype=float32", methods=given)
+    compute(made.stages, store)
+    aper, ranpac = made.runs
+    session = aper.own[0]
+    learner, _ = loop.open_learner(
+        methods.build("first_session", session.parameters["method"]["hyperparameters"]),
+        network(made),
+        Task(index=0, count=1, current=(0, 1), before=0, seen=2),
+        load_tensors(state_of(store, session)),
+        loop.Settings(seed=0),
+    )
+    inputs = given_pixels(made, encoded(folder, "train"))
+    frozen = models.embedder(network(made), "token")
+    with torch.inference_mode():
+        adapted, plain = learner.eval().features(inputs), frozen(inputs)
+    assert not torch.allclose(adapted, plain, atol=1e-3)
+    matrices = [shards.matrix(store, shards.roles(run.model.order())) for run in (aper, ranpac)]
+    assert np.allclose(matrices[0], torch.cat([plain, adapted], dim=1), atol=1e-5)
+    assert np.allclose(matrices[1], adapted, atol=1e-5)
+    # SimpleCIL's prototypes are the classes' mean rows.
+    state = load_tensors(store.read("fit", aper.model.key, "state.safetensors"))
+    labels = index_of(store, made, "train").labels
+    means = np.stack([matrices[0][labels == label].mean(axis=0) for label in range(6)])
+    assert np.allclose(state["0/prototypes"].numpy(), means, rtol=0, atol=1e-5)
+    facts = store.manifest("evaluate", aper.evaluate.key)["facts"]
+    trained, fitted = (store.manifest(s.operator, s.key) for s in aper.own)
+    assert facts["state_bytes"] == sum(m["facts"]["state_bytes"] for m in (trained, fitted))
+    assert facts["trainable_parameters"] == trained["facts"]["trainable_parameters"] > 0
+    assert facts["training"][0]["epochs"] == trained["facts"]["epochs"]
+    assert len(facts["fit"]) == len(fitted["facts"]["tasks"])
+
+
+def test_a_table_of_predictions_that_is_none_is_damage(whole: tuple[Store, Plan]) -> None:
+    store, made = whole
+    stage = replace(of(made, "predict")[0], parameters={"another": 1})
+    store.commit(stage.order(), Result(files={"predictions.parquet": b"PAR1"}), 0.0)
+    with pytest.raises(DamagedStage, match=r"predictions\.parquet: "):
+        predictions.read(store, "predict", stage.key)
