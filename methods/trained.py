@@ -8,7 +8,7 @@ passes from task to task, so that a run may stop after any task and continue in 
 Shapes: B batch, N rows of a task, D width, C classes seen (columns of the logits).
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal, Protocol
 
@@ -176,14 +176,15 @@ def restore(learner: Learner, state: Mapping[str, Tensor]) -> None:
             (place[: len(stored)] if stored.ndim else place).copy_(stored)
 
 
-def learned(learner: Learner, backbone: set[int]) -> State:
+def learned(learner: Learner, backbone: Iterable[Tensor]) -> State:
     """What a learner holds beyond the untouched backbone: what is stored after a task.
 
     Args:
-        backbone: ids of the tensors of the ViT as it arrived.
+        backbone: tensors of the ViT as it arrived.
     """
+    own = {id(tensor) for tensor in backbone}
     return {
         name: tensor.detach().clone()
         for name, tensor in learner.state_dict(keep_vars=True).items()
-        if id(tensor) not in backbone or tensor.requires_grad
+        if id(tensor) not in own or tensor.requires_grad
     }

@@ -130,7 +130,7 @@ class World:
 
 def open_learner(
     method: Trained, network: VisionTransformer, task: Task, state: State | None, settings: Settings
-) -> tuple[Learner, set[int]]:
+) -> tuple[Learner, list[Tensor]]:
     """A learner for a task on a ViT of its own, with what was stored, on the device.
 
     Args:
@@ -138,11 +138,12 @@ def open_learner(
         state: stored after the task before; None at the start.
 
     Returns:
-        The learner, and the ids of the backbone's own tensors.
+        The learner, and the backbone's own tensors, which stay known although a method may replace
+        a module.
     """
     network.requires_grad_(False)
     network.to(settings.device)
-    backbone = {id(tensor) for tensor in network.state_dict(keep_vars=True).values()}
+    backbone = list(network.state_dict(keep_vars=True).values())
     torch.manual_seed(derive(settings.seed, "task", task.index))
     learner = method.learner(network, task).to(settings.device)
     if state is not None:
@@ -225,7 +226,7 @@ class _Run:
     def __init__(
         self,
         learner: Learner,
-        backbone: set[int],
+        backbone: list[Tensor],
         recipe: Recipe,
         images: Images,
         settings: Settings,

@@ -44,6 +44,7 @@ def run(order: Order, store: Store) -> Result:
     torch.set_num_threads(max(1, int(hints["cpus"])))
     task = task_of(keyed)
     previous = order.inputs("previous")
+    resume = snapshots.find(store, order.key)
     started = time.perf_counter()
 
     def say(**facts: Any) -> None:
@@ -57,20 +58,21 @@ def run(order: Order, store: Store) -> Result:
             task_rows(order, store),
             load_state(store, *previous[0]) if previous else None,
             settings(keyed, hints),
-            resume=snapshots.find(store, order.key),
+            resume=resume,
             keep=lambda snapshot: snapshots.keep(store, order.key, snapshot),
             say=say,
         )
     except Diverged as error:
         raise Diverged(f"{order.label}: {error}") from error
     seconds = time.perf_counter() - started
+    forwarded_now = log.images_forwarded - (resume.counts[1] if resume else 0)
     return Result(
         files={"state.safetensors": save_tensors(_on_cpu(state))},
         facts={
             "epochs": log.epochs,
             "steps": log.steps,
             "images_forwarded": log.images_forwarded,
-            "images_per_second": round(log.images_forwarded / seconds, 2),
+            "images_per_second": round(forwarded_now / seconds, 2),
             "trainable_parameters": log.trainable,
             "state_bytes": sum(t.numel() * t.element_size() for t in state.values()),
         },

@@ -14,7 +14,6 @@ import numpy as np
 from operators.augmentation import AUGMENTATIONS
 from operators.dataset import Dataset, Split
 from operators.errors import BadDataError
-from operators.keys import digest
 from operators.scenario import OrderName, Task, seen_classes, tasks
 from operators.stage import Resources, Stage
 from pipelines.trunk import Trunk
@@ -298,13 +297,14 @@ def _chain(
         "augmentation": AUGMENTATIONS[hyper["augmentation"]].to_json(),
         "numerics": {**trunk.numerics(resources.gpus), "compile": resources.compile},
     }
-    name = digest({**shared, "tasks": parts, "learned": list(learned)})
     stages: list[Stage] = []
     before = 0
     for number, part in enumerate(parts):
         seen = len({c for earlier in parts[: number + 1] for c in earlier["classes"]})
         place = {c: column for column, c in enumerate(learned)}
         rows = _rows(train, part)
+        # A domain need not have images of every class.
+        present = set(train.labels[rows].tolist())
         passes = hyper["epochs"] * (2 if query and not plain else 1)
         hints = trunk.places(train, rows)
         stages.append(
@@ -315,7 +315,7 @@ def _chain(
                     "task": {
                         "index": number,
                         "count": len(parts),
-                        "current": sorted(place[c] for c in part["classes"]),
+                        "current": sorted(place[c] for c in part["classes"] if c in present),
                         "before": before,
                         "seen": seen,
                     },
@@ -336,7 +336,7 @@ def _chain(
                 resources=Resources(
                     cpus=resources.cpus, gpus=resources.gpus, workers=resources.workers
                 ),
-                chain=name,
+                chain=cell.label,
                 label=f"train {cell.label} task {number + 1}/{len(parts)}",
             )
         )

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import yaml
 from PIL import Image
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
-from timm.models.vision_transformer import VisionTransformer
+from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 from cluster.worker import Done, run_stage
 from operators.stage import OPERATORS, Stage
@@ -19,12 +19,12 @@ from operators.store import Store
 from pipelines.plan import Plan, make_plan
 from pipelines.spec import load_resolved
 
-MODEL, SIZE = "vit_nano_patch8_16", 16
+MODEL, PARALLEL, SIZE = "vit_nano_patch8_16", "vit_nano_parallel_patch8_16", 16
 CLASSES = 6
 
 default_cfgs = generate_default_cfgs(
     {
-        MODEL: {
+        name: {
             "num_classes": 0,
             "input_size": (3, SIZE, SIZE),
             "fixed_input_size": True,
@@ -33,6 +33,7 @@ default_cfgs = generate_default_cfgs(
             "first_conv": "patch_embed.proj",
             "classifier": "head",
         }
+        for name in (MODEL, PARALLEL)
     }
 )
 
@@ -40,6 +41,16 @@ default_cfgs = generate_default_cfgs(
 @register_model
 def vit_nano_patch8_16(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
     """A ViT of 2 blocks and width 16 for images of 16 pixels; milliseconds per step."""
+    return _nano(MODEL, pretrained, **kwargs)
+
+
+@register_model
+def vit_nano_parallel_patch8_16(pretrained: bool = False, **kwargs: Any) -> VisionTransformer:
+    """The same with blocks that methods cannot be attached to."""
+    return _nano(PARALLEL, pretrained, block_fn=ParallelScalingBlock, **kwargs)
+
+
+def _nano(name: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
     args: dict[str, Any] = {
         "img_size": SIZE,
         "patch_size": 8,
@@ -48,7 +59,7 @@ def vit_nano_patch8_16(pretrained: bool = False, **kwargs: Any) -> VisionTransfo
         "num_heads": 2,
         "num_classes": 0,
     }
-    return build_model_with_cfg(VisionTransformer, MODEL, pretrained, **{**args, **kwargs})
+    return build_model_with_cfg(VisionTransformer, name, pretrained, **{**args, **kwargs})
 
 
 def png(seed: int, size: tuple[int, int] = (SIZE, SIZE), label: int = 0) -> bytes:

@@ -9,13 +9,15 @@ import pytest
 import torch
 from PIL import Image
 from scipy.stats import ks_2samp, kstest
-from torchvision.transforms import InterpolationMode, RandomResizedCrop
-from torchvision.transforms import functional as F
+from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 
 from methods import trained
 from operators.augmentation import AUGMENTATIONS, Augmentation, augment, crop_box, generator
 from operators.seeds import derive
 
+# Their annotations speak of tensors alone.
+F: Any = functional
+crop_of: Any = RandomResizedCrop.get_params
 LAMDA = AUGMENTATIONS["lamda"]
 SIZES = [(32, 32), (50, 37), (37, 61), (224, 180), (5, 9)]
 
@@ -137,22 +139,25 @@ def test_boxes_are_within_image_area_and_aspect(name: str, size: tuple[int, int]
     assert ((width - 0.5) / (height + 0.5) <= value.ratio[1]).all()
 
 
+def alike(one: np.ndarray, other: np.ndarray) -> bool:
+    result: Any = ks_2samp(one, other)
+    return result.pvalue > 0.01
+
+
 @pytest.mark.parametrize("size", [(500, 400), (37, 61)])
 def test_boxes_are_distributed_as_torchvisions(size: tuple[int, int]) -> None:
     torch.manual_seed(0)
     image = Image.new("RGB", size)
-    theirs = np.array(
-        [RandomResizedCrop.get_params(image, [0.05, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)]
-    )
+    theirs = np.array([crop_of(image, [0.05, 1.0], [3 / 4, 4 / 3]) for _ in range(3000)])
     ours = boxes(LAMDA, size)[:, [1, 0, 3, 2]]  # top, left, height, width
     for column in range(4):
-        assert ks_2samp(ours[:, column], theirs[:, column]).pvalue > 0.01
+        assert alike(ours[:, column], theirs[:, column])
     for product in (
         lambda b: b[:, 2] * b[:, 3],
         lambda b: b[:, 3] / b[:, 2],
         lambda b: b[:, 0] / (size[1] - b[:, 2] + 1),
     ):
-        assert ks_2samp(product(ours), product(theirs)).pvalue > 0.01
+        assert alike(product(ours), product(theirs))
 
 
 def test_area_and_aspect_are_uniform_where_every_draw_fits() -> None:
@@ -168,9 +173,7 @@ def test_area_and_aspect_are_uniform_where_every_draw_fits() -> None:
 )
 def test_an_image_that_no_crop_fits_gives_its_centre(size: tuple[int, int]) -> None:
     value = Augmentation(scale=(2.0, 3.0))  # no such crop: ten tries fail
-    top, left, height, width = RandomResizedCrop.get_params(
-        Image.new("RGB", size), [2.0, 3.0], [3 / 4, 4 / 3]
-    )
+    top, left, height, width = crop_of(Image.new("RGB", size), [2.0, 3.0], [3 / 4, 4 / 3])
     assert crop_box(*size, value, generator(0, 0, 0)) == (left, top, left + width, top + height)
     assert min(width, height) > 0
 

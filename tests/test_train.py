@@ -17,7 +17,7 @@ from safetensors.torch import save as save_tensors
 import methods
 from methods.base import State
 from methods.trained import Task
-from operators import dataset, live, loop, models, pixels, predictions, snapshots
+from operators import dataset, live, loop, models, pixels, predictions, snapshots, train
 from operators import features as shards
 from operators.errors import BadDataError, DamagedStage, Diverged, IncompatibleError
 from operators.index_file import SplitIndex
@@ -316,6 +316,8 @@ def test_a_killed_task_goes_on_from_its_snapshot(
     names = ("epochs", "steps", "images_forwarded", "trainable_parameters", "state_bytes")
     expected = reference.manifest("train", second.key)["facts"]
     assert {n: done.facts[n] for n in names} == {n: expected[n] for n in names}
+    if sum(deaths) == 4:
+        assert done.facts["images_per_second"] == 0  # all of them by the process before
     assert snapshots.find(store, second.key) is None
 
 
@@ -508,6 +510,54 @@ def test_joint_trains_once_and_answers_for_every_task(store: Store, folder: Path
         chosen = scores[rows, : len(seen)].argmax(1).tolist()
         assert table["predicted"][own].tolist() == [seen[column] for column in chosen]
     assert store.manifest("predict", stage.key)["facts"]["images_forwarded"] == 12
+
+
+def test_queries_are_the_cached_features_of_the_rows(store: Store, folder: Path) -> None:
+    made = pngs.plan(store, folder, "features.dtype=float32")
+    compute([*of(made, "dataset"), *made.features["train"]], store)
+    inputs = given_pixels(made, encoded(folder, "train"))
+    with torch.inference_mode():
+        frozen = models.embedder(network(made), "token")(inputs)
+    for stage in of(made, "train"):
+        assert train.task_rows(stage.order(), store).query is None
+        asks = replace(stage, inputs={**stage.inputs, "features": made.features["train"]})
+        images = train.task_rows(asks.order(), store)
+        labels = made.dataset.train.labels
+        rows = np.flatnonzero(np.isin(labels, stage.parameters["images"]["classes"]))
+        assert images.query is not None and images.query.dtype == torch.float32
+        assert torch.allclose(images.query, frozen[rows], rtol=0, atol=1e-5)
+        assert [stage.parameters["learned"][c] for c in images.targets] == labels[rows].tolist()
+
+
+def test_cached_and_computed_queries_train_alike(store: Store, folder: Path) -> None:
+    """The cache saves forward passes; what is learnt is the same up to rounding."""
+    given = FINETUNE | {"augmentation": "none", "pool_size": 4, "top_n": 2, "prompt_length": 2}
+    made = pngs.plan(store, folder, "features.dtype=float32", methods=[{"l2p": given}])
+    compute([*of(made, "dataset"), *(s for split in made.features.values() for s in split)], store)
+
+    def chain(cached: bool) -> tuple[list[State], list[predictions.Table], int]:
+        states, tables, forwarded = [], [], 0
+        model: tuple[Stage, ...] = ()
+        shown = {split: stages if cached else () for split, stages in made.features.items()}
+        for one, other in zip(of(made, "train"), of(made, "predict"), strict=True):
+            given = {**one.inputs, "previous": model, "features": shown["train"]}
+            model = (replace(one, inputs=given),)
+            asks = {**other.inputs, "model": model, "features": shown["test"]}
+            answers = replace(other, inputs=asks)
+            forwarded += sum(
+                done.facts["images_forwarded"] for done in compute([*model, answers], store)
+            )
+            states.append(load_tensors(state_of(store, model[0])))
+            tables.append(predictions.read(store, "predict", answers.key))
+        return states, tables, forwarded
+
+    cached, computed = chain(True), chain(False)
+    assert cached[2] * 2 == computed[2]
+    for one, other in zip(cached[0], computed[0], strict=True):
+        assert one.keys() == other.keys()
+        assert all(torch.allclose(one[name], other[name], atol=1e-4) for name in one)
+    for one, other in zip(cached[1], computed[1], strict=True):
+        assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
 def test_a_domain_incremental_chain(store: Store, tmp_path: Path) -> None:

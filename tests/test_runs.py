@@ -1,0 +1,594 @@
+"""Planning of methods that train: keys, columns, chains, predictions and adapted features."""
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from safetensors.torch import save_file
+
+import methods
+from operators import describe, models
+from operators.augmentation import AUGMENTATIONS
+from operators.errors import ConfigError, GraftworkError, IncompatibleError
+from operators.scenario import class_order
+from operators.stage import Stage
+from operators.store import Store
+from pipelines import runs
+from pipelines.plan import Plan
+from pipelines.runs import Method, Run, make_runs
+from pipelines.trunk import Trunk
+from tests import pngs
+from tests.pngs import of
+
+DOMAINS = ("x", "y")
+TRAIN, TEST = pngs.rows(2, 0, DOMAINS), pngs.rows(1, 5000, DOMAINS)
+OPERATORS = ("dataset", "features", "train", "predict", "fit", "evaluate")
+TRAINED = {"train", "predict", "evaluate"}
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    return Store(str(tmp_path_factory.mktemp("store")))
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pngs.data(tmp_path_factory.mktemp("data"), TRAIN, TEST)
+
+
+def stream(store: Store, folder: Path, domains: bool, **sections: Any) -> Plan:
+    """The plan of a class-incremental or a domain-incremental stream."""
+    if not domains:
+        return pngs.plan(store, folder, **sections)
+    scenario = {"kind": "domain_incremental"}
+    return pngs.plan(store, folder, "dataset.domain=domain", scenario=scenario, **sections)
+
+
+def keys(made: Plan, operator: str) -> list[str]:
+    return [stage.key for stage in of(made, operator)]
+
+
+def changed(before: Plan, after: Plan) -> set[str]:
+    """Operators of which a key is another, none of which is what it was."""
+    found = {operator for operator in OPERATORS if keys(before, operator) != keys(after, operator)}
+    for operator in found - {"dataset", "features"}:
+        assert not set(keys(before, operator)) & set(keys(after, operator)), operator
+    return found
+
+
+# --- keys -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("override", "expected"),
+    [
+        ("methods=[{finetune: {epochs: 2, batch_size: 4, lr: 0.5}}]", TRAINED),
+        ("methods=[{finetune: {epochs: 3, batch_size: 4}}]", TRAINED),
+        ("methods=[{finetune: {epochs: 2, batch_size: 5}}]", TRAINED),
+        ("methods=[{finetune: {epochs: 2, batch_size: 4, augmentation: none}}]", TRAINED),
+        ("seeds=[1]", TRAINED),
+        ("scenario.orders=[7]", TRAINED),
+        ("scenario.increment=3", TRAINED),
+        ("backbone.precision=bf16", TRAINED),
+        ("resources.train.compile=true", TRAINED),
+        ("resources.train.gpus=1", TRAINED),
+        ("resources.extract.gpus=1", {"predict", "evaluate"}),
+        ("backbone.preprocessing.resize=18", TRAINED),
+        ("backbone.preprocessing.mean=[0, 0, 0]", TRAINED),
+        ("dataset.limit_per_class={train: 3, test: null}", {"dataset"} | TRAINED),
+        ("dataset.limit_per_class={train: null, test: 1}", {"dataset", "predict", "evaluate"}),
+        # What a trained method does not read.
+        ("features.dtype=float32", set()),
+        ("features.shard_size=5", set()),
+        # What changes no result.
+        ("resources.train={workers: 2, cpus: 2, checkpoint_minutes: 0}", set()),
+        ("resources.extract={cpus: 2, batch_size: 3}", set()),
+        ("resources.fit={cpus: 2}", set()),
+        ("dataset.on_bad_image=skip", set()),
+        ("dataset.max_pixels=100000", set()),
+        ("dataset.classes=[a, b, c, d, e, f]", set()),
+        ("pipeline=other", set()),
+    ],
+)
+def test_a_key_changes_with_what_changes_the_result(
+    override: str, expected: set[str], store: Store, folder: Path
+) -> None:
+    assert changed(pngs.plan(store, folder), pngs.plan(store, folder, override)) == expected
+
+
+def test_other_weights_are_another_training(store: Store, folder: Path, tmp_path: Path) -> None:
+    before = pngs.plan(store, folder)
+    weights = dict(models.load(pngs.MODEL, "random", "token").state_dict())
+    path = tmp_path / "weights.safetensors"
+    save_file(weights, path)
+    assert changed(before, pngs.plan(store, folder, f"backbone.weights={path}")) == set()
+    weights["norm.bias"] = weights["norm.bias"] + 1e-6
+    save_file(weights, path)
+    assert changed(before, pngs.plan(store, folder, f"backbone.weights={path}")) == TRAINED
+
+
+def test_places_are_in_no_key(store: Store, folder: Path, tmp_path: Path) -> None:
+    moved = shutil.copytree(folder, tmp_path / "elsewhere")
+    before, after = pngs.plan(store, folder), pngs.plan(store, moved)
+    assert changed(before, after) == set()
+    assert str(moved) in str(of(after, "train")[0].hints["places"])
+
+
+def with_image(rows: Sequence[pngs.Row], number: int) -> list[pngs.Row]:
+    """The rows with another image of the same class at one place."""
+    _, label, domain = rows[number]
+    return [*rows[:number], (pngs.png(99_000, label=label), label, domain), *rows[number + 1 :]]
+
+
+METHODS: dict[str, Any] = {"methods": ["simplecil", {"finetune": {"epochs": 1}}]}
+
+
+def test_a_training_image_changes_its_shard_and_what_is_trained(
+    store: Store, folder: Path, tmp_path: Path
+) -> None:
+    before = pngs.plan(store, folder, **METHODS)
+    other = pngs.data(tmp_path, with_image(TRAIN, 9), TEST)
+    after = pngs.plan(store, other, **METHODS)
+    assert changed(before, after) == set(OPERATORS)
+    train, test = (made.dataset for made in (before, after))
+    assert train.test.stage().key == test.test.stage().key
+    assert train.train.stage().key != test.train.stage().key
+    for split, expected in (("train", [2]), ("test", [])):
+        pairs = zip(before.features[split], after.features[split], strict=True)
+        assert [n for n, (one, two) in enumerate(pairs) if one.key != two.key] == expected
+
+
+def test_a_test_image_changes_no_training(store: Store, folder: Path, tmp_path: Path) -> None:
+    before = pngs.plan(store, folder, **METHODS)
+    after = pngs.plan(store, pngs.data(tmp_path, TRAIN, with_image(TEST, 5)), **METHODS)
+    assert changed(before, after) == {"dataset", "features", "predict", "evaluate"}
+    assert before.features["train"] == after.features["train"]
+
+
+def test_runs_that_begin_alike_share_the_beginning(store: Store, folder: Path) -> None:
+    orders = [[0, 1, 2, 3, 4, 5], [0, 1, 4, 5, 2, 3], [1, 0, 2, 3, 4, 5]]
+    made = pngs.plan(
+        store, folder,
+        scenario={"kind": "class_incremental", "increment": 2, "orders": orders},
+    )  # fmt: skip
+    chains = [[s.key for s in run.own if s.operator == "train"] for run in made.runs]
+    predicted = [[s.key for s in run.own if s.operator == "predict"] for run in made.runs]
+    for parts in (chains, predicted):
+        assert parts[0][0] == parts[1][0]
+        assert len({key for part in parts for key in part}) == 8
+    # Columns stand in the order learned: the same classes in another order are another training.
+    assert chains[0][0] != chains[2][0]
+
+
+# --- columns ----------------------------------------------------------------------------------
+
+
+def tasks_of(made: Plan) -> list[dict[str, Any]]:
+    return [stage.parameters["task"] for stage in of(made, "train")]
+
+
+def check_columns(made: Plan) -> None:
+    """What a stage says of columns agrees with labels, whatever the stream is."""
+    [run] = made.runs
+    learned: list[int] = []
+    for number, (stage, task) in enumerate(zip(of(made, "train"), run.tasks, strict=True)):
+        before = len(learned)
+        learned += [c for c in task.classes if c not in learned]
+        assert stage.parameters["learned"] == learned
+        assert stage.parameters["images"] == {
+            "classes": list(task.classes), "domains": list(task.domains),
+        }  # fmt: skip
+        current = sorted(learned.index(c) for c in task.classes)
+        assert stage.parameters["task"] == {
+            "index": number,
+            "count": len(run.tasks),
+            "current": current,
+            "before": before,
+            "seen": len(learned),
+        }
+        assert [s.key for s in stage.inputs["previous"]] == [
+            s.key for s in of(made, "train")[max(0, number - 1) : number]
+        ]
+
+
+def test_columns_of_a_class_incremental_stream(store: Store, folder: Path) -> None:
+    made = pngs.plan(store, folder)
+    check_columns(made)
+    assert [task["current"] for task in tasks_of(made)] == [[0, 1], [2, 3], [4, 5]]
+    assert [(task["before"], task["seen"]) for task in tasks_of(made)] == [(0, 2), (2, 4), (4, 6)]
+    assert of(made, "train")[2].parameters["learned"] == list(class_order(6, 1993))
+
+
+def test_columns_with_an_initial_task_and_a_rest(store: Store, folder: Path) -> None:
+    sizes, order = {"initial": 3, "increment": 2}, [5, 0, 3, 1, 4, 2]
+    scenario = {"kind": "class_incremental", **sizes, "orders": [order]}
+    made = pngs.plan(store, folder, scenario=scenario)
+    check_columns(made)
+    assert [task["current"] for task in tasks_of(made)] == [[0, 1, 2], [3, 4], [5]]
+    assert of(made, "train")[1].parameters["images"]["classes"] == [1, 4]
+
+
+def test_columns_of_a_domain_incremental_stream(store: Store, folder: Path) -> None:
+    made = pngs.plan(store, folder, "dataset.domain=domain",
+                     scenario={"kind": "domain_incremental", "orders": [["y", "x"]]})  # fmt: skip
+    check_columns(made)
+    assert [(task["before"], task["seen"]) for task in tasks_of(made)] == [(0, 6), (6, 6)]
+    assert [s.parameters["images"]["domains"] for s in of(made, "train")] == [[1], [0]]
+
+
+def test_classes_without_images_in_a_domain_are_not_current(store: Store, tmp_path: Path) -> None:
+    """The contract of trained methods: every current class has training images now."""
+    some = [row for row in TRAIN if row[1:] not in ((4, "x"), (0, "y"), (1, "y"))]
+    made = pngs.plan(
+        store, pngs.data(tmp_path, some, TEST), "dataset.domain=domain",
+        scenario={"kind": "domain_incremental"},
+    )  # fmt: skip
+    tasks = tasks_of(made)
+    assert [task["current"] for task in tasks] == [[0, 1, 2, 3, 5], [2, 3, 4, 5]]
+    assert [(task["before"], task["seen"]) for task in tasks] == [(0, 6), (6, 6)]
+    labels, domains = made.dataset.train.labels, made.dataset.train.domains
+    for number, task in enumerate(tasks):
+        assert sorted(set(labels[domains == number].tolist())) == task["current"]
+
+
+@pytest.mark.parametrize("domains", [False, True])
+def test_a_stage_is_given_the_images_of_its_task(domains: bool, store: Store, folder: Path) -> None:
+    made = stream(store, folder, domains)
+    for operator, rows in (("train", TRAIN), ("predict", TEST)):
+        seen: set[int] = set()
+        for stage, task in zip(of(made, operator), made.runs[0].tasks, strict=True):
+            own = {
+                row
+                for row, (_, label, domain) in enumerate(rows)
+                if label in task.classes and (not domains or DOMAINS.index(domain) in task.domains)
+            }
+            seen = own if operator == "train" else seen | own
+            places = stage.hints["places"]["runs"]
+            found = [row for _, start, stop in places for row in range(start, stop)]
+            assert found == sorted(seen)
+            assert stage.hints["images"] == len(seen) * (2 if operator == "train" else 1)
+
+
+# --- chains and predictions -------------------------------------------------------------------
+
+
+def test_every_run_is_a_chain_of_its_own(store: Store, folder: Path) -> None:
+    made = pngs.plan(store, folder, "seeds=[0, 1]", "scenario.orders=[1, 2]")
+    assert len(made.runs) == 4
+    names = [{s.chain for s in run.own if s.operator == "train"} for run in made.runs]
+    assert all(len(name) == 1 for name in names)
+    assert len(set.union(*names)) == 4
+    assert not any(s.chain for s in made.stages if s.operator != "train")
+    for run in made.runs:
+        assert [s.operator for s in run.own] == ["train"] * 3 + ["predict"] * 3
+        assert run.model == run.own[2]
+        assert run.evaluate.inputs["model"] == run.own[:3]
+        assert run.evaluate.inputs["predictions"] == run.own[3:]
+
+
+def test_resources_are_those_of_the_group(store: Store, folder: Path) -> None:
+    made = pngs.plan(
+        store, folder, "resources.train={workers: 3, cpus: 2, gpus: 1, checkpoint_minutes: 7}",
+        "resources.extract={cpus: 4}",
+    )  # fmt: skip
+    for stage in of(made, "train"):
+        assert (stage.resources.workers, stage.resources.cpus, stage.resources.gpus) == (3, 2, 1)
+        assert stage.hints["checkpoint_minutes"] == 7
+        assert stage.parameters["numerics"]["device"] == "cuda"
+    for stage in of(made, "predict"):
+        assert (stage.resources.workers, stage.resources.cpus, stage.resources.gpus) == (1, 4, 0)
+        assert stage.parameters["numerics"]["device"] == "cpu"
+
+
+def test_predictions_after_a_task_read_its_model(store: Store, folder: Path) -> None:
+    made = pngs.plan(store, folder)
+    for number, (stage, model) in enumerate(
+        zip(of(made, "predict"), of(made, "train"), strict=True)
+    ):
+        assert stage.inputs["model"] == (model,)
+        assert stage.inputs["dataset"] == (made.dataset.test.stage(),)
+        assert stage.parameters["after"] == [number]
+        assert len(stage.parameters["tasks"]) == number + 1
+        assert stage.parameters["vote_batch"] is None
+        for name in ("method", "seed", "task", "learned", "backbone", "preprocessing"):
+            assert stage.parameters[name] == model.parameters[name]
+
+
+@pytest.mark.parametrize("domains", [False, True])
+def test_joint_trains_once_and_predicts_all(domains: bool, store: Store, folder: Path) -> None:
+    made = stream(store, folder, domains, methods=[{"joint": {"epochs": 2}}])
+    [train], [predict], [run] = of(made, "train"), of(made, "predict"), made.runs
+    count = len(run.tasks)
+    assert train.parameters["task"] == {
+        "index": 0, "count": 1, "current": list(range(6)), "before": 0, "seen": 6,
+    }  # fmt: skip
+    order = list(range(6)) if domains else list(class_order(6, 1993))
+    assert train.parameters["learned"] == order
+    assert train.parameters["images"]["classes"] == order
+    assert train.hints["images"] == 2 * len(TRAIN)
+    assert predict.parameters["after"] == list(range(count))
+    assert len(predict.parameters["tasks"]) == count
+    assert predict.hints["images"] == len(TEST)
+    assert predict.hints["places"]["runs"] == [[0, 0, len(TEST)]]
+
+
+# --- queries ----------------------------------------------------------------------------------
+
+
+def described(name: str, card: dict[str, Any] | None = None, **given: Any) -> Method:
+    facts, problems = describe.method(name, given)
+    assert not problems
+    facts["card"] = facts["card"] | (card or {})
+    return Method(name=name, label=name, **facts)
+
+
+def planned(made: Plan, method: Method) -> Run:
+    trunk = Trunk(
+        spec=made.spec,
+        dataset=made.dataset,
+        backbone=made.backbone,
+        preprocessing=made.preprocessing,
+    )
+    [run] = make_runs(trunk, [method])
+    return run
+
+
+@pytest.mark.parametrize("query", [True, False])
+@pytest.mark.parametrize("augmentation", ["none", "lamda"])
+def test_query_features_are_inputs_where_the_card_says_so(
+    query: bool, augmentation: str, store: Store, folder: Path
+) -> None:
+    made = pngs.plan(store, folder)
+    method = described("finetune", {"query": query}, epochs=3, augmentation=augmentation)
+    run = planned(made, method)
+    cached = query and augmentation == "none"
+    for stage in run.own:
+        split = "train" if stage.operator == "train" else "test"
+        wanted = query if split == "test" else cached
+        assert stage.inputs["features"] == (made.features[split] if wanted else ())
+        if split == "train":
+            # Of augmented images the query has to be computed: every image twice.
+            passes = 3 * (2 if query and not cached else 1)
+            assert stage.hints["images"] == 8 * passes
+
+
+def test_queries_of_another_precision_are_another_training(store: Store, folder: Path) -> None:
+    method = described("finetune", {"query": True}, augmentation="none")
+    one, two = (
+        planned(pngs.plan(store, folder, *overrides), method)
+        for overrides in ((), ("features.dtype=float32",))
+    )
+    assert not {s.key for s in one.own} & {s.key for s in two.own}
+
+
+@pytest.mark.parametrize("name", [name for name in methods.METHODS])
+def test_the_card_of_every_registered_method_is_followed(
+    name: str, store: Store, folder: Path
+) -> None:
+    made = pngs.plan(store, folder)
+    method = described(name)
+    run = planned(made, method)
+    operators = {stage.operator for stage in run.own}
+    expected = {
+        "fitted": {"fit"},
+        "trained": {"train", "predict"},
+        "adapted": {"fit", "train"} if method.trains else {"fit"},
+    }
+    assert operators == expected[method.card["contract"]]
+    if method.card["contract"] == "trained":
+        predicts = [stage for stage in run.own if stage.operator == "predict"]
+        assert all(bool(s.inputs["features"]) == method.card["query"] for s in predicts)
+        assert len(predicts) == (1 if method.card["upper_bound"] else 3)
+
+
+def test_a_vote_is_taken_in_batches_of_the_reference(store: Store, folder: Path) -> None:
+    voting = [
+        name
+        for name in methods.METHODS
+        if any(field.name == "eval_selection" for field in methods.fields(name))
+    ]
+    assert voting
+    made = pngs.plan(store, folder)
+    for name in voting:
+        for selection, size in (("instance", None), ("batch_vote", 7)):
+            method = described(name, eval_selection=selection, batch_size=7)
+            assert method.card["batch_information_at_test"] is (size is not None)
+            run = planned(made, method)
+            found = {s.parameters["vote_batch"] for s in run.own if s.operator == "predict"}
+            assert found == {size}
+
+
+# --- adapted methods --------------------------------------------------------------------------
+
+SESSION = {"epochs": 1, "batch_size": 4, "lr": 0.02, "augmentation": "flip"}
+
+
+def session_of(run: Run) -> Stage:
+    [stage] = [stage for stage in run.own if stage.operator == "train"]
+    return stage
+
+
+@pytest.fixture(scope="module")
+def adapted(store: Store, folder: Path) -> tuple[Plan, Run, Run, Run]:
+    """APER, RanPAC with the same first session, and RanPAC without one."""
+    made = pngs.plan(
+        store, folder,
+        methods=[
+            {"aper_finetune": SESSION},
+            {"ranpac": {"first_session": "finetune", "projection_dim": 8, **SESSION}},
+            {"ranpac": {"projection_dim": 8}},
+        ],
+    )  # fmt: skip
+    aper, ranpac, plain = made.runs
+    return made, aper, ranpac, plain
+
+
+def test_aper_reads_frozen_and_adapted_features(adapted: tuple[Plan, Run, Run, Run]) -> None:
+    made, run, _, _ = adapted
+    for stage, split in ((run.model, "train"), (run.evaluate, "test")):
+        assert stage.inputs["features"] == made.features[split]
+        found = stage.inputs["adapted"]
+        assert len(found) == len(made.features[split])
+        for shard, frozen in zip(found, made.features[split], strict=True):
+            assert shard.inputs["graft"] == (session_of(run),)
+            assert shard.label == f"adapted {frozen.label}"
+            same = {k: v for k, v in shard.parameters.items() if k != "graft"}
+            assert same == frozen.parameters
+            assert shard.hints["places"] == frozen.hints["places"]
+    assert run.evaluate.inputs["first_session"] == (session_of(run),)
+    assert run.model.parameters["method"]["name"] == "simplecil"
+
+
+def test_ranpac_reads_adapted_features_alone(adapted: tuple[Plan, Run, Run, Run]) -> None:
+    made, _, run, plain = adapted
+    assert "features" not in run.model.inputs and "features" not in run.evaluate.inputs
+    assert run.model.parameters["method"]["name"] == "ranpac"
+    assert plain.model.inputs["features"] == made.features["train"]
+    assert "adapted" not in plain.model.inputs
+    assert plain.own == (plain.model,)
+    assert plain.evaluate.inputs["first_session"] == ()
+
+
+def test_methods_share_a_first_session_and_what_it_sees(
+    adapted: tuple[Plan, Run, Run, Run],
+) -> None:
+    made, aper, ranpac, _ = adapted
+    assert session_of(aper).key == session_of(ranpac).key
+    assert len(of(made, "train")) == 1
+    for one, two in ((aper.model, ranpac.model), (aper.evaluate, ranpac.evaluate)):
+        assert one.inputs["adapted"] == two.inputs["adapted"]
+    # Each image goes through each of two networks once.
+    graft = [s for s in of(made, "features") if "graft" in s.parameters]
+    assert sum(made.images(s) for s in graft) == len(TRAIN) + len(TEST)
+    assert len(of(made, "features")) == 2 * len(graft)
+
+
+def test_a_first_session_is_one_task_of_the_first_classes(
+    adapted: tuple[Plan, Run, Run, Run],
+) -> None:
+    _, aper, _, _ = adapted
+    stage, classes = session_of(aper), list(class_order(6, 1993)[:2])
+    assert stage.parameters["method"]["name"] == "first_session"
+    assert stage.parameters["learned"] == classes == stage.parameters["images"]["classes"]
+    assert stage.parameters["task"] == {
+        "index": 0, "count": 1, "current": [0, 1], "before": 0, "seen": 2,
+    }  # fmt: skip
+    assert stage.inputs["previous"] == stage.inputs["features"] == ()
+
+
+@pytest.mark.parametrize(
+    ("override", "kept"),
+    [
+        ("scenario.orders=[7]", set()),
+        ("seeds=[1]", set()),
+        ("methods.0.aper_finetune.lr=0.5", set()),
+        ("methods.0.aper_finetune.epochs=2", set()),
+        ("methods.0.aper_finetune.augmentation=lamda", set()),
+        ("scenario={kind: class_incremental, initial: 2, increment: 3, orders: [1993]}",
+         {"train", "adapted", "fit"}),
+        ("features.dtype=float32", {"train"}),
+        ("features.shard_size=7", {"train"}),
+        ("resources.train={workers: 2, cpus: 2}", {"train", "adapted", "fit", "evaluate"}),
+        ("resources.fit.cpus=2", {"train", "adapted", "fit", "evaluate"}),
+    ],
+)  # fmt: skip
+def test_a_first_session_stays_while_the_first_task_does(
+    override: str, kept: set[str], store: Store, folder: Path
+) -> None:
+    def parts(*overrides: str) -> dict[str, set[str]]:
+        made = pngs.plan(store, folder, *overrides, methods=[{"aper_finetune": SESSION}])
+        graft = {s.key for s in of(made, "features") if "graft" in s.parameters}
+        names = ("train", "fit", "evaluate")
+        return {"adapted": graft, **{name: set(keys(made, name)) for name in names}}
+
+    before, after = parts(), parts(override)
+    assert {name for name in before if before[name] == after[name]} == kept
+    assert all(not before[name] & after[name] for name in before if name not in kept)
+
+
+# --- what is refused --------------------------------------------------------------------------
+
+
+def refused(store: Store, folder: Path, *overrides: str, **sections: Any) -> GraftworkError:
+    with pytest.raises((ConfigError, IncompatibleError)) as caught:
+        pngs.plan(store, folder, *overrides, **sections)
+    assert len(str(caught.value).splitlines()) == 1
+    return caught.value
+
+
+NO_CROP = "backbone.preprocessing={mean: [0, 0, 0], std: [1, 1, 1]}"
+
+
+@pytest.mark.parametrize("name", ["finetune", "aper_finetune"])
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("backbone.precision=fp16", "backbone.precision: {} trains in fp32 or bf16, got fp16"),
+        (
+            "features.pooling=avg",
+            "features.pooling: {} reads the backbone's own pooling, token, got avg",
+        ),
+        (
+            NO_CROP,
+            "backbone.preprocessing: augmentation lamda of {} needs a crop size; "
+            "set preprocessing.crop",
+        ),
+    ],
+)
+def test_what_a_method_that_trains_cannot_have_is_one_line(
+    name: str, override: str, says: str, store: Store, folder: Path
+) -> None:
+    error = refused(store, folder, override, methods=["simplecil", name])
+    assert isinstance(error, ConfigError)
+    assert str(error).endswith(says.format(name))
+    # Without training it is fine.
+    assert pngs.plan(store, folder, override, methods=["simplecil"]).runs
+
+
+def test_no_crop_is_needed_without_augmentation(store: Store, folder: Path) -> None:
+    plain = [{"finetune": {"augmentation": "none"}}]
+    assert pngs.plan(store, folder, NO_CROP, methods=plain).runs
+    flips = [{"finetune": {"augmentation": "flip"}}]
+    assert "augmentation flip" in str(refused(store, folder, NO_CROP, methods=flips))
+
+
+@pytest.mark.parametrize(
+    ("model", "what"),
+    [
+        ("test_resnet", "expected a timm VisionTransformer, got ResNet"),
+        ("test_vit_relpos", "expected a timm VisionTransformer, got VisionTransformerRelPos"),
+        (pngs.PARALLEL, "expected timm's Block with timm's Attention, got"),
+    ],
+)
+def test_networks_without_standard_blocks_are_refused(
+    model: str, what: str, store: Store, folder: Path
+) -> None:
+    network = {"model": model, "weights": "random"}
+    steps: dict[str, Any] = {"features": {"pooling": "avg"}} if model != pngs.PARALLEL else {}
+    error = refused(store, folder, backbone=network, methods=["slda", "finetune"], **steps)
+    assert isinstance(error, IncompatibleError)
+    message = str(error)
+    assert f"finetune trains on ViTs with timm's standard blocks, not on {model}: " in message
+    assert what in message
+    assert pngs.plan(store, folder, backbone=network, methods=["slda"], **steps).runs
+
+
+def test_a_method_with_a_first_session_only_if_asked_is_only_then_refused(
+    store: Store, folder: Path
+) -> None:
+    half = "backbone.precision=fp16"
+    assert pngs.plan(store, folder, half, methods=["ranpac"]).runs
+    asked = [{"ranpac": {"first_session": "adapter"}}]
+    assert "ranpac trains in fp32 or bf16" in str(refused(store, folder, half, methods=asked))
+
+
+def test_what_an_augmentation_does_is_in_the_key(
+    store: Store, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = pngs.plan(store, folder)
+    other = replace(AUGMENTATIONS["lamda"], flip=0.25)
+    monkeypatch.setattr(runs, "AUGMENTATIONS", {**AUGMENTATIONS, "lamda": other})
+    assert changed(before, pngs.plan(store, folder)) == TRAINED
