@@ -36,6 +36,8 @@ METHODS: dict[str, str] = {
     "coda_prompt": "methods.coda_prompt:CodaPrompt",
     "dap": "methods.dap:DAP",
     "s_prompts": "methods.s_prompts:SPrompts",
+    "hide_prompt": "methods.hide_prompt:HiDePrompt",
+    "bitfit": "methods.bitfit:BitFit",
 }
 
 PARTS: dict[str, str] = {

@@ -26,16 +26,18 @@ def held_out(
         BadDataError: a class has too few images.
     """
     first = np.ascontiguousarray(digests[:, :8]).view(">u8").reshape(-1)
-    order = np.lexsort((first, domains, labels))
+    order = np.lexsort((first, domains, labels))  # by digest within a group
     groups = np.stack([labels[order], domains[order]], axis=1)
     starts = np.flatnonzero(np.any(groups[1:] != groups[:-1], axis=1)) + 1
     held = np.zeros(len(labels), dtype=bool)
     for rows in np.split(order, starts):
-        count = max(1, round(share * len(rows)))
-        if count >= len(rows):
+        last = first[rows[max(1, round(share * len(rows))) - 1]]
+        # Equal images go together: one on each side would be a leak.
+        chosen = rows[first[rows] <= last]
+        if len(chosen) == len(rows):
             raise BadDataError(
                 f"dataset.holdout: {share:g} of the {len(rows)} training images of class "
                 f"{labels[rows[0]]} leaves none to train on"
             )
-        held[rows[:count]] = True
+        held[chosen] = True
     return held

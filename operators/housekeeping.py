@@ -52,7 +52,7 @@ def verify(store: Store, repair: bool) -> dict[str, Any]:
 
 
 def collect(store: Store, days: float, unused: bool, delete: bool) -> dict[str, Any]:
-    """Garbage: files that no manifest names, what was set aside, and on request unused stages.
+    """Garbage: files that no manifest names, what was set aside or given up, unused stages.
 
     Roots are the manifests and, for `unused`, the run records: a committed stage is garbage only
     when no recorded run used it.
@@ -79,9 +79,15 @@ def collect(store: Store, days: float, unused: bool, delete: bool) -> dict[str, 
             for name, (size, modified) in files.items():
                 if name not in kept and modified < horizon:
                     garbage[name] = size, "left by a crash"
-    for folder, reason in (("quarantine", "set aside as damaged"), ("memo", "leftover")):
+    for folder, reason in (
+        ("quarantine", "set aside as damaged"),
+        # A running task's snapshot and a held lease are replaced all the time.
+        ("unfinished", "snapshot of a task that was given up"),
+        ("leases", "lease of a run that ended"),
+        ("memo", "leftover"),
+    ):
         for name, (size, modified) in store.blobs.files(folder).items():
-            leftover = folder == "quarantine" or name.endswith(".tmp") or "/probe-" in name
+            leftover = folder != "memo" or name.endswith(".tmp") or "/probe-" in name
             if leftover and modified < horizon:
                 garbage[name] = size, reason
     if delete:

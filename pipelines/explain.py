@@ -29,6 +29,7 @@ def explain(plan: Plan, store: Store) -> dict[str, Any]:
         rows.append(
             {
                 "stage": stage.label,
+                "group": group(stage),
                 "operator": stage.operator,
                 "key": stage.key,
                 "status": status,
@@ -111,6 +112,14 @@ def _plain(path: str) -> str:
         "inputs.features": "features",
         "inputs.dataset": "labels",
         "inputs.model": "model",
+        "inputs.previous": "the task before",
+        "inputs.predictions": "predictions",
+        "inputs.graft": "first session",
+        "inputs.first_session": "first session",
+        "inputs.adapted": "adapted features",
+        "parameters.images.classes": "classes of the task",
+        "parameters.images.domains": "domains of the task",
+        "parameters.learned": "class order",
     }
     plain = path.removeprefix("parameters.").removeprefix("method.hyperparameters.")
     return names.get(path, plain)
@@ -126,11 +135,11 @@ def _short(value: str | None) -> str:
 
 
 def mermaid(plan: Plan, store: Store) -> str:
-    """The graph in Mermaid's language: shards of a split are one node, stored ones are green."""
+    """The graph in Mermaid's language: shards and tasks are one node, stored ones are green."""
     stages = plan.stages
     stored = {operator: store.keys(operator) for operator in {s.operator for s in stages}}
     nodes: dict[str, list[Stage]] = {}
-    names = {stage.key: _group(stage) for stage in stages}
+    names = {stage.key: group(stage) for stage in stages}
     for stage in stages:
         nodes.setdefault(names[stage.key], []).append(stage)
     ids = {name: f"n{number}" for number, name in enumerate(nodes)}
@@ -144,13 +153,15 @@ def mermaid(plan: Plan, store: Store) -> str:
         for member in members:
             for inputs in member.inputs.values():
                 edges |= {(ids[names[s.key]], ids[name]) for s in inputs}
-    lines += [f"  {a} --> {b}" for a, b in sorted(edges)]
+    lines += [f"  {a} --> {b}" for a, b in sorted(edges) if a != b]
     lines += ["  classDef hit fill:#d9f2e0,stroke:#2e7d4f", "  classDef miss fill:#fff,stroke:#888"]
     return "\n".join(lines)
 
 
-def _group(stage: Stage) -> str:
-    """Shards of a split share a node."""
+def group(stage: Stage) -> str:
+    """Shards of a split, and tasks of a run, share a node or a line."""
     if stage.operator == "features":
         return stage.label.rpartition(" ")[0]
+    if stage.operator in ("train", "predict"):
+        return stage.label.rpartition(" task ")[0]
     return stage.label or stage.key[:8]

@@ -133,6 +133,8 @@ def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
             memo.put(preimage, known)
         facts = json.loads(known)
         label = name if names.count(name) == 1 else f"{name} {_short(given)}".strip()
+        if facts["card"]["batch_information_at_test"]:
+            label += " (sees the test batch)"  # wherever its numbers are shown
         resolved.append(Method(name=name, label=label, **facts))
     if problems:
         raise loaded.error(problems)

@@ -131,7 +131,7 @@ class Display:
         rate = self._images / elapsed
         left = self._remaining_images / rate
         note = f"{rate:.0f} images/s"
-        return prefix + note + (f", features in {_duration(left)}" if left >= 1 else "")
+        return prefix + note + (f", {_duration(left)} left" if left >= 1 else "")
 
 
 def live_line(chain: str, facts: Mapping[str, Any]) -> str:

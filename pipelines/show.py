@@ -62,13 +62,14 @@ def _spread(values: list[float]) -> str:
 
 
 def plan(value: dict[str, Any], console: Console) -> None:
-    """Hit or miss per stage; shards with the same fate share a line."""
+    """Hit or miss per stage; shards and tasks with the same fate share a line."""
     lines: dict[tuple[str, str, str], list[str]] = defaultdict(list)
     for row in value["stages"]:
-        name = row["stage"]
-        group = name.rpartition(" ")[0] if row["operator"] == "features" else name
-        # The digest of the images differs from shard to shard: one example speaks for all.
-        lines[group, row["status"], row["why"].split(":")[0]].append(row["why"])
+        # The digest of the images differs from shard to shard: one example speaks for all. Of a
+        # chain of tasks the first says why, the others follow from it.
+        chain = row["operator"] in ("train", "predict")
+        why = "" if chain else row["why"].split(":")[0]
+        lines[row["group"], row["status"], why].append(row["why"])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage", overflow="fold")
     table.add_column("", overflow="fold")
@@ -120,11 +121,13 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
             print(json.dumps(cards, indent=1))
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("method", "what it does", "memory", "paper"):
-            table.add_column(column, overflow="fold", no_wrap=column == "paper")
+        for column in ("method", "kind", "what it does", "paper"):
+            table.add_column(column, overflow="fold", no_wrap=column != "what it does")
         for method, card in cards.items():
-            paper = card["paper"].replace("https://arxiv.org/abs/", "arXiv:")
-            table.add_row(method, card["summary"], card["memory"], paper)
+            place = card["paper"].removeprefix("https://")
+            arxiv = place.startswith("arxiv.org/abs/")
+            paper = place.replace("arxiv.org/abs/", "arXiv:") if arxiv else place.partition("/")[0]
+            table.add_row(method, card["contract"], card["summary"], paper)
         console.print(table)
         return
     card, fields = describe.card(name)

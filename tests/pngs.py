@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 from PIL import Image
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
@@ -59,15 +60,21 @@ def _nano(name: str, pretrained: bool, **kwargs: Any) -> VisionTransformer:
         "num_heads": 2,
         "num_classes": 0,
     }
-    return build_model_with_cfg(VisionTransformer, name, pretrained, **{**args, **kwargs})
+    network = build_model_with_cfg(VisionTransformer, name, pretrained, **{**args, **kwargs})
+    with torch.no_grad():
+        # timm starts so near to zero that all images would have nearly the same feature.
+        for parameter in network.blocks.parameters():
+            parameter.mul_(8 if parameter.ndim > 1 else 1)
+    return network
 
 
 def png(seed: int, size: tuple[int, int] = (SIZE, SIZE), label: int = 0) -> bytes:
     """An image of width and height `size`: noise, with a stripe of the class's own colour."""
     width, height = size
-    pixels = np.random.default_rng(seed).integers(0, 120, (height, width, 3))
+    random = np.random.default_rng(seed)
+    pixels = random.integers(0, random.integers(60, 180), (height, width, 3))
     start = height * label // CLASSES
-    pixels[start : start + 3, :, label % 3] += 100
+    pixels[start : start + 6, :, label % 3] += 75
     buffer = io.BytesIO()
     Image.fromarray(pixels.astype(np.uint8)).save(buffer, "PNG")
     return buffer.getvalue()

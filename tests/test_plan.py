@@ -64,7 +64,8 @@ def test_a_key_changes_with_what_changes_the_result(
 def test_only_methods_that_draw_numbers_have_a_fit_per_seed(store: Store) -> None:
     made = plan(store, "seeds=[0,1,2]")
     fits = {
-        name: {r.model.key for r in made.runs if r.method.name == name} for name in ("slda", "ranpac")
+        name: {r.model.key for r in made.runs if r.method.name == name}
+        for name in ("slda", "ranpac")
     }
     assert len(fits["slda"]) == 1
     assert len(fits["ranpac"]) == 3

@@ -164,6 +164,7 @@ def test_predictions_are_those_of_the_network(whole: tuple[Store, Plan], folder:
         assert table["sample"].tolist() == rows.tolist()
         assert table["label"].tolist() == test.labels[rows].tolist()
         assert set(table["task_trained"].tolist()) == {number}
+        assert len(set(table["predicted"].tolist())) > 1
         assert table["predicted"].tolist() == [learned[c] for c in scores.argmax(1).tolist()]
         own = [learned.index(label) // 2 for label in table["label"].tolist()]
         assert table["true_task"].tolist() == own
@@ -259,6 +260,7 @@ def test_a_method_that_decides_by_the_batch_gets_one_task_after_the_other(
     table = predictions.read(store, "predict", last.key)
     again = predictions.read(store, "predict", voting.key)
     assert all(np.array_equal(table[name], again[name]) for name in table)
+    assert len(set(table["predicted"].tolist())) > 1
     assert [len(rows) for rows in shown] == [5, 5, 2]
     place = {label: column for column, label in enumerate(learned_of(made))}
     walk = sorted(range(12), key=lambda row: (place[int(table["label"][row])], row))
@@ -488,7 +490,9 @@ def test_other_weights_than_planned_are_refused(store: Store, folder: Path) -> N
 
 
 def test_joint_trains_once_and_answers_for_every_task(store: Store, folder: Path) -> None:
-    made = pngs.plan(store, folder, methods=[{"joint": FINETUNE | {"lr": 0.1}}])
+    made = pngs.plan(
+        store, folder, methods=[{"joint": FINETUNE | {"lr": 0.03, "backbone_lr": 1e-3}}]
+    )
     compute(made.stages, store)
     [model], [stage] = of(made, "train"), of(made, "predict")
     table = predictions.read(store, "predict", stage.key)
@@ -509,6 +513,7 @@ def test_joint_trains_once_and_answers_for_every_task(store: Store, folder: Path
         assert table["sample"][own].tolist() == rows.tolist()
         chosen = scores[rows, : len(seen)].argmax(1).tolist()
         assert table["predicted"][own].tolist() == [seen[column] for column in chosen]
+        assert len(set(chosen)) > 1
     assert store.manifest("predict", stage.key)["facts"]["images_forwarded"] == 12
 
 
