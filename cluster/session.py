@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from cluster import auth, shipping, signals
-from operators.errors import ConfigError
+from operators.errors import ClusterLost, ConfigError
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job; its workers have our packages already."""
@@ -129,15 +129,24 @@ def _local(
         import ray
 
         stack.callback(ray.shutdown)
-        ray.init(
-            address="local",
-            num_cpus=num_cpus,
-            num_gpus=num_gpus,
-            include_dashboard=False,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-            _temp_dir=str(folder),
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                _temp_dir=str(folder),
+            )
+        except Exception as error:  # Ray raises plain ones
+            if "timed out during startup" not in str(error):
+                raise
+            # Ray waits 30 s, which nobody can change.
+            raise ClusterLost(
+                "a local Ray did not start within 30 s; the machine seems to be overloaded, "
+                "the same command tries again"
+            ) from error
         yield Session("local", True, _nodes(), _head())
 
 

@@ -130,10 +130,10 @@ class HiDePrompt:
         )
 
     def recipe(self, task: Task) -> Recipe:
-        # Differs from the authors' code, which trains the task inference in a run of its own, with
-        # 20 epochs, a constant learning rate and gradients clipped on their own: one pass over the
-        # images serves both, their parameters and losses are apart, and Adam ignores the scale of
-        # gradients.
+        # Differs from the authors' code, which trains the task inference in a run of its own, for
+        # 20 epochs, with a constant learning rate and gradients clipped on their own: one pass
+        # over the images serves both, whose parameters and losses have nothing in common. Only
+        # the clipping couples them, and Adam makes little of the scale of a gradient.
         if self.schedule == "milestone":
             schedule = optim.milestone(self.milestone)
         else:
@@ -243,8 +243,10 @@ class HiDePromptLearner(Learner):
             torch.cat([self.prompted.means(), features.float(), others]),
             method.contrast_temperature,
         )
-        # The mean over workers weighs each by its rows, but this is a mean over the pairs of all
-        # of them, of which a worker has the gradient with respect to its own features alone.
+        # Differs from the authors' code, where every worker compares its own images alone: the
+        # result would depend on the number of workers. Gradients are averaged with the workers'
+        # shares of the rows, but this term is one of all rows, of which a worker has the gradient
+        # with respect to its own features: hence the factor.
         whole = (len(features) + len(others)) / len(features)
         apart = apart.detach() + whole * (apart - apart.detach())
         loss = entropy + method.contrast_weight * apart + tii

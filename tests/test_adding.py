@@ -95,16 +95,8 @@ def test_the_methods_and_the_preset_pass_their_tests(tree: Path) -> None:
     assert int(re.findall(r"(\d+) passed", said)[0]) >= 60, said
 
 
-def test_the_command_knows_both_methods(tree: Path) -> None:
-    code = (
-        "import pipelines.cli, sys\n"
-        "for name in ('ncm', 'bitfit'):\n"
-        "    sys.argv = ['graftwork', 'methods', name]\n"
-        "    pipelines.cli.main()\n"
-    )
-    said = call(tree, "-c", code)
-    assert "NCM" in said
-    assert "BitFit" in said
+def test_the_command_knows_the_method(tree: Path) -> None:
+    assert "NCM" in call(tree, "-m", "pipelines", "methods", "ncm")
 
 
 def test_the_spec_and_the_table_are_accepted(tree: Path) -> None:

@@ -4,6 +4,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 
 from methods.base import State
 from methods.bitfit import BitFit, BitFitLearner
@@ -28,6 +29,7 @@ def trained(learner: Learner) -> dict[str, int]:
 def test_biases_and_head_are_trained_and_nothing_else() -> None:
     with torch.device("meta"):
         vit = timm.create_model("vit_base_patch16_224", num_classes=0)
+        assert isinstance(vit, VisionTransformer)
         found = trained(BitFitLearner(vit, tiny.task(0, 10)))
     assert all(name.endswith(".bias") or name == "head.weight" for name in found)
     # A block: 3 D for qkv, D for the projection, 4 D and D for the MLP, D for each of two norms.

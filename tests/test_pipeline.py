@@ -19,7 +19,7 @@ import pytest
 import yaml
 from PIL import Image
 
-from operators import predictions
+from operators.predictions import read
 from operators.store import Store
 
 ROOT = Path(__file__).parent.parent
@@ -105,9 +105,7 @@ def substance(document: dict[str, Any]) -> list[Any]:
 def predictions(store: Path) -> dict[str, bytes]:
     opened = Store(str(store))
     return {
-        key: b"".join(
-            column.tobytes() for column in predictions.read(opened, "evaluate", key).values()
-        )
+        key: b"".join(column.tobytes() for column in read(opened, "evaluate", key).values())
         for key in opened.keys("evaluate")
     }
 
