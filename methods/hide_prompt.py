@@ -331,7 +331,10 @@ def contrast(rows: Tensor, temperature: float) -> Tensor:
 
 
 def of_other_workers(rows: Tensor) -> Tensor:
-    """The rows [N, D] of all other workers, without gradients; their numbers N may differ."""
+    """The rows [N, D] of all other workers, without gradients; their numbers N may differ.
+
+    A step of fewer rows than workers repeats a row, which is then compared with itself.
+    """
     if not (dist.is_available() and dist.is_initialized()):
         return rows[:0].detach()
     rank, size = dist.get_rank(), dist.get_world_size()

@@ -1,0 +1,252 @@
+"""Training of L2P, DualPrompt and CODA-Prompt against LAMDA-PILOT's own training loops.
+
+    python benchmarks/pilot.py --pilot PATH [--model base|tiny] [--methods A,B] [--batch N]
+        [--steps N] [--rounds N] [--threads N] [--workers N] [--clock wall|cpu]
+
+PATH is a checkout of https://github.com/sun-hailong/LAMDA-PILOT. Its learners, networks, data set,
+transforms and loader run as they are, on the CPU, with its settings for CIFAR-100; missing are its
+download of weights, and a test pass every fifth epoch. Both sides have the same random weights of
+the backbone, images (32 pixels, CIFAR's size), kind of augmentation, batch, optimiser and frozen
+pass for queries. Ours decodes PNG files, PILOT has the pixels. A step is from batch to batch,
+loading included; the first of a round is left out. Rounds of all sides alternate; medians.
+
+`--clock cpu` counts the processor seconds of this process, for machines that others use too; then
+PILOT loads in this process as well (`--workers 0`), or its workers would be free of charge.
+"""
+
+import argparse
+import copy
+import importlib
+import io
+import json
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import numpy as np
+import timm.layers
+import torch
+from PIL import Image
+from timm.models import _manipulate
+from torch.utils.data import DataLoader
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+
+import methods
+from methods import vit as seams
+from methods.trained import Task
+from operators import loop, models
+from operators.index_file import SplitIndex
+from operators.preprocessing import PRESETS
+from operators.training_data import TaskRows
+
+CLASSES = 10
+TASK = Task(index=0, count=10, current=tuple(range(CLASSES)), before=0, seen=CLASSES)
+OURS: dict[str, dict[str, Any]] = {
+    # What PILOT does in its own way and costs time: it does not clip.
+    "l2p": {"clip": 0.0, "prompt_pos": "cls"},
+    "dualprompt": {"clip": 0.0},
+    "coda_prompt": {},
+}
+CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
+
+
+class Stop(Exception):
+    """Ends a task after its last step."""
+
+
+def module(name: str, **contents: Any) -> None:
+    """Stands in for a module of timm that newer versions have elsewhere."""
+    made = ModuleType(name)
+    made.__dict__.update(contents)
+    sys.modules[name] = made
+
+
+def old_timm() -> None:
+    """The import paths, and the three functions, that PILOT's networks take from an older timm."""
+    names = ("PatchEmbed", "Mlp", "DropPath", "trunc_normal_", "lecun_normal_")
+    layers = {name: getattr(timm.layers, name) for name in names}
+    module("timm.models.layers", **layers)
+    module("timm.models.layers.weight_init", trunc_normal_=layers["trunc_normal_"])
+    module("timm.models.registry", register_model=lambda function: function)
+    module(
+        "timm.models.helpers",
+        named_apply=_manipulate.named_apply,
+        checkpoint_seq=_manipulate.checkpoint_seq,
+        adapt_input_conv=None,
+        resolve_pretrained_cfg=lambda variant, **ignored: {"url": ""},
+        build_model_with_cfg=lambda network, variant, pretrained, **given: network(
+            **{name: v for name, v in given.items() if not name.startswith("pretrained_")}
+        ),
+    )
+
+
+def create_model(name: str, pretrained: bool, **given: Any) -> Any:
+    """timm's `create_model` for PILOT's networks: what is None keeps its default."""
+    kind = name.split("_224_")[1]
+    found = importlib.import_module(f"backbone.vit_{kind.replace('prompt', 'promtpt', 1)}"
+                                    if kind == "coda_prompt" else f"backbone.vit_{kind}")
+    return getattr(found, name)(**{key: v for key, v in given.items() if v is not None})
+
+
+class Batches:
+    """PILOT's loader, and the time whenever it hands out a batch and at the end."""
+
+    def __init__(self, loader: Any, clock: Callable[[], float]) -> None:
+        self._loader, self._clock = loader, clock
+        self.times: list[float] = []
+
+    def __len__(self) -> int:
+        return len(self._loader)
+
+    def __iter__(self) -> Iterator[Any]:
+        for batch in self._loader:
+            self.times.append(self._clock())
+            yield batch
+        self.times.append(self._clock())
+
+
+def theirs(
+    name: str, options: argparse.Namespace, network: Any, pixels: np.ndarray, targets: np.ndarray
+) -> Callable[[], list[float]]:
+    """Seconds of the steps of a round of PILOT's training."""
+    arguments = json.loads((options.pilot / "exps" / f"{name}.json").read_text())
+    arguments |= {
+        "pretrained": False,
+        "device": [torch.device("cpu")],
+        "nb_classes": 100,
+        "nb_tasks": 10,
+        "tuned_epoch": 1,
+        "batch_size": options.batch,
+        "backbone_type": f"vit_{options.model}_patch16_224_{name}",
+    }
+    learner = importlib.import_module(f"models.{name}").Learner(arguments)
+    learner._cur_task, learner._total_classes = 0, CLASSES
+    # All its weights that timm's ViT has too; L2P's positions are more.
+    weights = network.state_dict()
+    for part in (learner._network.backbone, getattr(learner._network, "original_backbone", None)):
+        if part is not None:
+            own = part.state_dict()
+            fit = {n: w for n, w in weights.items() if n in own and own[n].shape == w.shape}
+            part.load_state_dict(fit, strict=False)
+    data = importlib.import_module("utils.data")
+    manager = importlib.import_module("utils.data_manager")
+    transform = manager.transforms.Compose(data.iCIFAR224(arguments).train_trsf)
+    dataset = manager.DummyDataset(pixels, targets, transform)
+    loader = DataLoader(dataset, options.batch, shuffle=True, num_workers=options.workers)
+    if name == "coda_prompt":
+        learner.data_weighting()
+    optimizer = learner.get_optimizer()
+
+    def a_round() -> list[float]:
+        batches = Batches(loader, CLOCKS[options.clock])
+        learner._init_train(batches, None, optimizer, None)
+        return list(np.diff(batches.times))
+
+    return a_round
+
+
+def ours(
+    name: str, options: argparse.Namespace, network: Any, rows: TaskRows, precision: str
+) -> Callable[[], list[float]]:
+    """Seconds of the steps of a round of our training."""
+    method = methods.build(name, {**OURS[name], "epochs": 1, "batch_size": options.batch})
+    settings = loop.Settings(seed=0, precision=precision, decoders=options.threads)
+    clock = CLOCKS[options.clock]
+
+    def a_round() -> list[float]:
+        times: list[float] = []
+
+        def say(**facts: Any) -> None:
+            times.append(clock())
+            if facts["step"] == facts["steps"]:
+                raise Stop
+
+        vit = seams.check(copy.deepcopy(network))
+        try:
+            loop.train_task(method, vit, TASK, rows, None, settings, say=say)
+        except Stop:
+            pass
+        # The first step has no start here, and is left out anyway.
+        return [0.0, *np.diff(times)]
+
+    return a_round
+
+
+def images(pixels: np.ndarray, targets: np.ndarray) -> TaskRows:
+    """Encoded images of the same pixels."""
+    encoded = []
+    for picture in pixels:
+        file = io.BytesIO()
+        Image.fromarray(picture).save(file, "PNG")
+        encoded.append(file.getvalue())
+    digests = np.stack([_digest(data) for data in encoded])
+    none = np.zeros(len(encoded), np.int32)
+    return TaskRows(
+        encoded,
+        digests=digests,
+        samples=SplitIndex(digests=digests, labels=none, domains=none).sample_ids(
+            np.arange(len(encoded))
+        ),
+        name=str,
+        targets=torch.from_numpy(targets),
+        query=None,
+        preprocessing=PRESETS["lamda_224"],
+        seed=0,
+    )
+
+
+def _digest(data: bytes) -> np.ndarray:
+    import hashlib
+
+    return np.frombuffer(hashlib.sha256(data).digest(), np.uint8)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(usage=__doc__)
+    parser.add_argument("--pilot", type=Path, required=True)
+    parser.add_argument("--model", default="base", choices=["base", "tiny"])
+    parser.add_argument("--methods", default="")
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--clock", default="wall", choices=CLOCKS)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    old_timm()
+    sys.path.append(str(options.pilot))
+    importlib.import_module("utils.inc_net").timm = SimpleNamespace(create_model=create_model)
+    # PILOT's CODA-Prompt is written for the width of the base model.
+    fitting = [n for n in OURS if options.model == "base" or n != "coda_prompt"]
+    wanted = [n for n in fitting if not options.methods or n in options.methods.split(",")]
+    network = models.load(f"vit_{options.model}_patch16_224", "random", "token")
+    random = np.random.default_rng(0)
+    count = options.batch * options.steps
+    pixels = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
+    targets = np.arange(count) % CLASSES
+    rows = images(pixels, targets)
+    print(f"ViT-{options.model}/16, 224 pixels, batch {options.batch}, {options.threads} threads,", end=" ")
+    print(f"images per second ({options.clock} clock)\n")
+    print("| method | PILOT | fp32 | ratio | bf16 | ratio |\n|---|---|---|---|---|---|")
+    for name in wanted:
+        sides = [
+            theirs(name, options, network, pixels, targets),
+            ours(name, options, network, rows, "fp32"),
+            ours(name, options, network, rows, "bf16"),
+        ]
+        seconds: list[list[float]] = [[] for _ in sides]
+        for _ in range(options.rounds):
+            for side, found in zip(sides, seconds, strict=True):
+                found += side()[1:]
+        pilot, fp32, bf16 = (options.batch / statistics.median(found) for found in seconds)
+        print(f"| {name} | {pilot:.2f} | {fp32:.2f} | {fp32 / pilot:.2f} |", end="")
+        print(f" {bf16:.2f} | {bf16 / pilot:.2f} |", flush=True)
+
+
+main()
