@@ -10,7 +10,7 @@ included; its steps and the bare ones alternate. `loaded`: encoded images, decod
 the threads of a run; the bare loop has them as tensors, and computes queries where the training
 loop must (not with augmentation "none", where they come from the cache of features). Rounds of
 both alternate; the clock of the training loop starts when it asks for its first batch, before
-anything is decoded. Ratios are of medians.
+anything is decoded. The ratio is the median of the ratios of neighbours.
 
 `--clock cpu` counts the processor seconds of the process, all threads together: for machines that
 others use too. It sees all work, but no waiting; use it with one thread.
@@ -47,9 +47,15 @@ from operators.preprocessing import Preprocessing
 from operators.training_data import TaskRows
 
 CLASSES = 10
+PER_ROUND = 4
+"""Steps of a round with loading: few, so that neighbours are close in time."""
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 clock = CLOCKS["wall"]
 TASK = Task(index=0, count=10, current=tuple(range(CLASSES)), before=0, seen=CLASSES)
+
+
+Rates = tuple[float, float, float]
+"""Images per second of the training loop and of the bare loop, and their ratio."""
 
 
 class Stop(Exception):
@@ -164,7 +170,14 @@ def train(case: Case, images: loop.Images, steps: int, say: Callable[[], None]) 
     raise AssertionError("a task has more steps than that")
 
 
-def ready(case: Case, batch: int, steps: int, pixels: Tensor) -> tuple[float, float]:
+def rates(images: int, ours: list[float], bare: list[float]) -> Rates:
+    """Medians of pairs of measurements that were taken in turn."""
+    ratios = [theirs / mine for mine, theirs in zip(ours, bare, strict=True)]
+    middle = statistics.median
+    return images / middle(ours), images / middle(bare), middle(ratios)
+
+
+def ready(case: Case, batch: int, steps: int, pixels: Tensor) -> Rates:
     """Images per second of the training loop and of the bare loop, on ready tensors."""
     case = case.augmented("none")
     targets = torch.arange(batch * steps) % CLASSES
@@ -182,12 +195,10 @@ def ready(case: Case, batch: int, steps: int, pixels: Tensor) -> tuple[float, fl
 
     train(case, Ready(pixels, targets, query.repeat(steps, 1)), steps, after)
     # The first steps allocate the optimiser's state.
-    return tuple(batch / statistics.median(times[2:]) for times in (ours, theirs))  # type: ignore[return-value]
+    return rates(batch, ours[2:], theirs[2:])
 
 
-def loaded(
-    case: Case, augmentation: str, batch: int, rounds: int, given: TaskRows
-) -> tuple[float, float]:
+def loaded(case: Case, augmentation: str, batch: int, rounds: int, given: TaskRows) -> Rates:
     """Images per second of the training loop with encoded images, of the bare loop with tensors."""
     case, count = case.augmented(augmentation), len(given.targets)
     steps = count // batch
@@ -208,7 +219,7 @@ def loaded(
         for _, step in zip(range(steps), cycle(tensors), strict=False):
             bare.step(*step)
         theirs.append(clock() - now)
-    return tuple(count / statistics.median(times[1:]) for times in (ours, theirs))  # type: ignore[return-value]
+    return rates(count, ours[1:], theirs[1:])
 
 
 def encoded(count: int, edge: int) -> list[bytes]:
@@ -262,7 +273,7 @@ def main() -> None:
     size = options.size
     network = models.load(options.model, "random", "token", size)
     pixels = torch.rand(options.batch, 3, size, size, generator=torch.Generator().manual_seed(0))
-    given = rows_of(encoded(options.batch * 6, options.edge), size)
+    given = rows_of(encoded(options.batch * PER_ROUND, options.edge), size)
     columns = {
         "ready": lambda case: ready(case, options.batch, options.steps, pixels),
         "loaded, none": lambda case: loaded(case, "none", options.batch, options.rounds, given),
@@ -277,8 +288,8 @@ def main() -> None:
     for case in cases([m for m in options.methods.split(",") if m], options, network):
         print(f"| {case.label} |", end="", flush=True)
         for measure in columns.values():
-            ours, bare = measure(case)
-            print(f" {ours:.1f} | {bare:.1f} | {ours / bare:.3f} |", end="", flush=True)
+            ours, bare, ratio = measure(case)
+            print(f" {ours:.1f} | {bare:.1f} | {ratio:.3f} |", end="", flush=True)
         print(flush=True)
 
 

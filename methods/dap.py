@@ -30,7 +30,9 @@ FAR = -1e11
 class DAP:
     """Generates the prompts of every block from the image, modulated by its inferred task.
 
-    Jung et al., "Generating Instance-level Prompts for Rehearsal-free Continual Learning".
+    Jung et al., "Generating Instance-level Prompts for Rehearsal-free Continual Learning",
+    ICCV 2023, https://github.com/naver-ai/dap-cl.
+
     Defaults are those of the authors' code for CIFAR-100 in 10 tasks, except that every image
     decides alone which task it belongs to, and for `pull`. For ImageNet-R it has `epochs: 20`,
     `lr: 0.25`, `optimizer: sgd`, `shuffle: false`, `prompt_length: 30`, `embedding: 64`,
@@ -79,9 +81,7 @@ class DAP:
 
     card: ClassVar[Card] = Card(
         title="DAP",
-        paper="https://openaccess.thecvf.com/content/ICCV2023/html/"
-        "Jung_Generating_Instance-level_Prompts_for_Rehearsal-free_Continual_Learning_"
-        "ICCV_2023_paper.html",
+        paper="https://github.com/naver-ai/dap-cl",
         summary="Every block makes prompts of the image's tokens, for the task nearest to it.",
         memory="blocks * (N * P + 2 * D * (E + 2)) floats; T * (D + E) of keys and embeddings; "
         "C * (D + 1) of head",

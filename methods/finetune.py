@@ -18,7 +18,7 @@ from methods.vit import forward_tokens, read_out
 class Finetune:
     """Trains all weights on every task, and forgets.
 
-    Defaults are LAMDA-PILOT's `finetune` (commit 2647455), which takes the cross-entropy over the
+    Defaults are those of https://github.com/sun-hailong/LAMDA-PILOT (commit 2647455), which takes the cross-entropy over the
     columns of the current task only; over all columns (`loss: seen`) it forgets far more.
 
     Args:

@@ -8,14 +8,14 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from methods import optim
 from methods.base import Card
-from methods.heads import all_sum, current_cross_entropy, linear_head
+from methods.contrast import contrast
+from methods.heads import current_cross_entropy, linear_head
 from methods.hyperparameters import require
 from methods.mixtures import Mixtures, Statistics, align
 from methods.trained import Augmentation, Learner, Recipe, Task, TaskImages
@@ -238,17 +238,8 @@ class HiDePromptLearner(Learner):
         features = self._features(images, self.mixed())
         entropy = current_cross_entropy(self.head(features), targets, self.task)
         tii = F.cross_entropy(self.tii(query)[:, -self._own :], self.place[targets])
-        others = of_other_workers(features.float())
-        apart = contrast(
-            torch.cat([self.prompted.means(), features.float(), others]),
-            method.contrast_temperature,
-        )
-        # Differs from the authors' code, where every worker compares its own images alone: the
-        # result would depend on the number of workers. Gradients are averaged with the workers'
-        # shares of the rows, but this term is one of all rows, of which a worker has the gradient
-        # with respect to its own features: hence the factor.
-        whole = (len(features) + len(others)) / len(features)
-        apart = apart.detach() + whole * (apart - apart.detach())
+        means = self.prompted.means()
+        apart = contrast(means, features.float(), method.contrast_temperature)
         loss = entropy + method.contrast_weight * apart + tii
         return {"loss": loss, "cross_entropy": entropy, "contrast": apart, "task_inference": tii}
 
@@ -321,27 +312,3 @@ class HiDePromptLearner(Learner):
         now = self.task.index
         prompted = self._features(images, self.e[now : now + 1])
         return torch.stack([query.float(), prompted.float()], dim=1)
-
-
-def contrast(rows: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of the inner products of rows [N, D] in which each row shall find itself."""
-    with torch.autocast(rows.device.type, enabled=False):
-        products = rows @ rows.T / temperature
-        return F.cross_entropy(products, torch.arange(len(rows), device=rows.device))
-
-
-def of_other_workers(rows: Tensor) -> Tensor:
-    """The rows [N, D] of all other workers, without gradients; their numbers N may differ.
-
-    A step of fewer rows than workers repeats a row, which is then compared with itself.
-    """
-    if not (dist.is_available() and dist.is_initialized()):
-        return rows[:0].detach()
-    rank, size = dist.get_rank(), dist.get_world_size()
-    counts = torch.zeros(size, dtype=torch.int64, device=rows.device)
-    counts[rank] = len(rows)
-    numbers = all_sum(counts).tolist()
-    every = rows.new_zeros(size, max(numbers), rows.shape[1])
-    every[rank, : len(rows)] = rows.detach()
-    every = all_sum(every)
-    return torch.cat([every[r, : n if r != rank else 0] for r, n in enumerate(numbers)])

@@ -341,9 +341,10 @@ class _Run:
         """One step: the terms of the loss, means over the whole batch."""
         settings, world, mine = self._settings, self._world, self._mine(rows)
         device, dtype = settings.device, PRECISIONS[settings.precision]
-        torch.manual_seed(
+        seed_generators(
             derive(settings.seed, "step", self._learner.task.index, self._epoch, self._step)
-            + world.rank
+            + world.rank,
+            device,
         )
         inputs = self._images.normalise(pixels.to(device, non_blocking=True))
         targets = self._images.targets[mine].to(device)
@@ -390,6 +391,13 @@ class _Run:
             f"task {self._learner.task.index}, epoch {self._epoch + 1}, step {self._step + 1}: "
             f"{what}, gradient norm {norm:g}; lower lr; images: {names}{more}"
         )
+
+
+def seed_generators(seed: int, device: str) -> None:
+    """What `torch.manual_seed` does for the CPU and a device, without a stack trace for each."""
+    torch.default_generator.manual_seed(seed)
+    if device != "cpu":
+        torch.cuda.manual_seed_all(seed)
 
 
 @torch.no_grad()

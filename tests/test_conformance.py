@@ -48,7 +48,7 @@ QUICK: dict[str, dict[str, Any]] = {}
 """Changes with which 16 steps per task suffice to learn an easy one."""
 UNUSED: dict[str, tuple[str, ...]] = {}
 """Ends of names of trained parameters that need no gradient in every task, with the reason."""
-UNCHANGED_AT_START = ("finetune", "joint", "lora", "first_session-adapter")
+UNCHANGED_AT_START = ("finetune", "joint", "bitfit", "lora", "first_session-adapter")
 """Features before the first step are those of the untouched backbone."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     f"first_session-{kind}": ("first_session", {"peft": kind})
@@ -69,9 +69,13 @@ STORED: dict[str, Callable[[int, int], int]] = {
     "vpt_deep": lambda C, T: L * 5 * D + C * (D + 1),
     "l2p": lambda C, T: 10 * (5 + 1) * D + 10 * T + C * (D + 1),
     "dualprompt": lambda C, T: 2 * 2 * 5 * D + T * (3 * 2 * 5 * D + D) + C * (D + 1),
+    "bitfit": lambda C, T: (L * 11 + 2) * D + C * (D + 1),
     "lora": lambda C, T: L * 4 * 2 * D + C * (D + 1),
     "coda_prompt": lambda C, T: 5 * (100 * T // 2) * (8 + 2) * D + C * (D + 1),
     "s_prompts": lambda C, T: T * (10 + 5) * D + C * (D + 1) + 2 * C,
+    "hide_prompt": lambda C, T: (
+        2 * T * 5 * 5 * D + 4 * D * D + 5 * D + 2 * C * (D + 1) + 2 * C * 10 * (2 * D + 1) + 2 * C
+    ),
     "first_session-finetune": lambda C, T: B + C * D + 1,
     "first_session-vpt_shallow": lambda C, T: 5 * D + C * D + 1,
     "first_session-vpt_deep": lambda C, T: L * 5 * D + C * D + 1,

@@ -9,9 +9,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods import hide_prompt, mixtures
+from methods import contrast, mixtures
 from methods.base import State
-from methods.hide_prompt import HiDePrompt, HiDePromptLearner, contrast
+from methods.contrast import apart
+from methods.hide_prompt import HiDePrompt, HiDePromptLearner
 from methods.hyperparameters import HyperparameterError
 from methods.mixtures import Mixtures, align
 from methods.trained import Task
@@ -155,7 +156,7 @@ def test_the_contrast_by_hand():
     rows = torch.tensor([[1.0, 0.0], [0.0, 2.0], [1.0, 1.0]])
     products = torch.tensor([[1.0, 0.0, 1.0], [0.0, 4.0, 2.0], [1.0, 2.0, 2.0]]) / 0.8
     expected = (products.logsumexp(dim=1) - products.diagonal()).mean()
-    torch.testing.assert_close(contrast(rows, 0.8), expected)
+    torch.testing.assert_close(apart(rows, 0.8), expected)
 
 
 def test_the_loss_and_its_terms(states):
@@ -169,16 +170,16 @@ def test_the_loss_and_its_terms(states):
     # Two centroids of each of the three classes before.
     means = states[0]["prompted.mean"].flatten(0, 1)
     assert means.shape == (6, tiny.WIDTH)
-    apart = contrast(torch.cat([means, features]), 0.8)
+    separate = apart(torch.cat([means, features]), 0.8)
     torch.testing.assert_close(terms["cross_entropy"], entropy)
     torch.testing.assert_close(terms["task_inference"], tii)
-    torch.testing.assert_close(terms["contrast"], apart)
-    torch.testing.assert_close(terms["loss"], entropy + 0.5 * apart + tii)
-    assert apart > 0.1
+    torch.testing.assert_close(terms["contrast"], separate)
+    torch.testing.assert_close(terms["loss"], entropy + 0.5 * separate + tii)
+    assert separate > 0.1
     first = opened(0)
     features = first._features(images, first.e)
     found = first(images, targets - 3, query)["contrast"]
-    torch.testing.assert_close(found, contrast(features, 0.8))
+    torch.testing.assert_close(found, apart(features, 0.8))
 
 
 def test_who_gets_a_gradient_from_which_term(states):
@@ -195,11 +196,11 @@ def test_who_gets_a_gradient_from_which_term(states):
             if p.grad is not None
         }
 
-    entropy, apart, tii = map(touched, ("cross_entropy", "contrast", "task_inference"))
+    entropy, separate, tii = map(touched, ("cross_entropy", "contrast", "task_inference"))
     assert entropy.keys() == {"e", "head.weight", "head.bias"}
     assert entropy["e"] == [False, True]
     assert entropy["head.weight"] == [False] * 3 + [True] * 3
-    assert apart.keys() == {"e"} and apart["e"] == [False, True]
+    assert separate.keys() == {"e"} and separate["e"] == [False, True]
     assert tii.keys() == {f"tii.{n}" for n, _ in learner.tii.named_parameters()}
     assert tii["tii.head.weight"] == [False] * 3 + [True] * 3
 
@@ -221,7 +222,7 @@ def test_workers_together_have_the_gradient_of_the_whole_batch(states, monkeypat
     mine, others = slice(0, 2), slice(2, 5)
     parts = []
     for own, rest in ((mine, others), (others, mine)):
-        monkeypatch.setattr(hide_prompt, "of_other_workers", lambda rows, rest=rest: features[rest])
+        monkeypatch.setattr(contrast, "of_other_workers", lambda rows, rest=rest: features[rest])
         parts.append(gradient(own))
     together = 2 / 5 * parts[0] + 3 / 5 * parts[1]
     torch.testing.assert_close(together, whole, rtol=0, atol=1e-6 * float(whole.abs().max()))
