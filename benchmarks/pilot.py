@@ -10,8 +10,8 @@ the backbone, images (32 pixels, CIFAR's size), kind of augmentation, batch, opt
 pass for queries. Ours decodes PNG files, PILOT has the pixels. A step is from batch to batch,
 loading included; the first of a round is left out. Rounds of all sides alternate; medians.
 Cached: with the test transform (augmentation "none") the queries come from the cache of features,
-while PILOT computes them again for every batch; its own row stays with the training transform,
-which costs as much as the test transform does.
+while PILOT computes them again for every batch; its own column stays with the training transform,
+and the pass that fills the cache, once for all epochs and methods, is not counted.
 
 `--clock cpu` counts the processor seconds of this process, for machines that others use too; then
 PILOT loads in this process as well (`--workers 0`), or its workers would be free of charge.
@@ -94,8 +94,20 @@ def create_model(name: str, pretrained: bool, **given: Any) -> Any:
     """timm's `create_model` for PILOT's networks: what is None keeps its default."""
     kind = name.split("_224_")[1]
     file = "coda_promtpt" if kind == "coda_prompt" else kind  # its spelling
-    found = importlib.import_module(f"backbone.vit_{file}")
+    found: Any = importlib.import_module(f"backbone.vit_{file}")
+    found.torch = OnCpu()
     return getattr(found, name)(**{key: v for key, v in given.items() if v is not None})
+
+
+class OnCpu:
+    """torch for CODA-Prompt's network, which adds to a tensor of zeros in place: on a GPU that is a
+    copy, on the CPU it is a leaf that wants a gradient, and an error."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+    def zeros(self, *shape: Any, requires_grad: bool = False, **given: Any) -> torch.Tensor:
+        return torch.zeros(*shape, **given)
 
 
 class Batches:
@@ -225,11 +237,12 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     old_timm()
     sys.path.append(str(options.pilot))
-    importlib.import_module("utils.inc_net").timm = SimpleNamespace(create_model=create_model)
+    networks: Any = importlib.import_module("utils.inc_net")
+    networks.timm = SimpleNamespace(create_model=create_model)
     # PILOT's CODA-Prompt is written for the width of the base model.
     fitting = [n for n in OURS if options.model == "base" or n != "coda_prompt"]
     wanted = [n for n in fitting if not options.methods or n in options.methods.split(",")]
-    network = models.load(f"vit_{options.model}_patch16_224", "random", "token")
+    network = seams.check(models.load(f"vit_{options.model}_patch16_224", "random", "token"))
     random = np.random.default_rng(0)
     count = options.batch * options.steps
     pixels = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)

@@ -111,6 +111,8 @@ class Bare:
 class Ready:
     """Images for the training loop that need no work."""
 
+    query: Tensor | None
+
     def __init__(self, pixels: Tensor, targets: Tensor, query: Tensor) -> None:
         self._pixels, self.targets, self.query = pixels, targets, query
 

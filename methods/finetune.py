@@ -18,8 +18,9 @@ from methods.vit import forward_tokens, read_out
 class Finetune:
     """Trains all weights on every task, and forgets.
 
-    Defaults are those of https://github.com/sun-hailong/LAMDA-PILOT (commit 2647455), which takes the cross-entropy over the
-    columns of the current task only; over all columns (`loss: seen`) it forgets far more.
+    Defaults are those of https://github.com/sun-hailong/LAMDA-PILOT (commit 2647455), which takes
+    the cross-entropy over the columns of the current task only; over all columns (`loss: seen`) it
+    forgets far more.
 
     Args:
         epochs: passes over the images of a task.

@@ -7,6 +7,7 @@ and defaults never reach a key, only the numbers do.
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -158,5 +159,6 @@ def resolve(
     return PRESETS[description]
 
 
+@cache
 def _pillow() -> str:
     return ".".join(version("pillow").split(".")[:2])

@@ -7,6 +7,7 @@ adapted backbone sees.
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -243,7 +244,6 @@ def _trained(cell: _Cell) -> Run:
     for number, model in enumerate(chain):
         after = list(range(len(stream))) if joint else [number]
         shown = cell.described[: after[-1] + 1]
-        rows = np.concatenate([_rows(test, task) for task in shown])
         predictions.append(
             Stage(
                 operator="predict",
@@ -270,7 +270,12 @@ def _trained(cell: _Cell) -> Run:
                     "dataset": (test.stage(),),
                     "features": trunk.features(test) if method.card["query"] else (),
                 },
-                hints={**trunk.places(test, np.sort(rows)), "cpus": resources.cpus},
+                hints=trunk.hints(
+                    test,
+                    partial(_rows, test, shown),
+                    images=sum(int(trunk.counts(test, task).sum()) for task in shown),
+                    cpus=resources.cpus,
+                ),
                 resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
                 label=f"predict {cell.label} task {after[-1] + 1}/{len(stream)}",
             )
@@ -297,16 +302,15 @@ def _chain(
         "augmentation": AUGMENTATIONS[hyper["augmentation"]].to_json(),
         "numerics": {**trunk.numerics(resources.gpus), "compile": resources.compile},
     }
+    place = {c: column for column, c in enumerate(learned)}
+    passes = hyper["epochs"] * (2 if query and not plain else 1)
     stages: list[Stage] = []
     before = 0
     for number, part in enumerate(parts):
         seen = len({c for earlier in parts[: number + 1] for c in earlier["classes"]})
-        place = {c: column for column, c in enumerate(learned)}
-        rows = _rows(train, part)
+        counts = trunk.counts(train, part)
         # A domain need not have images of every class.
-        present = set(train.labels[rows].tolist())
-        passes = hyper["epochs"] * (2 if query and not plain else 1)
-        hints = trunk.places(train, rows)
+        present = [c for c, count in zip(part["classes"], counts, strict=True) if count]
         stages.append(
             Stage(
                 operator="train",
@@ -315,7 +319,7 @@ def _chain(
                     "task": {
                         "index": number,
                         "count": len(parts),
-                        "current": sorted(place[c] for c in part["classes"] if c in present),
+                        "current": sorted(place[c] for c in present),
                         "before": before,
                         "seen": seen,
                     },
@@ -327,12 +331,13 @@ def _chain(
                     "previous": tuple(stages[-1:]),
                     "features": trunk.features(train) if query and plain else (),
                 },
-                hints={
-                    **hints,
-                    "images": len(rows) * passes,
-                    "cpus": resources.cpus,
-                    "checkpoint_minutes": resources.checkpoint_minutes,
-                },
+                hints=trunk.hints(
+                    train,
+                    partial(_rows, train, [part]),
+                    images=int(counts.sum()) * passes,
+                    cpus=resources.cpus,
+                    checkpoint_minutes=resources.checkpoint_minutes,
+                ),
                 resources=Resources(
                     cpus=resources.cpus, gpus=resources.gpus, workers=resources.workers
                 ),
@@ -344,11 +349,13 @@ def _chain(
     return stages
 
 
-def _rows(split: Split, task: dict[str, list[int]]) -> np.ndarray:
-    """Rows of a task's images, ascending."""
-    return np.flatnonzero(
+def _rows(split: Split, tasks: Described) -> np.ndarray:
+    """Rows of the images of some tasks, ascending."""
+    member = [
         np.isin(split.labels, task["classes"]) & np.isin(split.domains, task["domains"])
-    )
+        for task in tasks
+    ]
+    return np.flatnonzero(np.any(member, axis=0))
 
 
 def _union(described: Described) -> dict[str, list[int]]:

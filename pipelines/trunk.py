@@ -1,8 +1,8 @@
 """What all runs of a spec share: data, backbone, preprocessing, and the stages made of them."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -13,6 +13,7 @@ from operators.dataset import Dataset, Split
 from operators.errors import ConfigError, IncompatibleError
 from operators.preprocessing import Preprocessing
 from operators.stage import Resources, Stage
+from operators.store import library_versions
 from pipelines.spec_model import BuiltinDataset, PipelineSpec
 
 if TYPE_CHECKING:
@@ -35,6 +36,7 @@ class Trunk:
     backbone: Backbone
     preprocessing: Preprocessing
     _made: dict[str, tuple[Stage, ...]] = field(default_factory=dict)
+    _counts: dict[str, np.ndarray] = field(default_factory=dict)
 
     def features(self, split: Split) -> tuple[Stage, ...]:
         """The shards of the frozen backbone's features of a split."""
@@ -71,11 +73,13 @@ class Trunk:
                 operator="features",
                 parameters=keyed | {"images": split.images_digest(start, stop)},
                 inputs={} if model is None else {"graft": (model,)},
-                hints={
-                    **self.places(split, np.arange(start, stop)),
-                    "batch_size": resources.batch_size,
-                    "cpus": resources.cpus,
-                },
+                hints=self.hints(
+                    split,
+                    partial(np.arange, start, stop),
+                    images=stop - start,
+                    batch_size=resources.batch_size,
+                    cpus=resources.cpus,
+                ),
                 resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
                 label=f"{adapted}features {split.name} {number + 1}/{len(starts)}",
             )
@@ -96,21 +100,60 @@ class Trunk:
         return {
             "device": "cuda" if gpus else "cpu",
             "precision": self.spec.backbone.precision,
-            "torch": ".".join(version("torch").split(".")[:2]),
+            "torch": ".".join(library_versions()["torch"].split(".")[:2]),
         }
 
-    def places(self, split: Split, rows: np.ndarray) -> dict[str, Any]:
-        """Hints: where backbone and images are, and how many they are."""
+    def hints(self, split: Split, rows: Callable[[], np.ndarray], **more: Any) -> "Hints":
+        """Where backbone and images are.
+
+        Args:
+            rows: the images' rows of the split, ascending; asked for only if a stage is sent out.
+            more: further hints.
+        """
         given = self.spec.dataset
-        return {
-            "places": split.where.at(rows).hints(0, len(rows)),
-            "images": len(rows),
-            "model": self.backbone.model,
-            "weights": self.backbone.weights,
-            "pooling": self.spec.features.pooling,
-            "image_size": self.backbone.image_size,
-            "max_pixels": None if isinstance(given, BuiltinDataset) else given.max_pixels,
-        }
+        return Hints(
+            lambda: _places(split, rows()),
+            {
+                "model": self.backbone.model,
+                "weights": self.backbone.weights,
+                "pooling": self.spec.features.pooling,
+                "image_size": self.backbone.image_size,
+                "max_pixels": None if isinstance(given, BuiltinDataset) else given.max_pixels,
+                **more,
+            },
+        )
+
+    def counts(self, split: Split, task: Mapping[str, Sequence[int]]) -> np.ndarray:
+        """Images of each class of a task `{classes, domains}`, in the order of its classes."""
+        if split.name not in self._counts:
+            shape = (len(self.dataset.classes), len(self.dataset.domains))
+            table = np.zeros(shape, dtype=np.int64)
+            np.add.at(table, (split.labels, split.domains), 1)
+            self._counts[split.name] = table
+        return self._counts[split.name][np.ix_(task["classes"], task["domains"])].sum(axis=1)
+
+
+class Hints(Mapping[str, Any]):
+    """Hints of a stage, with the places of its images worked out when somebody looks at them.
+
+    A sweep plans ten thousand stages, of which few are sent to a worker.
+    """
+
+    def __init__(self, places: Callable[[], dict[str, Any]], fixed: Mapping[str, Any]) -> None:
+        self._places, self._fixed = places, fixed
+
+    def __getitem__(self, name: str) -> Any:
+        return self._places() if name == "places" else self._fixed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("places", *self._fixed))
+
+    def __len__(self) -> int:
+        return 1 + len(self._fixed)
+
+
+def _places(split: Split, rows: np.ndarray) -> dict[str, Any]:
+    return split.where.at(rows).hints(0, len(rows))
 
 
 def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:

@@ -431,7 +431,13 @@ def test_presets_load_and_their_resolved_text_too(folder: Path, name: str) -> No
 
 
 def test_the_presets_the_project_ships() -> None:
-    assert list(presets()) == ["cifar100", "cifar100-small", "pacs-domains", "quickstart"]
+    assert list(presets()) == [
+        "cifar100",
+        "cifar100-small",
+        "cifar100-small-trained",
+        "pacs-domains",
+        "quickstart",
+    ]
 
 
 def test_preprocessing_names_are_those_that_exist() -> None:

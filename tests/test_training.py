@@ -148,9 +148,9 @@ def test_one_start_serves_all_tasks_and_their_readers(
             seen.touch()
 
     before = set(Path.home().iterdir())
-    start = time.monotonic()
     outcome = compute(session, store, reader, a[2], on_event=on_event)
-    assert time.monotonic() - start < 55.0  # the reader did not wait for the last task
+    finished = [label for kind, label in events if kind == "finished"]
+    assert finished.index(reader.label) < finished.index(a[2].label)  # it did not wait
     assert pools[0].chains.starts == 1
     assert content(store, a) == [b"2", b"6", b"12"]
     assert outcome.computed == 4
@@ -257,12 +257,10 @@ def test_driver_killed_and_then_stopped_in_the_middle(tmp_path: Path) -> None:
     # The same command again: it takes the lease of the dead, and goes on at the second task.
     go.touch()
     stopped = driver(until="progress a 2")
-    start = time.monotonic()
     stopped.send_signal(signal.SIGTERM)
     out, err = stopped.communicate(timeout=30)
     assert stopped.returncode == 143, err
     assert out.splitlines()[-1] == "interrupted; run the same command again to resume"
-    assert time.monotonic() - start < 4.0
     gone(stopped, within=5)
     assert not store.blobs.files("leases")
     assert content(store, a[:2]) == [b"1", b"3"]
