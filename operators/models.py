@@ -227,7 +227,7 @@ def _load_strictly(
     }
     if image_size is not None and (table := given.get("pos_embed")) is not None:
         given["pos_embed"] = resample_abs_pos_embed(
-            table,
+            table.float(),  # a half-precision file would round the result
             network.patch_embed.grid_size,  # type: ignore[union-attr]
             num_prefix_tokens=0 if network.no_embed_class else network.num_prefix_tokens,  # type: ignore[arg-type]
         )

@@ -221,6 +221,32 @@ def test_the_shipped_backbone_gives_the_features_that_it_gave(tmp_path: Path) ->
     assert float(row.norm()) == pytest.approx(GOLDEN_NORM, abs=1e-3)
 
 
+def test_a_vit_at_another_size_has_resampled_position_embeddings(tmp_path: Path) -> None:
+    memo = Store(str(tmp_path)).memo
+    own = backbone.resolve("vit_micro_patch4_32", "builtin", "token", memo)
+    small = backbone.resolve("vit_micro_patch4_32", "builtin", "token", memo, 16)
+    assert small.fingerprint != own.fingerprint
+    assert (own.data_config["input_size"], small.data_config["input_size"]) == (
+        [3, 32, 32],
+        [3, 16, 16],
+    )
+    large = models.load("vit_micro_patch4_32", own.weights, "token").state_dict()
+    found = models.load("vit_micro_patch4_32", own.weights, "token", 16).state_dict()
+    table = large["pos_embed"]
+    grid = table[:, 1:].reshape(1, 8, 8, -1).permute(0, 3, 1, 2)
+    halved = torch.nn.functional.interpolate(grid, (4, 4), mode="bicubic", antialias=True)
+    assert torch.equal(found["pos_embed"][:, :1], table[:, :1])
+    assert torch.allclose(
+        found["pos_embed"][:, 1:], halved.permute(0, 2, 3, 1).reshape(1, 16, -1), atol=1e-6
+    )
+    assert all(torch.equal(found[n], large[n]) for n in large if n != "pos_embed")
+
+
+def test_a_backbone_without_position_embeddings_has_one_size() -> None:
+    with pytest.raises(IncompatibleError, match=r"image_size: resnet18 cannot be had for .* 64"):
+        models.load("resnet18", "random", "avg", 64)
+
+
 def test_the_operator_refuses_images_that_changed(tmp_path: Path) -> None:
     paths = []
     for number, image in enumerate(IMAGES[:3]):

@@ -100,6 +100,13 @@ def test_ten_thousand_stages_are_planned_in_seconds(store: Store) -> None:
     assert time.process_time() - started < 10
 
 
+def test_a_stream_may_stop_early(store: Store) -> None:
+    whole, short = plan(store), plan(store, "scenario.tasks=2")
+    assert short.runs[0].tasks == whole.runs[0].tasks[:2]
+    assert [len(run.tasks) for run in short.runs] == [2] * 6
+    assert keys(short, "features") == keys(whole, "features")
+
+
 def test_a_long_chain_has_keys() -> None:
     stage = Stage(operator="fit", parameters={"task": 0})
     for task in range(1, 5000):
