@@ -34,13 +34,20 @@ def token() -> str | None:
     return default.read_text().strip() if default.is_file() else None
 
 
+QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": "."}
+"""Keeps Ray from printing to our standard output, where a program expects one JSON document.
+
+It tells there of every worker that died, whatever `log_to_driver` says; the policy tells it, too.
+"""
+
+
 @contextmanager
 def client_environment() -> Iterator[None]:
     """Makes Ray use the user's token, also for an address given explicitly, and that address.
 
     Ray itself sends a token to an explicit address only when RAY_AUTH_MODE=token is set as well.
     """
-    changes: dict[str, str | None] = dict.fromkeys(FOLLOWED)
+    changes: dict[str, str | None] = {**dict.fromkeys(FOLLOWED), **QUIET}
     if "RAY_AUTH_MODE" not in os.environ and token():
         changes["RAY_AUTH_MODE"] = "token"
     with environment(changes):

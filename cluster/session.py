@@ -116,6 +116,7 @@ def _local(
             auth.environment(
                 {
                     **dict.fromkeys(auth.FOLLOWED),
+                    **auth.QUIET,
                     "PYTHONPATH": os.pathsep.join(path),
                     "RAY_AUTH_MODE": "token",
                     "RAY_AUTH_TOKEN": None,

@@ -260,6 +260,7 @@ def test_driver_killed_and_then_stopped_in_the_middle(tmp_path: Path) -> None:
     stopped.send_signal(signal.SIGTERM)
     out, err = stopped.communicate(timeout=30)
     assert stopped.returncode == 143, err
+    assert "(raylet)" not in out
     assert out.splitlines()[-1] == "interrupted; run the same command again to resume"
     gone(stopped, within=5)
     assert not store.blobs.files("leases")
