@@ -45,6 +45,7 @@ def run(order: Order, store: Store) -> Result:
     total: State | None = None
     tensors: dict[str, torch.Tensor] = {}
     reports = []
+    tasks = stream_of(keyed["tasks"])
     for number, task in enumerate(keyed["tasks"]):
         started = time.perf_counter()
         newest: State | None = None
@@ -53,7 +54,7 @@ def run(order: Order, store: Store) -> Result:
             newest = part if newest is None else method.add(newest, part)
         assert newest is not None, "a task without training rows is refused before the run"
         total = newest if total is None else method.add(total, newest)
-        seen = list(seen_classes(stream_of(keyed["tasks"]), number))
+        seen = list(seen_classes(tasks, number))
         state = method.solve(total, newest, seen, seed)
         for name, tensor in state.items():
             if not bool(torch.isfinite(tensor).all()):

@@ -202,6 +202,23 @@ def stream_of(described: Sequence[Mapping[str, Sequence[int]]]) -> list[Task]:
     ]
 
 
+def rows_of(
+    labels: "np.ndarray",
+    domains: "np.ndarray",
+    described: Sequence[Mapping[str, Sequence[int]]],
+) -> "np.ndarray":
+    """Rows of the samples of some tasks that a key describes as `{classes, domains}`, ascending.
+
+    Args:
+        labels: [N] integer class ids.
+        domains: [N] integer domain numbers.
+    """
+    import numpy as np
+
+    member = [np.isin(labels, t["classes"]) & np.isin(domains, t["domains"]) for t in described]
+    return np.flatnonzero(np.any(member, axis=0))
+
+
 def seen_classes(tasks: Sequence[Task], index: int) -> tuple[int, ...]:
     """Class ids of tasks 0 .. index in learning order, each once."""
     return tuple(dict.fromkeys(c for task in tasks[: index + 1] for c in task.classes))

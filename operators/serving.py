@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from operators.scenario import seen_classes, stream_of
 from operators.store import Store, library_versions
 
 
@@ -33,7 +34,7 @@ def model_files(
     tensors = load(store.read(*fit, "state.safetensors"))
     last = f"{len(tasks) - 1}/"
     state = {n.removeprefix(last): t for n, t in tensors.items() if n.startswith(last)}
-    learned = list(dict.fromkeys(c for task in tasks for c in task["classes"]))
+    learned = list(seen_classes(stream_of(tasks), len(tasks) - 1))
     model = {**description, "learned": learned}
     versions = library_versions()
     return {

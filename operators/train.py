@@ -26,6 +26,7 @@ from operators import features, fit, live, loop, models, snapshots, sources
 from operators.errors import Diverged
 from operators.index_file import SplitIndex
 from operators.preprocessing import Preprocessing
+from operators.scenario import rows_of
 from operators.stage import Order, Result
 from operators.store import Store
 from operators.training_data import TaskRows
@@ -147,13 +148,6 @@ def load_state(store: Store, operator: str, key: str) -> State:
     return load_tensors(store.read(operator, key, "state.safetensors"))
 
 
-def rows_of(index: SplitIndex, task: dict[str, Any]) -> np.ndarray:
-    """Rows [N] of the images of a task `{classes, domains}`, ascending."""
-    return np.flatnonzero(
-        np.isin(index.labels, task["classes"]) & np.isin(index.domains, task["domains"])
-    )
-
-
 def columns_of(labels: np.ndarray, learned: list[int]) -> Tensor:
     """Columns int64 [N] of labels, in the order learned."""
     column = np.full(int(max(learned)) + 1, -1, dtype=np.int64)
@@ -169,7 +163,7 @@ def task_rows(order: Order, store: Store) -> TaskRows:
     """
     keyed, [dataset] = order.parameters, order.inputs("dataset")
     index = fit.load_index(store, *dataset)
-    rows = rows_of(index, keyed["images"])
+    rows = rows_of(index.labels, index.domains, [keyed["images"]])
     targets = columns_of(index.labels[rows], keyed["learned"])
     return open_rows(order, index, rows, targets, query_of(order, store, rows))
 

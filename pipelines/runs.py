@@ -10,12 +10,10 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import numpy as np
-
 from operators.augmentation import AUGMENTATIONS
-from operators.dataset import Dataset, Split
+from operators.dataset import Dataset
 from operators.errors import BadDataError
-from operators.scenario import OrderName, Task, seen_classes, tasks
+from operators.scenario import OrderName, Task, rows_of, seen_classes, tasks
 from operators.stage import Resources, Stage
 from pipelines.trunk import Trunk
 
@@ -272,7 +270,7 @@ def _trained(cell: _Cell) -> Run:
                 },
                 hints=trunk.hints(
                     test,
-                    partial(_rows, test, shown),
+                    partial(rows_of, test.labels, test.domains, shown),
                     images=sum(int(trunk.counts(test, task).sum()) for task in shown),
                     cpus=resources.cpus,
                 ),
@@ -333,7 +331,7 @@ def _chain(
                 },
                 hints=trunk.hints(
                     train,
-                    partial(_rows, train, [part]),
+                    partial(rows_of, train.labels, train.domains, [part]),
                     images=int(counts.sum()) * passes,
                     cpus=resources.cpus,
                     checkpoint_minutes=resources.checkpoint_minutes,
@@ -347,15 +345,6 @@ def _chain(
         )
         before = seen
     return stages
-
-
-def _rows(split: Split, tasks: Described) -> np.ndarray:
-    """Rows of the images of some tasks, ascending."""
-    member = [
-        np.isin(split.labels, task["classes"]) & np.isin(split.domains, task["domains"])
-        for task in tasks
-    ]
-    return np.flatnonzero(np.any(member, axis=0))
 
 
 def _union(described: Described) -> dict[str, list[int]]:
