@@ -1,12 +1,14 @@
 """Predictions of a trained method on the test images of all tasks seen, after a task.
 
-One stage per task, each on its own: they run beside the training of the next tasks.
+One stage per task, each on its own: they run beside the training of the next tasks. The scores are
+kept beside the decisions, so that finished runs can be combined without another forward pass.
 
 Shapes: N rows, B batch, C classes seen.
 """
 
 import numpy as np
 import torch
+from safetensors.torch import save as save_tensors
 
 from methods.trained import Learner
 from operators import fit, loop, train
@@ -56,7 +58,16 @@ def run(order: Order, store: Store) -> Result:
         part = scores[np.searchsorted(rows, seen)][:, columns]
         tables.append(decide(index, stream, true_task, number, seen, classes, part))
     return Result(
-        files={"predictions.parquet": encode(join(tables))},
+        files={
+            "predictions.parquet": encode(join(tables)),
+            # Rows of the test index [N], and their scores [N, C]; columns are the key's `learned`.
+            "scores.safetensors": save_tensors(
+                {
+                    "rows": torch.from_numpy(rows.astype(np.int64)),
+                    "scores": torch.from_numpy(scores).float().contiguous(),
+                }
+            ),
+        },
         facts={"images_forwarded": log.images_forwarded},
     )
 

@@ -161,6 +161,6 @@ OPERATORS: dict[str, Operator] = {
     "features": Operator(version=1, function="operators.extract:run"),
     "fit": Operator(version=1, function="operators.fit:run"),
     "train": Operator(version=1, function="operators.train:run"),
-    "predict": Operator(version=1, function="operators.predict:run"),
+    "predict": Operator(version=2, function="operators.predict:run"),
     "evaluate": Operator(version=1, function="operators.evaluate:run"),
 }

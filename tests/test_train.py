@@ -173,6 +173,9 @@ def test_predictions_are_those_of_the_network(whole: tuple[Store, Plan], folder:
         assert table["predicted_in_task"].tolist() == within
         facts = store.manifest("predict", stage.key)["facts"]
         assert facts == {"images_forwarded": len(rows)}
+        kept = load_tensors(store.read("predict", stage.key, "scores.safetensors"))
+        assert kept["rows"].tolist() == rows.tolist()
+        torch.testing.assert_close(kept["scores"], scores)
         assert stage.hints["images"] == len(rows)
 
 
