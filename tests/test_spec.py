@@ -436,6 +436,7 @@ def test_the_presets_the_project_ships() -> None:
         "cifar100-small",
         "cifar100-small-trained",
         "pacs-domains",
+        "pacs-domains-trained",
         "quickstart",
     ]
 
