@@ -38,6 +38,9 @@ METHODS: dict[str, str] = {
     "s_prompts": "methods.s_prompts:SPrompts",
     "hide_prompt": "methods.hide_prompt:HiDePrompt",
     "bitfit": "methods.bitfit:BitFit",
+    "lae": "methods.lae:LAE",
+    "coma": "methods.coma:CoMA",
+    "cofima": "methods.cofima:CoFiMA",
 }
 
 PARTS: dict[str, str] = {

@@ -43,6 +43,27 @@ def linear_head(width: int, classes: int, std: float = 0.02) -> nn.Linear:
     return head
 
 
+class OtherRows:
+    """Rows of a head that belong to classes without images in a task, and must stay as they are.
+
+    The loss over the current columns gives them no gradient, but weight decay would shrink them.
+
+    Args:
+        head: with rows for all classes seen, before the first step of the task.
+        task: the task.
+    """
+
+    def __init__(self, head: nn.Linear, task: Task) -> None:
+        self._rows = sorted(set(range(task.seen)) - set(task.current))
+        self._kept = [(p, p.detach()[self._rows].clone()) for p in head.parameters()]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """After every step of the optimiser."""
+        for parameter, kept in self._kept:
+            parameter[self._rows] = kept
+
+
 def cosine(a: Tensor, b: Tensor) -> Tensor:
     """Cosine similarities [A, B] of rows [A, D] and [B, D]."""
     return F.normalize(a, dim=-1, eps=EPS) @ F.normalize(b, dim=-1, eps=EPS).T

@@ -67,7 +67,7 @@ class Recipe:
 
 
 class TaskImages(Protocol):
-    """The training images of a task, without augmentation."""
+    """The training images of a task, after its last step."""
 
     targets: Tensor
     """Columns [N] int64."""
@@ -75,7 +75,27 @@ class TaskImages(Protocol):
     def map(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         """Rows [N, ...] of `function(images [B, 3, h, w], query [B, D] or None)` on all images.
 
-        Runs without gradients and in the data set's order; always with the same batch size.
+        On images without augmentation, without gradients and in the data set's order; always with
+        the same batch size.
+        """
+        ...
+
+    def each(
+        self,
+        function: Callable[[Tensor, Tensor, Tensor | None], None],
+        *,
+        batch_size: int,
+        augmented: bool = False,
+    ) -> None:
+        """Calls `function(images [B, 3, h, w], targets [B], query [B, D] or None)` on batches.
+
+        With gradients, in the precision of the training, in an order drawn once for the task. Every
+        worker gets all batches, so that what is summed over them needs no exchange.
+
+        Args:
+            function: called once per batch; the last batch may be smaller.
+            batch_size: images per call.
+            augmented: with the recipe's augmentation, as in one more epoch.
         """
         ...
 
@@ -102,6 +122,9 @@ class Learner(nn.Module):
 
     def begin(self) -> None:
         """Before the first step of a task, after `restore`: copy, orthogonalise, freeze."""
+
+    def begin_epoch(self, epoch: int) -> None:
+        """Before the first step of an epoch, from 0; and before going on in the middle of one."""
 
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; by default all that requires gradients, in one."""

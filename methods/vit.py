@@ -43,6 +43,9 @@ def forward_tokens(
     prompt: Tensor | None = None,
     deep_prompts: Sequence[DeepPrompt | None] | None = None,
     prefixes: Sequence[Prefix | None] | None = None,
+    compensate: bool = False,
+    projections: Sequence[nn.Module | None] | None = None,
+    attention_adapters: Sequence[nn.Module | None] | None = None,
     adapters: Sequence[nn.Module | None] | None = None,
 ) -> Tensor:
     """Runs `vit.forward_features` with what a method adds to it.
@@ -52,6 +55,12 @@ def forward_tokens(
         prompt: [B or 1, L, D], inserted once, after the class and register tokens.
         deep_prompts: per block, or None; appended before the block and dropped after it.
         prefixes: per block, or None for a block without one.
+        compensate: attention over each prefix alone, with weight 1, is added to attention over a
+            block's own tokens, whose weights stay those beside the prefix.
+        projections: per block, a module from norm1's output [B, N, D] to what is added to queries,
+            keys and values [B, N, 3 D], or None.
+        attention_adapters: per block, a module [B, N, D] -> [B, N, D] parallel to the attention,
+            which reads what the attention reads, or None.
         adapters: per block, a module [B, N, D] -> [B, N, D] parallel to norm2 and MLP, or None.
 
     Returns:
@@ -67,14 +76,22 @@ def forward_tokens(
         head, tail = tokens.tensor_split([vit.num_prefix_tokens], dim=1)
         tokens = torch.cat([head, _batch(prompt, tokens), tail], dim=1)
     none = [None] * len(vit.blocks)
-    rows = zip(vit.blocks, deep_prompts or none, prefixes or none, adapters or none, strict=True)
-    for block, deep, prefix, adapter in rows:
+    rows = zip(
+        vit.blocks,
+        deep_prompts or none,
+        prefixes or none,
+        projections or none,
+        attention_adapters or none,
+        adapters or none,
+        strict=True,
+    )
+    for block, deep, prefix, projection, beside, adapter in rows:
         kept = tokens.shape[1]
         if deep is not None:
             own = deep if isinstance(deep, Tensor) else deep(tokens)
             # Attention has no order: where the prompt stands changes nothing for the others.
             tokens = torch.cat([tokens, _batch(own, tokens)], dim=1)
-        tokens = _block(block, tokens, prefix, adapter)
+        tokens = _block(block, tokens, prefix, compensate, projection, beside, adapter)
         if deep is not None:
             tokens = tokens[:, :kept]
     return vit.norm(tokens)
@@ -151,28 +168,55 @@ def _standard(block: nn.Module) -> tuple[Block, Attention]:
 
 
 def _block(
-    block: nn.Module, tokens: Tensor, prefix: Prefix | None, adapter: nn.Module | None
+    block: nn.Module,
+    tokens: Tensor,
+    prefix: Prefix | None,
+    compensate: bool,
+    projection: nn.Module | None,
+    beside: nn.Module | None,
+    adapter: nn.Module | None,
 ) -> Tensor:
     block, attention = _standard(block)
-    tokens = tokens + block.drop_path1(block.ls1(_attend(attention, block.norm1(tokens), prefix)))
+    normed = block.norm1(tokens)
+    found = _attend(attention, normed, prefix, compensate, projection)
+    tokens = tokens + block.drop_path1(block.ls1(found))
+    if beside is not None:
+        tokens = tokens + beside(normed)
     out = tokens + block.drop_path2(block.ls2(block.mlp(block.norm2(tokens))))
     return out if adapter is None else out + adapter(tokens)
 
 
-def _attend(attn: Attention, tokens: Tensor, prefix: Prefix | None) -> Tensor:
+def _attend(
+    attn: Attention,
+    tokens: Tensor,
+    prefix: Prefix | None,
+    compensate: bool,
+    projection: nn.Module | None,
+) -> Tensor:
     """timm's `Attention.forward` with a prefix; equal to it for a prefix of length 0."""
-    if prefix is None:
+    if prefix is None and projection is None:
         return attn(tokens)
     if attn.gate is not None:
-        raise TypeError("prefixes on gated attention are not supported")
+        raise TypeError("prefixes and projections on gated attention are not supported")
     B, N, _ = tokens.shape
-    qkv = attn.qkv(tokens).reshape(B, N, 3, attn.num_heads, attn.head_dim)
+    qkv = attn.qkv(tokens)
+    if projection is not None:
+        qkv = qkv + projection(tokens)
+    qkv = qkv.reshape(B, N, 3, attn.num_heads, attn.head_dim)
     q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each [B, H, N, K]
     q, k = attn.q_norm(q), attn.k_norm(k)
-    k, v = (torch.cat([_batch(p, own), own], dim=2) for p, own in zip(prefix, (k, v), strict=True))
-    out = F.scaled_dot_product_attention(
-        q, k, v, dropout_p=attn.attn_drop.p if attn.training else 0.0
-    )
+    dropout = attn.attn_drop.p if attn.training else 0.0
+    alone: Tensor | None = None
+    if prefix is not None:
+        key, value = (_batch(p, k) for p in prefix)
+        if compensate and key.shape[2]:
+            alone = F.scaled_dot_product_attention(q, key, value, dropout_p=dropout)
+            # Its share of the weights goes to no value.
+            value = torch.zeros_like(value)
+        k, v = torch.cat([key, k], dim=2), torch.cat([value, v], dim=2)
+    out = F.scaled_dot_product_attention(q, k, v, dropout_p=dropout)
+    if alone is not None:
+        out = out + alone
     return attn.proj_drop(attn.proj(attn.norm(out.transpose(1, 2).reshape(B, N, attn.attn_dim))))
 
 

@@ -11,7 +11,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import torch
@@ -197,7 +197,7 @@ def train_task(
                 kept = time.monotonic()
     learner.eval()
     torch.manual_seed(derive(settings.seed, "finish", task.index))
-    learner.finish(PlainImages(learner, images, settings, run.log))
+    learner.finish(PlainImages(learner, images, settings, run.log, recipe))
     return learned(learner, backbone), run.log
 
 
@@ -259,6 +259,7 @@ class _Run:
             factor = recipe.schedule(self._epoch, recipe.epochs)
             for group in self._optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * factor
+            self._learner.begin_epoch(self._epoch)
             batches = row_batches(
                 len(self._images.targets), recipe, self._settings.seed, task.index, self._epoch
             )
@@ -407,15 +408,56 @@ def frozen_features(network: VisionTransformer, inputs: Tensor) -> Tensor:
 
 
 class PlainImages:
-    """A task's images as `Learner.finish` sees them."""
+    """A task's images as `Learner.finish` sees them; see `methods.trained.TaskImages`."""
 
-    def __init__(self, learner: Learner, images: Images, settings: Settings, log: Log) -> None:
+    def __init__(
+        self, learner: Learner, images: Images, settings: Settings, log: Log, recipe: Recipe
+    ) -> None:
         self.targets = images.targets
-        self._given = (learner, images, settings, log)
+        self._learner, self._recipe, self._images = learner, recipe, images
+        self._settings, self._log = settings, log
 
     def map(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         """Rows [N, ...] of `function(images, query)`, on the CPU."""
-        return forward_plain(function, *self._given)
+        return forward_plain(function, self._learner, self._images, self._settings, self._log)
+
+    @torch.enable_grad()
+    def each(
+        self,
+        function: Callable[[Tensor, Tensor, Tensor | None], None],
+        *,
+        batch_size: int,
+        augmented: bool = False,
+    ) -> None:
+        """Calls `function(images, targets, query)` on batches, with gradients."""
+        settings, images, learner = self._settings, self._images, self._learner
+        device, dtype = settings.device, PRECISIONS[settings.precision]
+        recipe = replace(self._recipe, batch_size=batch_size, shuffle=True, drop_last=False)
+        augmentation = recipe.augmentation if augmented else "none"
+        # The epoch after the last: an order and an augmentation that no step has seen.
+        epoch = recipe.epochs
+        batches = row_batches(len(images.targets), recipe, settings.seed, learner.task.index, epoch)
+        known = images.query if augmentation == "none" else None
+        with ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode") as pool:
+            ahead = [pool.submit(images.batch, b, epoch, augmentation) for b in batches[:2]]
+            for number, rows in enumerate(batches):
+                pixels = ahead.pop(0).result()
+                ahead += [
+                    pool.submit(images.batch, b, epoch, augmentation)
+                    for b in batches[number + 2 :][:1]
+                ]
+                inputs = images.normalise(pixels.to(device, non_blocking=True))
+                with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+                    query = None
+                    if learner.needs_query:
+                        query = (
+                            frozen_features(learner.vit, inputs)
+                            if known is None
+                            else known[rows].to(device)
+                        )
+                    function(inputs, images.targets[rows].to(device), query)
+        passes = 1 + (learner.needs_query and known is None)
+        self._log.images_forwarded += passes * len(images.targets)
 
 
 @torch.no_grad()

@@ -40,6 +40,8 @@ SMALL = {
     "bottleneck": 4,
     "rank": 2,
     "milestone": 1,
+    "freeze_epochs": 1,
+    "ema_decay": 0.9,
 }
 """Given to every method that has a field of the name."""
 FITTING: dict[str, dict[str, Any]] = {}
@@ -48,11 +50,25 @@ QUICK: dict[str, dict[str, Any]] = {}
 """Changes with which 16 steps per task suffice to learn an easy one."""
 UNUSED: dict[str, tuple[str, ...]] = {}
 """Ends of names of trained parameters that need no gradient in every task, with the reason."""
-UNCHANGED_AT_START = ("finetune", "joint", "bitfit", "lora", "first_session-adapter")
+UNCHANGED_AT_START = (
+    "finetune",
+    "joint",
+    "bitfit",
+    "lora",
+    "first_session-adapter",
+    "lae-adapter",
+    "lae-lora",
+)
 """Features before the first step are those of the untouched backbone."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     f"first_session-{kind}": ("first_session", {"peft": kind})
     for kind in ("finetune", "vpt_shallow", "vpt_deep", "ssf", "adapter")
+}
+# One of them frozen at the start of a task, so that two workers are tried both ways.
+VARIANTS |= {
+    "lae-adapter": ("lae", {"pet": "adapter", "freeze_epochs": 0}),
+    "lae-lora": ("lae", {"pet": "lora"}),
+    "lae-prefix": ("lae", {"pet": "prefix", "freeze_epochs": 0}),
 }
 """Cases of one name with several sets of trained parameters."""
 FIRST_TASK_ALONE = ("first_session",)
@@ -76,6 +92,11 @@ STORED: dict[str, Callable[[int, int], int]] = {
     "hide_prompt": lambda C, T: (
         2 * T * 5 * 5 * D + 4 * D * D + 5 * D + 2 * C * (D + 1) + 2 * C * 10 * (2 * D + 1) + 2 * C
     ),
+    "lae-adapter": lambda C, T: min(T, 2) * 5 * (2 * 4 * D + 4 + D + 1) + C * (D + 1),
+    "lae-lora": lambda C, T: min(T, 2) * 5 * (4 * 2 * D + 2) + C * (D + 1),
+    "lae-prefix": lambda C, T: min(T, 2) * 5 * (2 * 10 * D + 2) + C * (D + 1),
+    "coma": lambda C, T: B + C * D * D + 3 * C * D + 4 * C,
+    "cofima": lambda C, T: 2 * B + C * D * D + 3 * C * D + 4 * C,
     "first_session-finetune": lambda C, T: B + C * D + 1,
     "first_session-vpt_shallow": lambda C, T: 5 * D + C * D + 1,
     "first_session-vpt_deep": lambda C, T: L * 5 * D + C * D + 1,

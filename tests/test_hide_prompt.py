@@ -144,7 +144,8 @@ def test_a_prefix_starts_as_the_one_before_and_is_mixed_with_the_mean_of_all(sta
     torch.testing.assert_close(learner.mixed()[0], expected)
     # What is trained is what is stored.
     task = tiny.task(2, count=3)
-    learner.finish(loop.PlainImages(learner, tiny.images(task), loop.Settings(seed=0), loop.Log()))
+    settings, recipe = loop.Settings(seed=0), HiDePrompt(**SMALL).recipe(task)
+    learner.finish(loop.PlainImages(learner, tiny.images(task), settings, loop.Log(), recipe))
     torch.testing.assert_close(learner.e[2], expected)
     first = opened(0, prompt_momentum=0.5)
     assert torch.equal(first.mixed(), first.e) and torch.equal(

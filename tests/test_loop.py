@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods import optim
-from methods.finetune import Finetune
+from methods.finetune import Finetune, FinetuneLearner
 from methods.heads import current_cross_entropy
 from methods.trained import Recipe, restore
 from operators import loop
@@ -226,10 +226,66 @@ def test_plain_images_are_padded_and_in_order() -> None:
         assert query is None
         return pixels[:, 0, 0, :2]
 
-    found = loop.PlainImages(learner, images, settings, log).map(first)
+    found = loop.PlainImages(learner, images, settings, log, recipe()).map(first)
     assert torch.equal(found, images.pixels[:, 0, 0, :2])
     assert sizes == [loop.PLAIN_BATCH["cpu"]] * 3
     assert log.images_forwarded == 21
+
+
+def test_each_gives_every_image_once_with_gradients_in_an_order_of_its_own() -> None:
+    task = tiny.task(0)
+    images = tiny.images(task, per_class=7)
+    learner, log = tiny.opened(METHOD, task, None, 1), loop.Log()
+    settings, how = loop.Settings(seed=0), recipe(epochs=3, augmentation="flip", drop_last=True)
+    data = loop.PlainImages(learner, images, settings, log, how)
+
+    def pixels(batch_size: int, augmented: bool) -> tuple[list[int], Tensor, Tensor]:
+        sizes, first, targets = [], [], []
+
+        def visit(batch: Tensor, columns: Tensor, query: Tensor | None) -> None:
+            assert torch.is_grad_enabled() and query is None
+            sizes.append(len(batch))
+            first.append(batch)
+            targets.append(columns)
+
+        data.each(visit, batch_size=batch_size, augmented=augmented)
+        return sizes, torch.cat(first), torch.cat(targets)
+
+    # The order and the augmentation of the epoch after the last.
+    rows = flat(loop.row_batches(21, recipe(), 0, 0, 3))
+    sizes, plain, targets = pixels(5, False)
+    assert sizes == [5, 5, 5, 5, 1]
+    assert torch.equal(plain, images.pixels[rows]) and torch.equal(targets, images.targets[rows])
+    sizes, augmented, _ = pixels(8, True)
+    assert sizes == [8, 8, 5]
+    assert torch.equal(augmented, images.batch(rows, 3, "flip"))
+    assert log.images_forwarded == 42
+
+
+def test_epochs_begin_with_their_number_also_after_an_interruption() -> None:
+    task = tiny.task(0)
+    begun: list[int] = []
+
+    class Noting(FinetuneLearner):
+        def begin_epoch(self, epoch: int) -> None:
+            begun.append(epoch)
+
+    class Method:
+        card = METHOD.card
+
+        def recipe(self, task: Any) -> Recipe:
+            return recipe(epochs=2, batch_size=6)
+
+        def learner(self, vit: Any, task: Any) -> Noting:
+            return Noting(vit, task, METHOD)
+
+    kept: list[loop.Snapshot] = []
+    settings, images = loop.Settings(seed=0, every=0), tiny.images(task)
+    loop.train_task(Method(), tiny.vit(1), task, images, None, settings, keep=kept.append)
+    assert begun == [0, 1]
+    begun.clear()
+    loop.train_task(Method(), tiny.vit(1), task, images, None, settings, resume=kept[2])
+    assert (kept[2].epoch, kept[2].step, begun) == (1, 1, [1])
 
 
 def test_restore_copies_leading_rows_and_refuses_what_does_not_fit() -> None:

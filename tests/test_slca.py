@@ -7,10 +7,11 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods import gaussians
+from methods import alignment, gaussians
+from methods.alignment import drift, normalised, reset_final_norm
 from methods.base import State
 from methods.hyperparameters import HyperparameterError
-from methods.slca import SLCA, SLCALearner, drift, normalised, reset_final_norm
+from methods.slca import SLCA, SLCALearner
 from methods.trained import Task
 from operators import loop
 from tests import tiny
@@ -143,7 +144,7 @@ def test_alignment_separates_what_the_local_losses_leave_unordered() -> None:
     bias = torch.tensor([0.0, 0.0, 0.0, 4.0, 4.0, 4.0])
     assert F.linear(learner.mean, weight, bias).argmax(dim=1).tolist() != list(range(6))
     torch.manual_seed(0)
-    weight, bias = learner._align(weight, bias)
+    weight, bias = alignment.align(learner, weight, bias, method)
     assert F.linear(learner.mean, weight, bias).argmax(dim=1).tolist() == list(range(6))
 
 

@@ -63,8 +63,12 @@ def test_a_prefix_of_length_0_changes_nothing(name: str) -> None:
     pixels, (heads, width) = images(network), seams.heads(network)
     assert heads * width == 48
     empty = torch.zeros(1, heads, 0, width)
-    found = seams.forward_tokens(network, pixels, prefixes=[(empty, empty)] * 2)
-    assert torch.allclose(found, network.forward_features(pixels), atol=1e-6)
+    plain = network.forward_features(pixels)
+    for compensate in (False, True):
+        found = seams.forward_tokens(
+            network, pixels, prefixes=[(empty, empty)] * 2, compensate=compensate
+        )
+        assert torch.allclose(found, plain, atol=1e-6)
 
 
 @names
@@ -80,6 +84,15 @@ def test_other_empty_additions_change_nothing(name: str) -> None:
             return torch.zeros_like(tokens)
 
     assert torch.equal(seams.forward_tokens(network, pixels, adapters=[Nothing()] * 2), plain)
+    found = seams.forward_tokens(network, pixels, attention_adapters=[Nothing()] * 2)
+    assert torch.equal(found, plain)
+
+    class NoUpdate(nn.Module):
+        def forward(self, tokens: Tensor) -> Tensor:
+            return torch.zeros_like(tokens).repeat(1, 1, 3)
+
+    found = seams.forward_tokens(network, pixels, projections=[NoUpdate()] * 2)
+    assert torch.allclose(found, plain, atol=1e-6)
 
 
 @names
@@ -156,6 +169,46 @@ def test_a_prefix_is_seen_by_all_tokens_of_its_block_alone() -> None:
     tokens = tokens + block.mlp(block.norm2(tokens))
     found = seams.forward_tokens(network, pixels, prefixes=[None, (key, value)])
     assert torch.allclose(found, network.norm(tokens), atol=1e-5)
+
+
+def test_a_compensated_prefix_adds_attention_over_itself_with_weight_1() -> None:
+    network = tiny.vit(1)
+    heads, width = seams.heads(network)
+    pixels = images(network)
+    key, value = torch.randn(2, 1, heads, 3, width)
+    tokens = network._pos_embed(network.patch_embed(pixels))
+    block: Any = network.blocks[0]
+    q, k, v = block.attn.qkv(block.norm1(tokens)).reshape(2, 17, 3, heads, width).unbind(2)
+    keys = torch.cat([key.expand(2, -1, -1, -1).transpose(1, 2), k], dim=1)
+    values = torch.cat([value.expand(2, -1, -1, -1).transpose(1, 2), v], dim=1)
+    share = torch.einsum("bqhw,bkhw->bhqk", q, keys).div(width**0.5).softmax(dim=3)
+    share[..., :3] /= share[..., :3].sum(dim=3, keepdim=True)
+    assert bool((share.sum(dim=3) > 1.5).all())
+    tokens = tokens + block.attn.proj(torch.einsum("bhqk,bkhw->bqhw", share, values).flatten(2))
+    tokens = tokens + block.mlp(block.norm2(tokens))
+    found = seams.forward_tokens(network, pixels, prefixes=[(key, value)], compensate=True)
+    assert torch.allclose(found, network.norm(tokens), atol=1e-5)
+
+
+def test_a_projection_is_added_to_queries_keys_and_values() -> None:
+    network, pixels = tiny.vit(1), images(tiny.vit(1))
+    update = nn.Linear(48, 3 * 48, bias=False)
+    found = seams.forward_tokens(network, pixels, projections=[update])
+    block: Any = network.blocks[0]
+    block.attn.qkv.weight += update.weight.detach()
+    assert torch.allclose(found, network.forward_features(pixels), atol=1e-5)
+
+
+def test_an_attention_adapter_reads_what_the_attention_reads() -> None:
+    network, pixels = tiny.vit(1), images(tiny.vit(1))
+    adapter = nn.Linear(48, 48)
+    tokens = network._pos_embed(network.patch_embed(pixels))
+    block: Any = network.blocks[0]
+    normed = block.norm1(tokens)
+    tokens = tokens + block.attn(normed) + adapter(normed)
+    tokens = tokens + block.mlp(block.norm2(tokens))
+    found = seams.forward_tokens(network, pixels, attention_adapters=[adapter])
+    assert torch.equal(found, network.norm(tokens))
 
 
 def test_an_adapter_reads_the_tokens_before_norm2() -> None:
