@@ -38,6 +38,9 @@ METHODS: dict[str, str] = {
     "s_prompts": "methods.s_prompts:SPrompts",
     "hide_prompt": "methods.hide_prompt:HiDePrompt",
     "bitfit": "methods.bitfit:BitFit",
+    "esn": "methods.esn:ESN",
+    "magmax": "methods.magmax:MagMax",
+    "magmax_independent": "methods.magmax_independent:MagMaxIndependent",
 }
 
 PARTS: dict[str, str] = {

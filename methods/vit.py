@@ -44,6 +44,7 @@ def forward_tokens(
     deep_prompts: Sequence[DeepPrompt | None] | None = None,
     prefixes: Sequence[Prefix | None] | None = None,
     adapters: Sequence[nn.Module | None] | None = None,
+    normalise: bool = True,
 ) -> Tensor:
     """Runs `vit.forward_features` with what a method adds to it.
 
@@ -53,9 +54,10 @@ def forward_tokens(
         deep_prompts: per block, or None; appended before the block and dropped after it.
         prefixes: per block, or None for a block without one.
         adapters: per block, a module [B, N, D] -> [B, N, D] parallel to norm2 and MLP, or None.
+        normalise: apply the final norm.
 
     Returns:
-        Normalised tokens [B, N, D], or [B, N + L, D] with the prompt at
+        Tokens [B, N, D], normalised unless told otherwise, or [B, N + L, D] with the prompt at
         `vit.num_prefix_tokens : vit.num_prefix_tokens + L`.
 
     Raises:
@@ -77,7 +79,7 @@ def forward_tokens(
         tokens = _block(block, tokens, prefix, adapter)
         if deep is not None:
             tokens = tokens[:, :kept]
-    return vit.norm(tokens)
+    return vit.norm(tokens) if normalise else tokens
 
 
 def read_out(vit: VisionTransformer, tokens: Tensor) -> Tensor:
