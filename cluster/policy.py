@@ -75,7 +75,7 @@ class Raise:
 
 Decision = Retry | Repair | Raise
 
-SPEC_SECTION = {"features": "extract"}
+SPEC_SECTION = {"features": "extract", "join": "extract", "predict": "extract"}
 """Operator -> its name under `resources` in a spec, for messages; otherwise the operator's own."""
 
 

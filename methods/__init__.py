@@ -41,6 +41,9 @@ METHODS: dict[str, str] = {
     "lae": "methods.lae:LAE",
     "coma": "methods.coma:CoMA",
     "cofima": "methods.cofima:CoFiMA",
+    "esn": "methods.esn:ESN",
+    "magmax": "methods.magmax:MagMax",
+    "magmax_independent": "methods.magmax_independent:MagMaxIndependent",
 }
 
 PARTS: dict[str, str] = {

@@ -33,6 +33,10 @@ class Card:
         upper_bound: sees all seen tasks' rows at once; not a continual learner.
         memory: what is kept between tasks and how it grows, for example `C * D floats`.
         query: reads the frozen backbone's feature of an image, beside the image.
+        independent: tasks train side by side, each on its own, and are joined afterwards
+            (`Independent`, a special case of `trained`).
+        shared: of an independent method, names of stored tensors that the first task trains and
+            every later one starts from; the later ones then wait for the first.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
             learns on images, task after task) or `adapted` (`Adapted`: trains on the first task,
             then is fitted on the features of the adapted backbone).
@@ -50,6 +54,8 @@ class Card:
     separable: bool = False
     upper_bound: bool = False
     query: bool = False
+    independent: bool = False
+    shared: tuple[str, ...] = ()
     contract: Literal["fitted", "trained", "adapted"] = "fitted"
 
 

@@ -5,12 +5,15 @@ A method is a frozen dataclass of hyper-parameters, as everywhere. For every tas
 what is stored afterwards is what the learner holds beyond the untouched backbone. Nothing else
 passes from task to task, so that a run may stop after any task and continue in another process.
 
+Tasks of an independent method (`Independent`) do not wait for each other: each trains an expert of
+its own, and a learner that trains nothing takes one expert after the other in.
+
 Shapes: B batch, N rows of a task, D width, C classes seen (columns of the logits).
 """
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -146,6 +149,17 @@ class Learner(nn.Module):
     def finish(self, data: TaskImages) -> None:
         """After the last step of a task, in eval mode: statistics, alignment, prototypes."""
 
+    def join(self, expert: State, data: TaskImages) -> None:
+        """Takes in what the expert of its task has learnt, after `restore`; in eval mode.
+
+        Only for independent methods; runs without gradients.
+
+        Args:
+            expert: what was stored of the expert, on the CPU.
+            data: the task's training images.
+        """
+        raise NotImplementedError
+
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         """Scores [B, C] of the classes seen; each row decided on its own.
 
@@ -177,6 +191,50 @@ class Trained(Protocol):
     def learner(self, vit: VisionTransformer, task: Task) -> Learner:
         """A new learner for a task, before `restore`, on a frozen ViT of its own."""
         ...
+
+
+class Independent(Trained, Protocol):
+    """A trained method whose tasks train side by side; `independent` on its card.
+
+    `recipe` is that of an expert; the learner trains nothing. After a task it holds what `join` has
+    made of the experts so far, and predicts.
+    """
+
+    def expert(self, vit: VisionTransformer, task: Task) -> Learner:
+        """What trains on one task alone, on a frozen ViT of its own.
+
+        Tensors that the card calls `shared` are restored in experts of later tasks, and have the
+        same names and shapes in expert and learner.
+        """
+        ...
+
+
+@dataclass(frozen=True)
+class _Experts:
+    method: Independent
+
+    @property
+    def card(self) -> Card:
+        return self.method.card
+
+    def recipe(self, task: Task) -> Recipe:
+        return self.method.recipe(task)
+
+    def learner(self, vit: VisionTransformer, task: Task) -> Learner:
+        return self.method.expert(vit, task)
+
+
+def trains(method: Trained) -> Trained:
+    """What the training loop is given: the method, or the experts of an independent one."""
+    if not method.card.independent:
+        return method
+    # The card says what the type checker cannot see.
+    return cast(Trained, _Experts(cast(Independent, method)))
+
+
+def shared(method: Trained, first: State) -> State:
+    """What later experts of an independent method start from, of what the first task left."""
+    return {name: first[name] for name in method.card.shared}
 
 
 def restore(learner: Learner, state: Mapping[str, Tensor]) -> None:

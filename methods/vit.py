@@ -47,6 +47,7 @@ def forward_tokens(
     projections: Sequence[nn.Module | None] | None = None,
     attention_adapters: Sequence[nn.Module | None] | None = None,
     adapters: Sequence[nn.Module | None] | None = None,
+    normalise: bool = True,
 ) -> Tensor:
     """Runs `vit.forward_features` with what a method adds to it.
 
@@ -62,9 +63,10 @@ def forward_tokens(
         attention_adapters: per block, a module [B, N, D] -> [B, N, D] parallel to the attention,
             which reads what the attention reads, or None.
         adapters: per block, a module [B, N, D] -> [B, N, D] parallel to norm2 and MLP, or None.
+        normalise: apply the final norm.
 
     Returns:
-        Normalised tokens [B, N, D], or [B, N + L, D] with the prompt at
+        Tokens [B, N, D], normalised unless told otherwise, or [B, N + L, D] with the prompt at
         `vit.num_prefix_tokens : vit.num_prefix_tokens + L`.
 
     Raises:
@@ -94,7 +96,7 @@ def forward_tokens(
         tokens = _block(block, tokens, prefix, compensate, projection, beside, adapter)
         if deep is not None:
             tokens = tokens[:, :kept]
-    return vit.norm(tokens)
+    return vit.norm(tokens) if normalise else tokens
 
 
 def read_out(vit: VisionTransformer, tokens: Tensor) -> Tensor:

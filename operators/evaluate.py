@@ -68,16 +68,18 @@ def _facts(order: Order, store: Store) -> dict[str, Any]:
     """What the run took, summed over the stages that are its own."""
     models = [store.manifest(*stage) for stage in order.inputs("model")]
     first = [store.manifest(*stage) for stage in order.inputs("first_session")]
+    experts = [store.manifest(*stage) for stage in order.inputs("experts")]
     made = [store.manifest(*stage) for stage in order.inputs("predictions")]
-    facts = [manifest["facts"] for manifest in [*first, *models]]
+    learning = [*first, *experts, *models]
     return {
-        "seconds_fitting": sum(m["seconds"] for m in [*first, *models, *made]),
+        "seconds_fitting": sum(m["seconds"] for m in [*learning, *made]),
         # A chain's newest state holds what the earlier ones did.
         "state_bytes": sum(m[-1]["facts"]["state_bytes"] for m in (first, models) if m),
-        "trainable_parameters": max(f["trainable_parameters"] for f in facts),
-        "forwards": sum(m["facts"].get("images_forwarded", 0) for m in [*first, *models, *made]),
+        # A join trains nothing.
+        "trainable_parameters": max(m["facts"].get("trainable_parameters", 0) for m in learning),
+        "forwards": sum(m["facts"].get("images_forwarded", 0) for m in [*learning, *made]),
         "fit": models[-1]["facts"].get("tasks", []),
-        "training": [_training(manifest) for manifest in [*first, *models] if _trained(manifest)],
+        "training": [_training(manifest) for manifest in learning if _trained(manifest)],
     }
 
 

@@ -166,11 +166,11 @@ def train_task(
     """Trains one task: create, restore, begin, wrap in DDP, compile, train, finish.
 
     Args:
-        method: the method.
+        method: the method; of an independent one its experts, see `methods.trained.trains`.
         network: the ViT as loaded, for this task alone.
         task: what the method may know of the task.
         images: the task's training images.
-        state: stored after the task before; None at the start.
+        state: stored after the task before, None at the start; for an expert what it shares.
         settings: seed, device, precision and the like.
         resume: continue here.
         keep: called with a snapshot now and then, on rank 0.
@@ -199,6 +199,33 @@ def train_task(
     torch.manual_seed(derive(settings.seed, "finish", task.index))
     learner.finish(PlainImages(learner, images, settings, run.log, recipe))
     return learned(learner, backbone), run.log
+
+
+def join_task(
+    method: Trained,
+    network: VisionTransformer,
+    task: Task,
+    images: Images,
+    before: State | None,
+    expert: State,
+    settings: Settings,
+) -> tuple[State, Log]:
+    """Joins the expert of a task of an independent method to those before.
+
+    Args:
+        before: stored after the task before was joined; None at the start.
+        expert: stored of the task's expert.
+
+    Returns:
+        What is stored after the task, and the log.
+    """
+    learner, backbone = open_learner(method, network, task, before, settings)
+    learner.eval()
+    log = Log()
+    torch.manual_seed(derive(settings.seed, "join", task.index))
+    with torch.no_grad():
+        learner.join(expert, PlainImages(learner, images, settings, log))
+    return learned(learner, backbone), log
 
 
 def row_batches(count: int, recipe: Recipe, seed: int, task: int, epoch: int) -> list[list[int]]:

@@ -161,6 +161,7 @@ OPERATORS: dict[str, Operator] = {
     "features": Operator(version=1, function="operators.extract:run"),
     "fit": Operator(version=1, function="operators.fit:run"),
     "train": Operator(version=1, function="operators.train:run"),
+    "join": Operator(version=1, function="operators.join:run"),
     "predict": Operator(version=2, function="operators.predict:run"),
     "evaluate": Operator(version=1, function="operators.evaluate:run"),
 }

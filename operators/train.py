@@ -21,7 +21,7 @@ from torch import Tensor
 import methods
 from methods import vit as seams
 from methods.base import State
-from methods.trained import Task, Trained
+from methods.trained import Task, Trained, shared, trains
 from operators import features, fit, live, loop, models, snapshots, sources
 from operators.errors import Diverged
 from operators.index_file import SplitIndex
@@ -44,7 +44,7 @@ def run(order: Order, store: Store) -> Result:
     keyed, hints = order.parameters, order.hints
     torch.set_num_threads(max(1, int(hints["cpus"])))
     task = task_of(keyed)
-    previous = order.inputs("previous")
+    method = build(keyed["method"])
     resume = snapshots.find(store, order.key)
     started = time.perf_counter()
 
@@ -53,11 +53,11 @@ def run(order: Order, store: Store) -> Result:
 
     try:
         state, log = loop.train_task(
-            build(keyed["method"]),
+            trains(method),
             backbone(keyed, hints),
             task,
             task_rows(order, store),
-            load_state(store, *previous[0]) if previous else None,
+            _start(order, store, method),
             settings(keyed, hints),
             resume=resume,
             keep=lambda snapshot: snapshots.keep(store, order.key, snapshot),
@@ -68,17 +68,26 @@ def run(order: Order, store: Store) -> Result:
     seconds = time.perf_counter() - started
     forwarded_now = log.images_forwarded - (resume.counts[1] if resume else 0)
     return Result(
-        files={"state.safetensors": save_tensors(_on_cpu(state))},
+        files=files_of(state),
         facts={
             "epochs": log.epochs,
             "steps": log.steps,
             "images_forwarded": log.images_forwarded,
             "images_per_second": round(forwarded_now / seconds, 2),
             "trainable_parameters": log.trainable,
-            "state_bytes": sum(t.numel() * t.element_size() for t in state.values()),
+            "state_bytes": bytes_of(state),
         },
         obsolete=(snapshots.name(order.key),),
     )
+
+
+def _start(order: Order, store: Store, method: Trained) -> State | None:
+    """What the task begins with: the task before, or what experts share; None for nothing."""
+    if previous := order.inputs("previous"):
+        return load_state(store, *previous[0])
+    if first := order.inputs("first"):
+        return shared(method, load_state(store, *first[0]))
+    return None
 
 
 def build(method: dict[str, Any]) -> Trained:
@@ -197,5 +206,12 @@ def query_of(order: Order, store: Store, rows: np.ndarray) -> Tensor | None:
     return torch.from_numpy(features.load(store, shards)[rows].astype(np.float32))
 
 
-def _on_cpu(state: State) -> State:
-    return {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+def files_of(state: State) -> dict[str, bytes]:
+    """A state as it is stored."""
+    on_cpu = {name: tensor.cpu().contiguous() for name, tensor in state.items()}
+    return {"state.safetensors": save_tensors(on_cpu)}
+
+
+def bytes_of(state: State) -> int:
+    """What its tensors hold."""
+    return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

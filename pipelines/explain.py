@@ -162,6 +162,6 @@ def group(stage: Stage) -> str:
     """Shards of a split, and tasks of a run, share a node or a line."""
     if stage.operator == "features":
         return stage.label.rpartition(" ")[0]
-    if stage.operator in ("train", "predict"):
+    if stage.operator in ("train", "join", "predict"):
         return stage.label.rpartition(" task ")[0]
     return stage.label or stage.key[:8]

@@ -1,8 +1,8 @@
 """The runs of a spec: every method on every class order with every seed, as stages.
 
-A fitted method is one fit on cached features and one evaluation; a trained one a chain of tasks,
-with predictions after each; an adapted one trains on the first task and is fitted on what the
-adapted backbone sees.
+A fitted method is one fit on cached features and one evaluation; a trained one a chain of tasks, or
+tasks side by side that are joined one after the other, with predictions after each; an adapted one
+trains on the first task and is fitted on what the adapted backbone sees.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
@@ -71,7 +71,7 @@ class Run:
     """One method on one class order with one seed.
 
     Args:
-        own: its stages before the evaluation: a fit, or trainings and predictions.
+        own: its stages before the evaluation: a fit, or trainings (and joins) and predictions.
         model: the stage that holds what it predicts with in the end.
         evaluate: what the run is for.
     """
@@ -230,16 +230,20 @@ def _fitted(cell: _Cell) -> Run:
 
 
 def _trained(cell: _Cell) -> Run:
-    """A chain of tasks, and predictions after each."""
+    """Tasks in a chain, or side by side and then joined, and predictions after each."""
     trunk, method, stream = cell.trunk, cell.method, cell.stream
     joint = method.card["upper_bound"]
     learned = list(seen_classes(stream, len(stream) - 1))
     parts = [_union(cell.described)] if joint else cell.described
-    chain = _chain(cell, method.description, parts, learned)
+    experts: list[Stage] = []
+    if method.card["independent"]:
+        experts, models = _side_by_side(cell, parts, learned)
+    else:
+        models = _chain(cell, method.description, parts, learned)
     test, resources = trunk.dataset.test, trunk.spec.resources.extract
     vote = method.hyperparameters.get("eval_selection") == "batch_vote"
     predictions = []
-    for number, model in enumerate(chain):
+    for number, model in enumerate(models):
         after = list(range(len(stream))) if joint else [number]
         shown = cell.described[: after[-1] + 1]
         predictions.append(
@@ -279,72 +283,122 @@ def _trained(cell: _Cell) -> Run:
             )
         )
     evaluate = cell.evaluation(
-        {"method": method.description}, {"predictions": tuple(predictions), "model": tuple(chain)}
+        {"method": method.description},
+        {
+            "predictions": tuple(predictions),
+            "model": tuple(models),
+            **({"experts": tuple(experts)} if experts else {}),
+        },
     )
-    return cell.run([*chain, *predictions], chain[-1], evaluate)
+    return cell.run([*experts, *models, *predictions], models[-1], evaluate)
 
 
 def _chain(
     cell: _Cell, method: dict[str, Any], parts: Described, learned: Sequence[int]
 ) -> list[Stage]:
     """One training stage per task, each with the one before as its input."""
-    trunk, train = cell.trunk, cell.trunk.dataset.train
-    hyper, resources = method["hyperparameters"], trunk.spec.resources.train
-    plain = hyper["augmentation"] == "none"
-    query = cell.method.card["query"]
-    shared = {
-        "method": method,
-        "seed": cell.seed,
-        **trunk.network(),
-        "preprocessing": trunk.preprocessing.to_json(),
-        "augmentation": AUGMENTATIONS[hyper["augmentation"]].to_json(),
-        "numerics": {**trunk.numerics(resources.gpus), "compile": resources.compile},
-    }
-    place = {c: column for column, c in enumerate(learned)}
-    passes = hyper["epochs"] * (2 if query and not plain else 1)
     stages: list[Stage] = []
-    before = 0
+    for number in range(len(parts)):
+        inputs = {"previous": tuple(stages[-1:])}
+        stages.append(_training(cell, method, parts, learned, number, inputs, cell.label))
+    return stages
+
+
+def _side_by_side(
+    cell: _Cell, parts: Described, learned: Sequence[int]
+) -> tuple[list[Stage], list[Stage]]:
+    """One training stage per task, each on its own, and what joins them one after the other."""
+    trunk, method, train = cell.trunk, cell.method, cell.trunk.dataset.train
+    resources, query = trunk.spec.resources.extract, method.card["query"]
+    experts: list[Stage] = []
+    joins: list[Stage] = []
     for number, part in enumerate(parts):
-        seen = len({c for earlier in parts[: number + 1] for c in earlier["classes"]})
-        counts = trunk.counts(train, part)
-        # A domain need not have images of every class.
-        present = [c for c, count in zip(part["classes"], counts, strict=True) if count]
-        stages.append(
+        inputs = {"first": tuple(joins[:1])} if method.card["shared"] else {}
+        # A chain of one stage: a worker group for each, as many at once as the cluster has room.
+        chain = f"{cell.label} expert {number + 1}"
+        expert = _training(cell, method.description, parts, learned, number, inputs, chain)
+        joins.append(
             Stage(
-                operator="train",
+                operator="join",
                 parameters={
-                    **shared,
-                    "task": {
-                        "index": number,
-                        "count": len(parts),
-                        "current": sorted(place[c] for c in present),
-                        "before": before,
-                        "seen": seen,
-                    },
-                    "images": part,
-                    "learned": list(learned[:seen]),
+                    **{n: v for n, v in expert.parameters.items() if n != "augmentation"},
+                    "numerics": {**trunk.numerics(resources.gpus), "compile": False},
                 },
                 inputs={
                     "dataset": (train.stage(),),
-                    "previous": tuple(stages[-1:]),
-                    "features": trunk.features(train) if query and plain else (),
+                    "previous": tuple(joins[-1:]),
+                    "expert": (expert,),
+                    "features": trunk.features(train) if query else (),
                 },
+                # Whether a method looks at images once more is its own affair: none are announced.
                 hints=trunk.hints(
                     train,
                     partial(rows_of, train.labels, train.domains, [part]),
-                    images=int(counts.sum()) * passes,
+                    images=0,
                     cpus=resources.cpus,
-                    checkpoint_minutes=resources.checkpoint_minutes,
                 ),
-                resources=Resources(
-                    cpus=resources.cpus, gpus=resources.gpus, workers=resources.workers
-                ),
-                chain=cell.label,
-                label=f"train {cell.label} task {number + 1}/{len(parts)}",
+                resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
+                label=f"join {cell.label} task {number + 1}/{len(parts)}",
             )
         )
-        before = seen
-    return stages
+        experts.append(expert)
+    return experts, joins
+
+
+def _training(
+    cell: _Cell,
+    method: dict[str, Any],
+    parts: Described,
+    learned: Sequence[int],
+    number: int,
+    inputs: dict[str, tuple[Stage, ...]],
+    chain: str,
+) -> Stage:
+    """The training of a task."""
+    trunk, train, part = cell.trunk, cell.trunk.dataset.train, parts[number]
+    hyper, resources = method["hyperparameters"], trunk.spec.resources.train
+    plain, query = hyper["augmentation"] == "none", cell.method.card["query"]
+    place = {c: column for column, c in enumerate(learned)}
+    seen = {c for earlier in parts[: number + 1] for c in earlier["classes"]}
+    before = {c for earlier in parts[:number] for c in earlier["classes"]}
+    counts = trunk.counts(train, part)
+    # A domain need not have images of every class.
+    present = [c for c, count in zip(part["classes"], counts, strict=True) if count]
+    return Stage(
+        operator="train",
+        parameters={
+            "method": method,
+            "seed": cell.seed,
+            **trunk.network(),
+            "preprocessing": trunk.preprocessing.to_json(),
+            "augmentation": AUGMENTATIONS[hyper["augmentation"]].to_json(),
+            "numerics": {**trunk.numerics(resources.gpus), "compile": resources.compile},
+            "task": {
+                "index": number,
+                "count": len(parts),
+                "current": sorted(place[c] for c in present),
+                "before": len(before),
+                "seen": len(seen),
+            },
+            "images": part,
+            "learned": list(learned[: len(seen)]),
+        },
+        inputs={
+            "dataset": (train.stage(),),
+            **inputs,
+            "features": trunk.features(train) if query and plain else (),
+        },
+        hints=trunk.hints(
+            train,
+            partial(rows_of, train.labels, train.domains, [part]),
+            images=int(counts.sum()) * hyper["epochs"] * (2 if query and not plain else 1),
+            cpus=resources.cpus,
+            checkpoint_minutes=resources.checkpoint_minutes,
+        ),
+        resources=Resources(cpus=resources.cpus, gpus=resources.gpus, workers=resources.workers),
+        chain=chain,
+        label=f"train {cell.label} task {number + 1}/{len(parts)}",
+    )
 
 
 def _union(described: Described) -> dict[str, list[int]]:

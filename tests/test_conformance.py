@@ -26,7 +26,7 @@ from torch import Tensor
 import methods
 from methods import hyperparameters
 from methods.base import State
-from methods.trained import Learner, Task, Trained
+from methods.trained import Learner, Task, Trained, shared, trains
 from operators import loop
 from operators.errors import Diverged
 from tests import tiny
@@ -42,11 +42,18 @@ SMALL = {
     "milestone": 1,
     "freeze_epochs": 1,
     "ema_decay": 0.9,
+    "candidates": "fast",
 }
 """Given to every method that has a field of the name."""
-FITTING: dict[str, dict[str, Any]] = {}
+FITTING: dict[str, dict[str, Any]] = {"esn": {"prompt_length": 5}}
 """Changes for a tiny ViT: 6 blocks of width 48, 17 tokens."""
-QUICK: dict[str, dict[str, Any]] = {}
+QUICK: dict[str, dict[str, Any]] = {
+    # Energies take more steps to reach -10.
+    "esn": {"anchor": -2.0},
+    # Half of the changes would halve what 16 steps have learnt.
+    "magmax": {"lr": 1e-3, "head_lr": 0.05, "scale": 1.0},
+    "magmax_independent": {"lr": 1e-3, "head_lr": 0.05, "scale": 1.0},
+}
 """Changes with which 16 steps per task suffice to learn an easy one."""
 UNUSED: dict[str, tuple[str, ...]] = {}
 """Ends of names of trained parameters that need no gradient in every task, with the reason."""
@@ -58,6 +65,7 @@ UNCHANGED_AT_START = (
     "first_session-adapter",
     "lae-adapter",
     "lae-lora",
+    "magmax",
 )
 """Features before the first step are those of the untouched backbone."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -97,6 +105,9 @@ STORED: dict[str, Callable[[int, int], int]] = {
     "lae-prefix": lambda C, T: min(T, 2) * 5 * (2 * 10 * D + 2) + C * (D + 1),
     "coma": lambda C, T: B + C * D * D + 3 * C * D + 4 * C,
     "cofima": lambda C, T: 2 * B + C * D * D + 3 * C * D + 4 * C,
+    "esn": lambda C, T: 5 * D + T * (5 * D * D + 21 * D // 2 + 1) + C * (D + 2),
+    "magmax": lambda C, T: 2 * B + C * (D + 1),
+    "magmax_independent": lambda C, T: B + C * (D + 2),
     "first_session-finetune": lambda C, T: B + C * D + 1,
     "first_session-vpt_shallow": lambda C, T: 5 * D + C * D + 1,
     "first_session-vpt_deep": lambda C, T: L * 5 * D + C * D + 1,
@@ -173,6 +184,22 @@ def images(task: Task, per_class: int = 4) -> tiny.TensorImages:
     return tiny.images(task, per_class, seed=0)
 
 
+def start_of(case: Case, states: list[State]) -> State | None:
+    """What the training of the next task begins with."""
+    if not case.method.card.independent:
+        return states[-1] if states else None
+    return shared(case.method, states[0]) if states else None
+
+
+def joined(case: Case, task: Task, states: list[State], state: State, **network: Any) -> State:
+    """What is stored after a task of which `state` was trained."""
+    if not case.method.card.independent:
+        return state
+    before, own = states[-1] if states else None, vit(**network)
+    settings = loop.Settings(seed=0)
+    return loop.join_task(case.method, own, task, images(task), before, state, settings)[0]
+
+
 def train(
     case: Case,
     tasks: list[Task] | None = None,
@@ -187,10 +214,11 @@ def train(
     states = list(states or [])
     settings = loop.Settings(seed=seed, precision=precision)
     for task in (tasks or stream(case))[len(states) :]:
-        before = states[-1] if states else None
-        own = vit(**network)
-        state, _ = loop.train_task(case.method, own, task, images(task), before, settings, say=say)
-        states.append(state)
+        start, own = start_of(case, states), vit(**network)
+        state, _ = loop.train_task(
+            trains(case.method), own, task, images(task), start, settings, say=say
+        )
+        states.append(joined(case, task, states, state, **network))
     return states
 
 
@@ -220,10 +248,11 @@ def last(case: Case) -> tuple[Learner, Task]:
 
 def running(case: Case, pixels: tiny.TensorImages | None = None) -> Any:
     """The last task, about to take its first step."""
-    task, states = stream(case)[-1], trained(case)
-    before = states[-2] if len(states) > 1 else None
+    task, states = stream(case)[-1], trained(case)[:-1]
     settings = loop.Settings(seed=0)
-    learner, backbone = loop.open_learner(case.method, tiny.vit(), task, before, settings)
+    learner, backbone = loop.open_learner(
+        trains(case.method), tiny.vit(), task, start_of(case, states), settings
+    )
     learner.begin()
     pixels = pixels or images(task)
     recipe = case.method.recipe(task)
@@ -253,7 +282,8 @@ def test_a_frozen_backbone_is_unchanged_and_has_no_gradient(case: Case) -> None:
     tensors = dict(network.state_dict(keep_vars=True))
     copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     task = stream(case)[0]
-    loop.train_task(case.method, network, task, images(task), None, loop.Settings(seed=0))
+    method, settings = trains(case.method), loop.Settings(seed=0)
+    loop.train_task(method, network, task, images(task), None, settings)
     frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
     assert [n for n in frozen if not torch.equal(frozen[n], copies[n])] == []
     assert [n for n in frozen if frozen[n].grad is not None] == []
@@ -300,19 +330,17 @@ def test_one_seed_twice_gives_the_same_bits_and_another_seed_others(case: Case) 
 
 @every
 def test_interrupted_and_resumed_is_uninterrupted(case: Case) -> None:
-    task, states = stream(case)[-1], trained(case)
-    before = states[-2] if len(states) > 1 else None
+    task, (*states, whole) = stream(case)[-1], trained(case)
     kept: list[loop.Snapshot] = []
-    settings = loop.Settings(seed=0, every=0)
-    loop.train_task(case.method, tiny.vit(), task, images(task), before, settings, keep=kept.append)
+    method, settings = trains(case.method), loop.Settings(seed=0, every=0)
+    given = (task, images(task), start_of(case, states), settings)
+    loop.train_task(method, tiny.vit(), *given, keep=kept.append)
     # The first step of the second epoch is taken, the second is not.
     snapshot = kept[2]
     assert (snapshot.epoch, snapshot.step) == (1, 1)
     snapshot = dataclasses.replace(snapshot, tensors=load(save(snapshot.tensors)))
-    resumed, _ = loop.train_task(
-        case.method, tiny.vit(), task, images(task), before, settings, resume=snapshot
-    )
-    assert_same(resumed, states[-1])
+    resumed, _ = loop.train_task(method, tiny.vit(), *given, resume=snapshot)
+    assert_same(joined(case, task, states, resumed), whole)
 
 
 @every
@@ -343,8 +371,9 @@ def test_bf16_autocast_trains_with_a_loss_in_float32(case: Case) -> None:
     (state, *_) = train(case, [task], precision="bf16")
     assert [n for n, t in state.items() if not bool(t.isfinite().all())] == []
     assert [n for n, t in state.items() if t.dtype in (torch.bfloat16, torch.float16)] == []
-    learner, pixels = opened(case, task, None), images(task).pixels
-    learner.begin()
+    learner, _ = loop.open_learner(trains(case.method), vit(), task, None, loop.Settings(seed=0))
+    pixels = images(task).pixels
+    learner.eval().begin()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         query = loop.frozen_features(learner.vit, pixels) if learner.needs_query else None
         terms = learner(pixels, images(task).targets, query)

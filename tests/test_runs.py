@@ -10,6 +10,10 @@ import pytest
 from safetensors.torch import save_file
 
 import methods
+from cluster.chains import Chains
+from cluster.executor import chain_leases
+from cluster.graph import needed
+from cluster.schedule import Schedule
 from operators import describe, models
 from operators.augmentation import AUGMENTATIONS
 from operators.errors import ConfigError, GraftworkError, IncompatibleError
@@ -25,7 +29,7 @@ from tests.pngs import of
 
 DOMAINS = ("x", "y")
 TRAIN, TEST = pngs.rows(2, 0, DOMAINS), pngs.rows(1, 5000, DOMAINS)
-OPERATORS = ("dataset", "features", "train", "predict", "fit", "evaluate")
+OPERATORS = ("dataset", "features", "train", "join", "predict", "fit", "evaluate")
 TRAINED = {"train", "predict", "evaluate"}
 
 
@@ -315,6 +319,96 @@ def test_joint_trains_once_and_predicts_all(domains: bool, store: Store, folder:
     assert predict.hints["places"]["runs"] == [[0, 0, len(TEST)]]
 
 
+# --- tasks side by side -----------------------------------------------------------------------
+
+ALONE: dict[str, Any] = {"methods": [{"magmax_independent": {"epochs": 2, "batch_size": 4}}]}
+SHARING: dict[str, Any] = {"methods": [{"esn": {"epochs": 2, "batch_size": 4, "prompt_length": 2}}]}
+
+
+@pytest.mark.parametrize("given", [ALONE, SHARING], ids=["alone", "sharing"])
+def test_experts_are_joined_one_after_the_other(
+    given: dict[str, Any], store: Store, folder: Path
+) -> None:
+    made = pngs.plan(store, folder, **given)
+    [run] = made.runs
+    trains, joins, predicts = (of(made, name) for name in ("train", "join", "predict"))
+    assert run.own == (*trains, *joins, *predicts)
+    assert run.model == joins[2]
+    assert run.evaluate.inputs["model"] == tuple(joins)
+    assert run.evaluate.inputs["experts"] == tuple(trains)
+    assert len({stage.chain for stage in trains}) == 3
+    assert not any(stage.chain for stage in [*joins, *predicts])
+    shared = given is SHARING
+    for number, (expert, join, predict) in enumerate(zip(trains, joins, predicts, strict=True)):
+        assert "previous" not in expert.inputs
+        assert expert.inputs.get("first", ()) == ((joins[0],) if shared and number else ())
+        assert join.inputs["expert"] == (expert,)
+        assert join.inputs["previous"] == tuple(joins[max(0, number - 1) : number])
+        assert predict.inputs["model"] == (join,)
+        for name in ("method", "seed", "task", "images", "learned", "backbone", "preprocessing"):
+            assert join.parameters[name] == expert.parameters[name]
+        assert join.hints["places"] == expert.hints["places"]
+
+
+def taken(schedule: Schedule) -> list[Stage]:
+    """All stages that may start now."""
+    return list(iter(lambda: schedule.take(0.0), None))
+
+
+def finish(schedule: Schedule, chains: Chains[int], stages: Sequence[Stage]) -> None:
+    for stage in stages:
+        schedule.finish(stage.key)
+        chains.finished(stage.key)
+
+
+@pytest.mark.parametrize(
+    ("cpus", "running"), [(3, [["1"], ["2"], ["3"]]), (2, [["1"], ["2"]]), (1, [["1"]])]
+)
+def test_experts_are_ready_at_once_and_run_as_many_as_there_is_room_for(
+    cpus: int, running: list[list[str]], store: Store, folder: Path
+) -> None:
+    made = pngs.plan(store, folder, **ALONE)
+    plan = needed(made.targets, lambda stage: False)
+    groups: list[list[str]] = []
+
+    def start(stages: list[Stage]) -> int:
+        groups.append([stage.label.partition(" task ")[2][0] for stage in stages])
+        return len(groups) - 1
+
+    schedule, chains = Schedule(plan), Chains(plan, cpus, 0, start)
+    datasets = taken(schedule)
+    assert {stage.operator for stage in datasets} == {"dataset"}
+    finish(schedule, chains, datasets)
+    experts = taken(schedule)
+    assert experts == of(made, "train")
+    for stage in experts:
+        chains.submit(stage)
+    assert groups == running
+    # The last one to start is the first to end: its predictions wait for the joins before.
+    schedule.finish(experts[2].key)
+    assert taken(schedule) == []
+    schedule.finish(experts[0].key)
+    assert taken(schedule) == of(made, "join")[:1]
+    # Each holds a lease of its own, so that a second run may train what is left.
+    assert set(chain_leases(plan)) == {stage.key for stage in experts}
+
+
+def test_experts_that_share_something_wait_for_the_first_task_alone(
+    store: Store, folder: Path
+) -> None:
+    made = pngs.plan(store, folder, **SHARING)
+    schedule = Schedule(needed(made.targets, lambda stage: False))
+    for stage in taken(schedule):
+        schedule.finish(stage.key)
+    first, *others = of(made, "train")
+    assert taken(schedule) == [first]
+    schedule.finish(first.key)
+    [join] = taken(schedule)
+    assert join == of(made, "join")[0]
+    schedule.finish(join.key)
+    assert [s for s in taken(schedule) if s.operator == "train"] == others
+
+
 # --- queries ----------------------------------------------------------------------------------
 
 
@@ -377,7 +471,8 @@ def test_the_card_of_every_registered_method_is_followed(
         "trained": {"train", "predict"},
         "adapted": {"fit", "train"} if method.trains else {"fit"},
     }
-    assert operators == expected[method.card["contract"]]
+    joins = {"join"} if method.card["independent"] else set()
+    assert operators == expected[method.card["contract"]] | joins
     if method.card["contract"] == "trained":
         predicts = [stage for stage in run.own if stage.operator == "predict"]
         assert all(bool(s.inputs["features"]) == method.card["query"] for s in predicts)

@@ -16,7 +16,7 @@ from safetensors.torch import save as save_tensors
 
 import methods
 from methods.base import State
-from methods.trained import Task
+from methods.trained import Task, shared, trains
 from operators import dataset, live, loop, models, pixels, predictions, snapshots, train
 from operators import features as shards
 from operators.errors import BadDataError, DamagedStage, Diverged, IncompatibleError
@@ -518,6 +518,67 @@ def test_joint_trains_once_and_answers_for_every_task(store: Store, folder: Path
         assert table["predicted"][own].tolist() == [seen[column] for column in chosen]
         assert len(set(chosen)) > 1
     assert store.manifest("predict", stage.key)["facts"]["images_forwarded"] == 12
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"magmax_independent": FINETUNE | {"lr": 1e-3}},
+        {"esn": FINETUNE | {"prompt_length": 2, "candidates": "fast"}},
+    ],
+    ids=lambda given: next(iter(given)),
+)
+def test_tasks_side_by_side_are_those_of_the_loop(
+    given: dict[str, Any], store: Store, folder: Path
+) -> None:
+    made = pngs.plan(store, folder, methods=[given])
+    first, *others = of(made, "train")
+    joins = of(made, "join")
+    # Whichever expert is done first; those that share something follow the first join.
+    compute([*of(made, "dataset"), first, joins[0], *others[::-1], *joins[1:]], store)
+    method = methods.build(made.runs[0].method.name, made.runs[0].method.hyperparameters)
+    states: list[State] = []
+    for expert, join in zip([first, *others], joins, strict=True):
+        task = train.task_of(expert.parameters)
+        rows, settings = train.task_rows(join.order(), store), loop.Settings(seed=0)
+        start = shared(method, states[0]) if states else None
+        state, log = loop.train_task(trains(method), network(made), task, rows, start, settings)
+        assert same(load_tensors(state_of(store, expert)), state)
+        assert store.manifest("train", expert.key)["facts"]["trainable_parameters"] == log.trainable
+        before = states[-1] if states else None
+        joined, log = loop.join_task(method, network(made), task, rows, before, state, settings)
+        assert same(load_tensors(store.read("join", join.key, "state.safetensors")), joined)
+        facts = store.manifest("join", join.key)["facts"]
+        assert facts == {
+            "images_forwarded": 6 if task.index and method.card.shared else 0,
+            "state_bytes": sum(t.numel() * t.element_size() for t in joined.values()),
+        }
+        states.append(joined)
+
+    compute(made.stages, store)
+    test, images = index_of(store, made, "test"), given_pixels(made, encoded(folder, "test"))
+    learned = learned_of(made)
+    for number, stage in enumerate(of(made, "predict")):
+        task = train.task_of(stage.parameters)
+        learner, _ = loop.open_learner(
+            method, network(made), task, states[number], loop.Settings(seed=0)
+        )
+        rows = np.flatnonzero(np.isin(test.labels, learned[: task.seen]))
+        with torch.no_grad():
+            scores = learner.eval().logits(images[rows], None)
+        table = predictions.read(store, "predict", stage.key)
+        assert table["predicted"].tolist() == [learned[c] for c in scores.argmax(1).tolist()]
+
+    [evaluate] = of(made, "evaluate")
+    facts = store.manifest("evaluate", evaluate.key)["facts"]
+    every = [*of(made, "train"), *joins, *of(made, "predict")]
+    manifests = [store.manifest(stage.operator, stage.key) for stage in every]
+    assert facts["seconds_fitting"] == pytest.approx(sum(m["seconds"] for m in manifests))
+    assert facts["forwards"] == sum(m["facts"]["images_forwarded"] for m in manifests)
+    assert facts["state_bytes"] == manifests[5]["facts"]["state_bytes"]
+    trained = [m["facts"] for m in manifests[:3]]
+    assert facts["trainable_parameters"] == max(f["trainable_parameters"] for f in trained)
+    assert [task["epochs"] for task in facts["training"]] == [f["epochs"] for f in trained]
 
 
 def test_queries_are_the_cached_features_of_the_rows(store: Store, folder: Path) -> None:

@@ -9,7 +9,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from methods.base import State
-from methods.trained import Learner, Task, Trained
+from methods.trained import Learner, Task, Trained, shared, trains
 from operators import loop
 
 SIZE, WIDTH, HEADS = 32, 48, 4
@@ -106,6 +106,24 @@ def train(
         )
         states.append(state)
     return states
+
+
+def train_side_by_side(
+    method: Trained, tasks: Sequence[Task], depth: int = 2, per_class: int = 4
+) -> tuple[list[State], list[State]]:
+    """What is stored of each task's expert, and after each task of an independent method."""
+    experts: list[State] = []
+    joins: list[State] = []
+    settings = loop.Settings(seed=0)
+    for this in tasks:
+        given = images(this, per_class)
+        start = shared(method, joins[0]) if joins else None
+        expert, _ = loop.train_task(trains(method), vit(depth), this, given, start, settings)
+        before = joins[-1] if joins else None
+        state, _ = loop.join_task(method, vit(depth), this, given, before, expert, settings)
+        experts.append(expert)
+        joins.append(state)
+    return experts, joins
 
 
 def opened(
