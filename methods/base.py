@@ -33,6 +33,9 @@ class Card:
         upper_bound: sees all seen tasks' rows at once; not a continual learner.
         memory: what is kept between tasks and how it grows, for example `C * D floats`.
         query: reads the frozen backbone's feature of an image, beside the image.
+        network: `vit` for a timm ViT, `clip` for a CLIP with both towers; what is fitted on
+            features of a `vit` takes those of a CLIP's image tower as well.
+        reference: reads images and texts that belong to no task, from the spec's `reference`.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
             learns on images, task after task) or `adapted` (`Adapted`: trains on the first task,
             then is fitted on the features of the adapted backbone).
@@ -50,6 +53,8 @@ class Card:
     separable: bool = False
     upper_bound: bool = False
     query: bool = False
+    network: Literal["vit", "clip"] = "vit"
+    reference: bool = False
     contract: Literal["fitted", "trained", "adapted"] = "fitted"
 
 
@@ -63,12 +68,15 @@ class Rows:
         samples: [N] uint64-like ids held as int64, derived from the images' digests: stable
             under any order, split or sharding (for hash-based validation splits).
         num_classes: K.
+        texts: [T, K, E] features of every class's name in T templates, from CLIP's text tower;
+            only for methods whose card asks for CLIP.
     """
 
     features: Tensor
     labels: Tensor
     samples: Tensor
     num_classes: int
+    texts: Tensor | None = None
 
 
 class Fitted(Protocol):

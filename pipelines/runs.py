@@ -212,7 +212,11 @@ def _fitted(cell: _Cell) -> Run:
             "num_classes": cell.num_classes,
             "tasks": [_task_json(everything)] if separable else cell.described,
         },
-        inputs={**train, "dataset": (dataset.train.stage(),)},
+        inputs={
+            **train,
+            "dataset": (dataset.train.stage(),),
+            **({"text": (trunk.texts(),)} if method.card["network"] == "clip" else {}),
+        },
         hints={"cpus": cpus},
         resources=Resources(cpus=cpus),
         label=f"fit {method.label if separable and not own else cell.label}",
@@ -300,6 +304,13 @@ def _chain(
         "augmentation": AUGMENTATIONS[hyper["augmentation"]].to_json(),
         "numerics": {**trunk.numerics(resources.gpus), "compile": resources.compile},
     }
+    reference = trunk.reference if cell.method.card["reference"] else None
+    more_inputs: dict[str, tuple[Stage, ...]] = {}
+    more_hints: dict[str, Any] = {}
+    if reference is not None:
+        shared["reference"] = list(reference.texts)
+        more_inputs["reference"] = (reference.stage(),)
+        more_hints["reference"] = reference.images.places(0, len(reference.images))
     place = {c: column for column, c in enumerate(learned)}
     passes = hyper["epochs"] * (2 if query and not plain else 1)
     stages: list[Stage] = []
@@ -320,6 +331,7 @@ def _chain(
                         "current": sorted(place[c] for c in present),
                         "before": before,
                         "seen": seen,
+                        **_names(cell, learned[:seen]),
                     },
                     "images": part,
                     "learned": list(learned[:seen]),
@@ -328,6 +340,7 @@ def _chain(
                     "dataset": (train.stage(),),
                     "previous": tuple(stages[-1:]),
                     "features": trunk.features(train) if query and plain else (),
+                    **more_inputs,
                 },
                 hints=trunk.hints(
                     train,
@@ -335,6 +348,7 @@ def _chain(
                     images=int(counts.sum()) * passes,
                     cpus=resources.cpus,
                     checkpoint_minutes=resources.checkpoint_minutes,
+                    **more_hints,
                 ),
                 resources=Resources(
                     cpus=resources.cpus, gpus=resources.gpus, workers=resources.workers
@@ -345,6 +359,13 @@ def _chain(
         )
         before = seen
     return stages
+
+
+def _names(cell: _Cell, learned: Sequence[int]) -> dict[str, list[str]]:
+    """Names of classes in the order learned, and templates, for a method that reads them."""
+    if cell.method.card["network"] != "clip":
+        return {}
+    return cell.trunk.named(cell.trunk.dataset.classes[c] for c in learned)
 
 
 def _union(described: Described) -> dict[str, list[int]]:
