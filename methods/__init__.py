@@ -44,6 +44,9 @@ METHODS: dict[str, str] = {
     "esn": "methods.esn:ESN",
     "magmax": "methods.magmax:MagMax",
     "magmax_independent": "methods.magmax_independent:MagMaxIndependent",
+    "zs_clip": "methods.zs_clip:ZeroShotCLIP",
+    "coop": "methods.coop:CoOp",
+    "zscl": "methods.zscl:ZSCL",
 }
 
 PARTS: dict[str, str] = {

@@ -37,6 +37,9 @@ class Card:
             (`Independent`, a special case of `trained`).
         shared: of an independent method, names of stored tensors that the first task trains and
             every later one starts from; the later ones then wait for the first.
+        network: `vit` for a timm ViT, `clip` for a CLIP with both towers; what is fitted on
+            features of a `vit` takes those of a CLIP's image tower as well.
+        reference: reads images and texts that belong to no task, from the spec's `reference`.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
             learns on images, task after task) or `adapted` (`Adapted`: trains on the first task,
             then is fitted on the features of the adapted backbone).
@@ -56,6 +59,8 @@ class Card:
     query: bool = False
     independent: bool = False
     shared: tuple[str, ...] = ()
+    network: Literal["vit", "clip"] = "vit"
+    reference: bool = False
     contract: Literal["fitted", "trained", "adapted"] = "fitted"
 
 
@@ -69,12 +74,15 @@ class Rows:
         samples: [N] uint64-like ids held as int64, derived from the images' digests: stable
             under any order, split or sharding (for hash-based validation splits).
         num_classes: K.
+        texts: [T, K, E] features of every class's name in T templates, from CLIP's text tower;
+            only for methods whose card asks for CLIP.
     """
 
     features: Tensor
     labels: Tensor
     samples: Tensor
     num_classes: int
+    texts: Tensor | None = None
 
 
 class Fitted(Protocol):

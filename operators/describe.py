@@ -33,6 +33,8 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     # A choice by the neighbours in a batch is no choice by the image alone.
     if getattr(built, "eval_selection", "instance") != "instance":
         facts["card"]["batch_information_at_test"] = True
+    # A weight of 0 needs no reference.
+    facts["card"]["reference"] = getattr(built, "needs_reference", built.card.reference)
     if built.card.contract == "adapted":
         facts["parts"] = _parts(name, built)
     return facts, []

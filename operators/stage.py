@@ -159,6 +159,7 @@ class Operator:
 OPERATORS: dict[str, Operator] = {
     "dataset": Operator(version=1, function="operators.dataset:run"),
     "features": Operator(version=1, function="operators.extract:run"),
+    "text": Operator(version=1, function="operators.text:run"),
     "fit": Operator(version=1, function="operators.fit:run"),
     "train": Operator(version=1, function="operators.train:run"),
     "join": Operator(version=1, function="operators.join:run"),

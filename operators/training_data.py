@@ -111,3 +111,28 @@ class TaskRows:
                 f"{self.name(row)}: {error}; mend it, or leave it out with "
                 "dataset.on_bad_image: skip"
             ) from error
+
+
+class ReferenceRows:
+    """Images and texts of no task; see `methods.trained.Reference`.
+
+    Args:
+        rows: the images.
+        texts: the texts.
+        device: on which images are handed out.
+    """
+
+    def __init__(self, rows: TaskRows, texts: tuple[str, ...], device: str) -> None:
+        self.texts = texts
+        self._rows, self._device = rows, device
+
+    def __len__(self) -> int:
+        return len(self._rows.targets)
+
+    def batch(self, rows: Sequence[int]) -> Tensor:
+        """Normalised images [B, 3, h, w] of some rows, as they are, on the device.
+
+        Raises:
+            BadDataError: an image cannot be decoded; it is named.
+        """
+        return self._rows.normalise(self._rows.batch(rows, 0, "none").to(self._device))

@@ -212,7 +212,11 @@ def _fitted(cell: _Cell) -> Run:
             "num_classes": cell.num_classes,
             "tasks": [_task_json(everything)] if separable else cell.described,
         },
-        inputs={**train, "dataset": (dataset.train.stage(),)},
+        inputs={
+            **train,
+            "dataset": (dataset.train.stage(),),
+            **({"text": (trunk.texts(),)} if method.card["network"] == "clip" else {}),
+        },
         hints={"cpus": cpus},
         resources=Resources(cpus=cpus),
         label=f"fit {method.label if separable and not own else cell.label}",
@@ -364,6 +368,7 @@ def _training(
     counts = trunk.counts(train, part)
     # A domain need not have images of every class.
     present = [c for c, count in zip(part["classes"], counts, strict=True) if count]
+    reference = trunk.reference if cell.method.card["reference"] else None
     return Stage(
         operator="train",
         parameters={
@@ -379,14 +384,17 @@ def _training(
                 "current": sorted(place[c] for c in present),
                 "before": len(before),
                 "seen": len(seen),
+                **_names(cell, learned[: len(seen)]),
             },
             "images": part,
             "learned": list(learned[: len(seen)]),
+            **({} if reference is None else {"reference": list(reference.texts)}),
         },
         inputs={
             "dataset": (train.stage(),),
             **inputs,
             "features": trunk.features(train) if query and plain else (),
+            **({} if reference is None else {"reference": (reference.stage(),)}),
         },
         hints=trunk.hints(
             train,
@@ -394,11 +402,23 @@ def _training(
             images=int(counts.sum()) * hyper["epochs"] * (2 if query and not plain else 1),
             cpus=resources.cpus,
             checkpoint_minutes=resources.checkpoint_minutes,
+            **(
+                {}
+                if reference is None
+                else {"reference": reference.images.places(0, len(reference.images))}
+            ),
         ),
         resources=Resources(cpus=resources.cpus, gpus=resources.gpus, workers=resources.workers),
         chain=chain,
         label=f"train {cell.label} task {number + 1}/{len(parts)}",
     )
+
+
+def _names(cell: _Cell, learned: Sequence[int]) -> dict[str, list[str]]:
+    """Names of classes in the order learned, and templates, for a method that reads them."""
+    if cell.method.card["network"] != "clip":
+        return {}
+    return cell.trunk.named(cell.trunk.dataset.classes[c] for c in learned)
 
 
 def _union(described: Described) -> dict[str, list[int]]:
