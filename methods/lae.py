@@ -210,8 +210,6 @@ class LAELearner(Learner):
 
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         # No gradient at all, so that the optimiser passes the modules over and counts no step.
-        # Differs from gqk/LAE under its torch 1.12, which zeroes gradients instead of dropping
-        # them: there, Adam counts the frozen steps of later tasks, and then begins faster.
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self._frozen):
             features = self.features(images)
         return {"loss": current_cross_entropy(self.head(features), targets, self.task)}
