@@ -2,6 +2,7 @@
 
 import itertools
 import math
+from dataclasses import replace
 
 import pytest
 import timm
@@ -151,13 +152,17 @@ def test_a_stage_has_as_many_weights_as_the_card_says() -> None:
 
 def test_a_stage_begins_with_the_class_token() -> None:
     vit = tiny.vit(DEPTH)
-    vit.cls_token.data.normal_()
-    assert torch.equal(Stage(vit).token, vit.cls_token)
+    start = vit.cls_token
+    assert start is not None
+    start.data.normal_()
+    assert torch.equal(Stage(vit).token, start)
+    assert Stage(vit).token is not start
 
 
 def test_tokens_are_taken_before_the_final_norm() -> None:
     vit, images = tiny.vit(DEPTH), tiny.images(tiny.task(0)).pixels
-    vit.norm.weight.data.uniform_(0.5, 2.0)
+    for parameter in vit.norm.parameters():
+        parameter.data.uniform_(0.5, 2.0)
     prompt = torch.randn(1, 3, D)
     raw = tokens_of(vit, images, prompt)
     assert raw.shape == (12, 1 + 3 + 16, D)
@@ -184,8 +189,8 @@ def test_a_stage_is_class_attention_written_out() -> None:
 
 def test_the_loss_is_cross_entropy_and_the_distance_to_the_anchor() -> None:
     task = tiny.task(1)
-    for anchor_on, sign in (("logits", 1), ("negated", -1)):
-        method = ESN(prompt_length=3, anchor=-4.0, anchor_weight=0.3, anchor_on=anchor_on)
+    given = ESN(prompt_length=3, anchor=-4.0, anchor_weight=0.3)
+    for method, sign in ((given, 1), (replace(given, anchor_on="negated"), -1)):
         expert = method.expert(tiny.vit(DEPTH).requires_grad_(False), task)
         images = tiny.images(task)
         terms = expert(images.pixels, images.targets, None)

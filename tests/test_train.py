@@ -539,7 +539,7 @@ def test_tasks_side_by_side_are_those_of_the_loop(
     method = methods.build(made.runs[0].method.name, made.runs[0].method.hyperparameters)
     states: list[State] = []
     for expert, join in zip([first, *others], joins, strict=True):
-        task = train.task_of(expert.parameters)
+        task = train.task_of(dict(expert.parameters))
         rows, settings = train.task_rows(join.order(), store), loop.Settings(seed=0)
         start = shared(method, states[0]) if states else None
         state, log = loop.train_task(trains(method), network(made), task, rows, start, settings)
@@ -559,7 +559,7 @@ def test_tasks_side_by_side_are_those_of_the_loop(
     test, images = index_of(store, made, "test"), given_pixels(made, encoded(folder, "test"))
     learned = learned_of(made)
     for number, stage in enumerate(of(made, "predict")):
-        task = train.task_of(stage.parameters)
+        task = train.task_of(dict(stage.parameters))
         learner, _ = loop.open_learner(
             method, network(made), task, states[number], loop.Settings(seed=0)
         )
