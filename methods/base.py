@@ -26,13 +26,14 @@ class Card:
         paper: link to the paper.
         summary: one sentence.
         version: raised when results change; part of every key.
-        exemplars: stored images of earlier tasks.
+        exemplars: stored images of earlier tasks, by the method's defaults.
         uses_seed: draws random numbers; otherwise all seeds share one run.
         separable: a class's scores depend on that class's statistics alone, so that one fit
             on all classes serves every class order.
         upper_bound: sees all seen tasks' rows at once; not a continual learner.
         memory: what is kept between tasks and how it grows, for example `C * D floats`.
         query: reads the frozen backbone's feature of an image, beside the image.
+        images: reads images; otherwise their frozen features (`query`) are all that it is given.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
             learns on images, task after task) or `adapted` (`Adapted`: trains on the first task,
             then is fitted on the features of the adapted backbone).
@@ -50,6 +51,7 @@ class Card:
     separable: bool = False
     upper_bound: bool = False
     query: bool = False
+    images: bool = True
     contract: Literal["fitted", "trained", "adapted"] = "fitted"
 
 

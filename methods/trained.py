@@ -67,10 +67,12 @@ class Recipe:
 
 
 class TaskImages(Protocol):
-    """The training images of a task, without augmentation."""
+    """The training images of a task, exemplars of earlier ones among them; not augmented."""
 
     targets: Tensor
     """Columns [N] int64."""
+    exemplars: Tensor
+    """Bool [N], which of them are exemplars."""
 
     def map(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         """Rows [N, ...] of `function(images [B, 3, h, w], query [B, D] or None)` on all images.
@@ -111,8 +113,9 @@ class Learner(nn.Module):
         """The `loss` to minimise, and its terms by name; each the mean over the batch's rows.
 
         Args:
-            images: [B, 3, h, w], augmented.
-            targets: columns [B] int64, all in `task.current`.
+            images: [B, 3, h, w], augmented; [B, 0] where the method's card says `images=False`.
+            targets: columns [B] int64, all in `task.current`; of a method with exemplars, those of
+                earlier tasks have columns of any class seen.
             query: [B, D] if `needs_query`.
         """
         raise NotImplementedError
@@ -143,7 +146,11 @@ class Learner(nn.Module):
 
 
 class Trained(Protocol):
-    """A method that trains on images; a frozen keyword-only dataclass."""
+    """A method that trains on images; a frozen keyword-only dataclass.
+
+    A method that keeps exemplars has the fields of `methods/exemplars.py`: who plans the run reads
+    them, and hands over the images of earlier tasks together with the task's own.
+    """
 
     card: ClassVar[Card]
 

@@ -33,6 +33,7 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     # A choice by the neighbours in a batch is no choice by the image alone.
     if getattr(built, "eval_selection", "instance") != "instance":
         facts["card"]["batch_information_at_test"] = True
+    facts["card"]["exemplars"] = getattr(built, "exemplars", built.card.exemplars)
     if built.card.contract == "adapted":
         facts["parts"] = _parts(name, built)
     return facts, []

@@ -37,6 +37,8 @@ class Images(Protocol):
 
     targets: Tensor
     """Columns [N] int64."""
+    exemplars: Tensor
+    """Bool [N], which images are of earlier tasks."""
     query: Tensor | None
     """Features [N, D] of the untouched backbone on the images as they are, where known."""
 
@@ -410,7 +412,7 @@ class PlainImages:
     """A task's images as `Learner.finish` sees them."""
 
     def __init__(self, learner: Learner, images: Images, settings: Settings, log: Log) -> None:
-        self.targets = images.targets
+        self.targets, self.exemplars = images.targets, images.exemplars
         self._given = (learner, images, settings, log)
 
     def map(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:

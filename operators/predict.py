@@ -17,7 +17,7 @@ from operators.predictions import decide, encode, join, seen_rows
 from operators.scenario import seen_classes, stream_of, task_of
 from operators.stage import Order, Result
 from operators.store import Store
-from operators.training_data import TaskRows
+from operators.training_data import FeatureRows, TaskRows
 
 
 def run(order: Order, store: Store) -> Result:
@@ -74,7 +74,7 @@ def run(order: Order, store: Store) -> Result:
 
 def _scores(
     learner: Learner,
-    images: TaskRows,
+    images: TaskRows | FeatureRows,
     settings: loop.Settings,
     true_task: np.ndarray,
     vote: int | None,

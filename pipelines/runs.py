@@ -12,7 +12,8 @@ from typing import Any
 
 from operators.augmentation import AUGMENTATIONS
 from operators.dataset import Dataset
-from operators.errors import BadDataError
+from operators.errors import BadDataError, ConfigError
+from operators.exemplars import shares
 from operators.scenario import OrderName, Task, rows_of, seen_classes, tasks
 from operators.stage import Resources, Stage
 from pipelines.trunk import Trunk
@@ -270,7 +271,12 @@ def _trained(cell: _Cell) -> Run:
                 },
                 hints=trunk.hints(
                     test,
-                    partial(rows_of, test.labels, test.domains, shown),
+                    partial(
+                        rows_of,
+                        test.labels,
+                        test.domains,
+                        shown if method.card["images"] else [],
+                    ),
                     images=sum(int(trunk.counts(test, task).sum()) for task in shown),
                     cpus=resources.cpus,
                 ),
@@ -290,14 +296,18 @@ def _chain(
     """One training stage per task, each with the one before as its input."""
     trunk, train = cell.trunk, cell.trunk.dataset.train
     hyper, resources = method["hyperparameters"], trunk.spec.resources.train
-    plain = hyper["augmentation"] == "none"
-    query = cell.method.card["query"]
+    augmentation = hyper.get("augmentation", "none")
+    plain = augmentation == "none"
+    query, images = cell.method.card["query"], cell.method.card["images"]
+    remembers = hyper.get("exemplars", 0) > 0 and len(parts) > 1
+    # Of the first task too, which needs none: its group then trains the whole chain.
+    ranked = (trunk.exemplars(hyper["exemplar_selection"], cell.seed),) if remembers else ()
     shared = {
         "method": method,
         "seed": cell.seed,
         **trunk.network(),
         "preprocessing": trunk.preprocessing.to_json(),
-        "augmentation": AUGMENTATIONS[hyper["augmentation"]].to_json(),
+        "augmentation": AUGMENTATIONS[augmentation].to_json(),
         "numerics": {**trunk.numerics(resources.gpus), "compile": resources.compile},
     }
     place = {c: column for column, c in enumerate(learned)}
@@ -309,6 +319,7 @@ def _chain(
         counts = trunk.counts(train, part)
         # A domain need not have images of every class.
         present = [c for c, count in zip(part["classes"], counts, strict=True) if count]
+        memory = _memory(cell, hyper, parts[:number]) if remembers else None
         stages.append(
             Stage(
                 operator="train",
@@ -323,16 +334,24 @@ def _chain(
                     },
                     "images": part,
                     "learned": list(learned[:seen]),
+                    **({} if memory is None else {"memory": memory.described}),
                 },
                 inputs={
                     "dataset": (train.stage(),),
                     "previous": tuple(stages[-1:]),
                     "features": trunk.features(train) if query and plain else (),
+                    **({"exemplars": ranked} if remembers else {}),
                 },
                 hints=trunk.hints(
                     train,
-                    partial(rows_of, train.labels, train.domains, [part]),
-                    images=int(counts.sum()) * passes,
+                    partial(
+                        rows_of,
+                        train.labels,
+                        train.domains,
+                        # Of all that may be kept: a worker reads the exemplars alone.
+                        (parts[: number + 1] if remembers else [part]) if images else [],
+                    ),
+                    images=(int(counts.sum()) + (memory.images if memory else 0)) * passes,
                     cpus=resources.cpus,
                     checkpoint_minutes=resources.checkpoint_minutes,
                 ),
@@ -345,6 +364,35 @@ def _chain(
         )
         before = seen
     return stages
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory:
+    """The exemplars of a task: as keys hold them, and how many there are."""
+
+    described: dict[str, Any]
+    images: int
+
+
+def _memory(cell: _Cell, hyper: dict[str, Any], earlier: Described) -> _Memory:
+    """What a task may train on again.
+
+    Raises:
+        ConfigError: the budget leaves a class without a single image.
+    """
+    budget, kind = hyper["exemplars"], hyper["exemplar_budget"]
+    classes = len({c for task in earlier for c in task["classes"]})
+    if kind == "total" and budget < classes:
+        raise ConfigError(
+            f"methods: {cell.method.name} shares exemplars {budget} among {classes} classes, which "
+            f"leaves none for some; give at least {classes}, or 0"
+        )
+    table = cell.trunk.table(cell.trunk.dataset.train)
+    kept = shares(table, earlier, budget, kind)
+    return _Memory(
+        described={"earlier": earlier, "exemplars": budget, "budget": kind},
+        images=sum(kept.values()),
+    )
 
 
 def _union(described: Described) -> dict[str, list[int]]:

@@ -87,6 +87,22 @@ class Trunk:
             for stop in [min(start + size, count)]
         )
 
+    def exemplars(self, selection: str, seed: int) -> Stage:
+        """The ranks of the training images as exemplars: of all orders, budgets and methods."""
+        herding, cpus = selection == "herding", self.spec.resources.fit.cpus
+        drawn = {} if herding else {"seed": seed}
+        return Stage(
+            operator="exemplars",
+            parameters={"selection": selection, **drawn},
+            inputs={
+                "dataset": (self.dataset.train.stage(),),
+                "features": self.features(self.dataset.train) if herding else (),
+            },
+            hints={"cpus": cpus},
+            resources=Resources(cpus=cpus),
+            label=f"exemplars {selection}" + ("" if herding else f" seed {seed}"),
+        )
+
     def network(self) -> dict[str, Any]:
         """The backbone, as keys know it."""
         return {
@@ -125,12 +141,16 @@ class Trunk:
 
     def counts(self, split: Split, task: Mapping[str, Sequence[int]]) -> np.ndarray:
         """Images of each class of a task `{classes, domains}`, in the order of its classes."""
+        return self.table(split)[np.ix_(task["classes"], task["domains"])].sum(axis=1)
+
+    def table(self, split: Split) -> np.ndarray:
+        """Images of each class in each domain, int64 [K, domains]."""
         if split.name not in self._counts:
             shape = (len(self.dataset.classes), len(self.dataset.domains))
             table = np.zeros(shape, dtype=np.int64)
             np.add.at(table, (split.labels, split.domains), 1)
             self._counts[split.name] = table
-        return self._counts[split.name][np.ix_(task["classes"], task["domains"])].sum(axis=1)
+        return self._counts[split.name]
 
 
 class Hints(Mapping[str, Any]):
@@ -185,9 +205,10 @@ def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:
 
 def _check_crop(trunk: Trunk, trained: Sequence["Method"]) -> None:
     for method in trained:
-        value = AUGMENTATIONS[method.recipe["augmentation"]]
+        name = method.recipe.get("augmentation", "none")
+        value = AUGMENTATIONS[name]
         if value != AUGMENTATIONS["none"] and trunk.preprocessing.crop is None:
             raise ConfigError(
-                f"backbone.preprocessing: augmentation {method.recipe['augmentation']} of "
+                f"backbone.preprocessing: augmentation {name} of "
                 f"{method.name} needs a crop size; set preprocessing.crop"
             )
