@@ -105,6 +105,9 @@ class Learner(nn.Module):
     def begin(self) -> None:
         """Before the first step of a task, after `restore`: copy, orthogonalise, freeze."""
 
+    def prepare(self, data: TaskImages) -> None:
+        """After `begin`, in eval mode: statistics of the task's images that training needs."""
+
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; by default all that requires gradients, in one."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]

@@ -165,7 +165,7 @@ def train_task(
     keep: Callable[[Snapshot], None] = lambda snapshot: None,
     say: Callable[..., None] = lambda **facts: None,
 ) -> tuple[State, Log]:
-    """Trains one task: create, restore, begin, wrap in DDP, compile, train, finish.
+    """Trains one task: create, restore, begin, wrap in DDP, compile, prepare, train, finish.
 
     Args:
         method: the method.
@@ -188,6 +188,8 @@ def train_task(
     learner, backbone = open_learner(method, network, task, state, settings)
     learner.begin()
     run = _Run(learner, backbone, recipe, images, settings, world)
+    plain = PlainImages(learner, images, settings, run.log)
+    learner.eval().prepare(plain)
     if resume is not None:
         run.resume(resume)
     kept = time.monotonic()
@@ -199,7 +201,7 @@ def train_task(
                 kept = time.monotonic()
     learner.eval()
     torch.manual_seed(derive(settings.seed, "finish", task.index))
-    learner.finish(PlainImages(learner, images, settings, run.log))
+    learner.finish(plain)
     return learned(learner, backbone), run.log
 
 
