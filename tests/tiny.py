@@ -9,8 +9,11 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 from methods.base import State
+from methods.clip import VOCABULARY, Clip
 from methods.trained import Learner, Task, Trained
-from operators import loop
+from operators import backbones, loop
+
+assert backbones  # registers vit_micro_patch4_32
 
 SIZE, WIDTH, HEADS = 32, 48, 4
 
@@ -32,6 +35,27 @@ def vit(depth: int = 6, seed: int = 0, **changes: Any) -> VisionTransformer:
             },
         )
     assert isinstance(network, VisionTransformer)
+    return network.eval().requires_grad_(False)
+
+
+def clip(seed: int = 0, tower: str = "own", **changes: Any) -> Clip:
+    """A random CLIP: images of 32 pixels, joint space of 24; in eval mode.
+
+    Args:
+        tower: of the images, open_clip's "own" or "timm".
+    """
+    import open_clip
+
+    vision: dict[str, Any] = {"image_size": SIZE}
+    if tower == "own":
+        vision |= {"layers": 2, "width": WIDTH, "head_width": WIDTH // HEADS, "patch_size": 8}
+    else:
+        name = "vit_micro_patch4_32"
+        vision |= {"timm_model_name": name, "timm_pool": "token", "timm_proj": "linear"}
+    text = {"vocab_size": VOCABULARY, "width": 16, "heads": 2, "layers": 2, **changes}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        network = Clip(open_clip.CLIP(24, vision, text))  # type: ignore[arg-type]
     return network.eval().requires_grad_(False)
 
 
