@@ -38,6 +38,9 @@ METHODS: dict[str, str] = {
     "s_prompts": "methods.s_prompts:SPrompts",
     "hide_prompt": "methods.hide_prompt:HiDePrompt",
     "bitfit": "methods.bitfit:BitFit",
+    "zs_clip": "methods.zs_clip:ZeroShotCLIP",
+    "coop": "methods.coop:CoOp",
+    "zscl": "methods.zscl:ZSCL",
 }
 
 PARTS: dict[str, str] = {

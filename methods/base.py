@@ -34,6 +34,9 @@ class Card:
         memory: what is kept between tasks and how it grows, for example `C * D floats`.
         query: reads the frozen backbone's feature of an image, beside the image.
         images: reads images; otherwise their frozen features (`query`) are all that it is given.
+        network: `vit` for a timm ViT, `clip` for a CLIP with both towers; what is fitted on
+            features of a `vit` takes those of a CLIP's image tower as well.
+        reference: reads images and texts that belong to no task, from the spec's `reference`.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
             learns on images, task after task) or `adapted` (`Adapted`: trains on the first task,
             then is fitted on the features of the adapted backbone).
@@ -52,6 +55,8 @@ class Card:
     upper_bound: bool = False
     query: bool = False
     images: bool = True
+    network: Literal["vit", "clip"] = "vit"
+    reference: bool = False
     contract: Literal["fitted", "trained", "adapted"] = "fitted"
 
 
@@ -65,12 +70,15 @@ class Rows:
         samples: [N] uint64-like ids held as int64, derived from the images' digests: stable
             under any order, split or sharding (for hash-based validation splits).
         num_classes: K.
+        texts: [T, K, E] features of every class's name in T templates, from CLIP's text tower;
+            only for methods whose card asks for CLIP.
     """
 
     features: Tensor
     labels: Tensor
     samples: Tensor
     num_classes: int
+    texts: Tensor | None = None
 
 
 class Fitted(Protocol):

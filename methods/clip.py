@@ -154,6 +154,12 @@ def unit(features: Tensor) -> Tensor:
     return F.normalize(features.float(), dim=-1)
 
 
+def cosines(images: Tensor, texts: Tensor) -> Tensor:
+    """Cosines [B, C] float32 of features [B, E] and [C, E], of any length, also under autocast."""
+    with torch.autocast(images.device.type, enabled=False):
+        return unit(images) @ unit(texts).T
+
+
 def phrases(names: Sequence[str], template: str) -> list[str]:
     """The names in a template with one `{}`; underscores in names become spaces."""
     return [template.replace("{}", name.replace("_", " ")) for name in names]
@@ -163,6 +169,24 @@ def class_texts(clip: Clip, names: Sequence[str], templates: Sequence[str]) -> T
     """Text features [C, E] of unit length: the mean over templates of features of unit length."""
     parts = [unit(clip.text(clip.tokenise(phrases(names, t)))) for t in templates]
     return unit(torch.stack(parts).mean(dim=0))
+
+
+def context_tokens(clip: Clip, names: Sequence[str], length: int) -> Tensor:
+    """Tokens [C, S] of the names behind `length` places for a learned context, each with a dot."""
+    return clip.tokenise(phrases(names, "X " * length + "{}."))
+
+
+def text_with_context(clip: Clip, tokens: Tensor, context: Tensor) -> Tensor:
+    """Features [C, E] of texts whose first places are taken by learned vectors.
+
+    Args:
+        tokens: [C, S] of `context_tokens`.
+        context: [1 or C, L, W], L as given there.
+    """
+    embedded = clip.embed(tokens)
+    own = context.to(embedded.dtype).expand(len(tokens), -1, -1)
+    embedded = torch.cat([embedded[:, :1], own, embedded[:, 1 + own.shape[1] :]], dim=1)
+    return clip.text_from(embedded, ends(tokens))
 
 
 def check(model: nn.Module) -> nn.Module:

@@ -52,6 +52,17 @@ def milestone(at: int, gamma: float = 0.1) -> Callable[[int, int], float]:
     return lambda epoch, epochs: gamma if epoch >= at else 1.0
 
 
+def warmup_cosine(warmup: int) -> Callable[[int, int], float]:
+    """(step, steps) -> factor: rises over `warmup` steps to 1, then falls as a cosine to 0."""
+
+    def factor(step: int, steps: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
+
+    return factor
+
+
 def _constant(epoch: int, epochs: int) -> float:
     return 1.0
 

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from methods import exemplars, optim
 from methods.base import Card
+from methods.clip import Clip, phrases
 from methods.exemplars import Budget, Selection
 from methods.heads import EPS, batch_rows, batch_sum
 from methods.hyperparameters import require
@@ -56,6 +57,7 @@ class PROOF:
         uses_seed=True,
         query=True,
         images=False,
+        network="clip",
         contract="trained",
     )
 
@@ -99,6 +101,9 @@ class PROOF:
             optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
             schedule=optim.schedule(self.schedule),
         )
+
+    def learner(self, vit: Clip, task: Task) -> "ProofLearner":
+        return ProofLearner(vit, task, self)
 
 
 class Projections(nn.ModuleList):
@@ -227,9 +232,9 @@ class Fusion(nn.Module):
         if self.method.normalise_at_test:
             image = unit(image)
         by_text, by_prototype = self.fused(image, text)
-        given = self.method
-        plain = given.plain_scale * image @ text.T
-        return plain + given.text_scale * by_text + given.prototype_scale * by_prototype
+        factors = self.method
+        plain = factors.plain_scale * image @ text.T
+        return plain + factors.text_scale * by_text + factors.prototype_scale * by_prototype
 
     def losses(
         self, features: Tensor, texts: Tensor, targets: Tensor, scale: Tensor
@@ -252,41 +257,54 @@ class Fusion(nn.Module):
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 
 
-class ProofLearner(Learner):
+class ProofLearner(Learner[Clip]):
     """CLIP's features of images and texts, and what is trained behind them.
 
     Args:
-        network: frozen and never run: its features come as queries.
+        vit: frozen; images come as queries, so that only its text tower is run, once.
         task: t.
         method: hyper-parameters.
-        texts: frozen features [C, P, E] of the classes' names in P templates, not of unit length.
-        scale: logarithm of CLIP's factor on similarities; trained from there on.
     """
 
     needs_query = True
-    descriptions: Tensor
 
-    def __init__(
-        self, network: nn.Module, task: Task, method: PROOF, texts: Tensor, scale: Tensor
-    ) -> None:
-        super().__init__(network, task)
-        self.fusion = Fusion(texts.shape[-1], task.index + 1, task.seen, method)
-        self.scale = nn.Parameter(scale.detach().clone().float())
-        self.register_buffer("descriptions", texts, persistent=False)
+    def __init__(self, vit: Clip, task: Task, method: PROOF) -> None:
+        super().__init__(vit, task)
+        self.fusion = Fusion(vit.num_features, task.index + 1, task.seen, method)
+        self.scale = nn.Parameter(vit.logit_scale.detach().clone())
+        self._texts: Tensor | None = None
 
     def prepare(self, data: TaskImages) -> None:
         new = ~data.exemplars
-        features = data.map(lambda images, query: query)[new]
+        features = data.map(lambda images, query: given(query))[new]
         device = self.fusion.prototypes.device
         self.fusion.remember(features.to(device), data.targets[new].to(device))
 
+    def texts(self) -> Tensor:
+        """Frozen text features [C, P, E] of the classes in P templates, not of unit length."""
+        if self._texts is None:
+            names = self.task.names
+            with torch.no_grad():
+                parts = [
+                    self.vit.text(self.vit.tokenise(phrases(names, template)))
+                    for template in self.task.templates
+                ]
+            self._texts = torch.stack(parts, dim=1).float()
+        return self._texts
+
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         with torch.autocast(targets.device.type, enabled=False):
-            return self.fusion.losses(query, self.descriptions, targets, self.scale)
+            return self.fusion.losses(given(query), self.texts(), targets, self.scale)
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
-        with torch.autocast(self.descriptions.device.type, enabled=False):
-            return self.fusion.scores(query, self.descriptions)
+        with torch.autocast(self.scale.device.type, enabled=False):
+            return self.fusion.scores(given(query), self.texts())
+
+
+def given(query: Tensor | None) -> Tensor:
+    """The query, which is always there."""
+    assert query is not None, "needs_query is set"
+    return query.float()
 
 
 def contrast(images: Tensor, texts: Tensor, scale: Tensor) -> Tensor:

@@ -8,15 +8,17 @@ passes from task to task, so that a run may stop after any task and continue in 
 Shapes: B batch, N rows of a task, D width, C classes seen (columns of the logits).
 """
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Generic, Literal, Protocol
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
+from typing_extensions import TypeVar
 
 from methods.base import Card, State
+from methods.networks import Network
 
 Augmentation = Literal["none", "flip", "lamda", "imagenet", "slca"]
 """What happens to training images; the values are in `operators/augmentation.py`."""
@@ -32,6 +34,8 @@ class Task:
         current: columns of this task's classes; all of them have training images now.
         before: columns that existed before this task.
         seen: C, columns that exist after it.
+        names: of the classes of all C columns; only for methods on CLIP.
+        templates: texts with one `{}` for a name, likewise.
     """
 
     index: int
@@ -39,6 +43,8 @@ class Task:
     current: tuple[int, ...]
     before: int
     seen: int
+    names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,8 @@ class Recipe:
         augmentation: of the training images; "none" is the test transform.
         optimizer: from parameter groups to a new optimiser.
         schedule: (epoch, epochs) -> factor on every group's learning rate, epochs from 0.
+        step_schedule: (step, steps) -> a further factor, steps of the whole task from 0; None for
+            none.
         clip: largest norm of all gradients together; 0 does not clip.
         drop_last: leave out a last batch that is smaller than the others.
         shuffle: draw a new order in every epoch; otherwise the data set's own.
@@ -61,6 +69,7 @@ class Recipe:
     augmentation: Augmentation
     optimizer: Callable[[list[dict[str, Any]]], torch.optim.Optimizer]
     schedule: Callable[[int, int], float]
+    step_schedule: Callable[[int, int], float] | None = None
     clip: float = 0.0
     drop_last: bool = False
     shuffle: bool = True
@@ -82,8 +91,26 @@ class TaskImages(Protocol):
         ...
 
 
-class Learner(nn.Module):
-    """The network of one task: a ViT, and what the method adds to it.
+class Reference(Protocol):
+    """Images and texts that belong to no task, and stay the same for all of them."""
+
+    texts: tuple[str, ...]
+
+    def __len__(self) -> int:
+        """R, the number of images."""
+        ...
+
+    def batch(self, rows: Sequence[int]) -> Tensor:
+        """Normalised images [B, 3, h, w] of some rows in 0..R-1, as they are, on the device."""
+        ...
+
+
+N = TypeVar("N", bound=Network, default=VisionTransformer)
+"""The network that a learner builds on: a ViT unless it says `Learner[Clip]`."""
+
+
+class Learner(nn.Module, Generic[N]):
+    """The network of one task: a ViT or a CLIP, and what the method adds to it.
 
     Parameters are on the device and trained as they stand with `requires_grad`; the ViT arrives
     frozen, and a method that trains it says so (`vit.requires_grad_(True)`). Parameters and
@@ -94,10 +121,15 @@ class Learner(nn.Module):
     needs_query: ClassVar[bool] = False
     """Whether `query` is given: the feature [B, D] of the untouched backbone on the same image."""
 
-    vit: VisionTransformer
+    vit: N
+    """The pre-trained network; of a method on CLIP, both towers."""
     task: Task
+    reference: Reference | None = None
+    """Set before `begin`, for methods whose card asks for it."""
+    images_beside = 0
+    """Images that a step sends through a network beside those of its batch."""
 
-    def __init__(self, vit: VisionTransformer, task: Task) -> None:
+    def __init__(self, vit: N, task: Task) -> None:
         super().__init__()
         self.vit = vit
         self.task = task
@@ -161,8 +193,12 @@ class Trained(Protocol):
         """How the task is trained."""
         ...
 
-    def learner(self, vit: VisionTransformer, task: Task) -> Learner:
-        """A new learner for a task, before `restore`, on a frozen ViT of its own."""
+    def learner(self, vit: Any, task: Task) -> Learner[Any]:
+        """A new learner for a task, before `restore`, on a frozen network of its own.
+
+        Args:
+            vit: of the kind that the card names.
+        """
         ...
 
 

@@ -13,13 +13,16 @@ from operators.errors import ConfigError
 from operators.sources import identity
 from operators.store import Memo, library_versions
 
+CLIP = "open_clip:"
+"""With which a spec marks the name of an open_clip model."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Backbone:
     """A backbone with its weights, as planning knows it.
 
     Args:
-        model: timm name with its tag.
+        model: timm name with its tag, or `open_clip:` and open_clip's name.
         weights: path or URL of the weights; "random" or "" (timm's pretrained tag).
         fingerprint: sha256 over name, dtype, shape and bytes of the loaded state.
         width: D of the features.
@@ -27,6 +30,8 @@ class Backbone:
         image_size: pixels of the square that it sees, if not its own.
         refused: why methods cannot be attached to its blocks; empty if they can.
         natural_pooling: what attached methods read of it, "token" or "avg".
+        image_fingerprint: of a CLIP, that of the image tower alone; empty otherwise.
+        text_fingerprint: of a CLIP, that of the text tower alone; empty otherwise.
     """
 
     model: str
@@ -38,6 +43,13 @@ class Backbone:
     image_size: int | None = None
     refused: str = ""
     natural_pooling: str = "token"
+    image_fingerprint: str = ""
+    text_fingerprint: str = ""
+
+    @property
+    def network(self) -> str:
+        """As the cards of methods call it: "vit" (whatever timm has) or "clip"."""
+        return "clip" if self.text_fingerprint else "vit"
 
 
 def resolve(
@@ -46,7 +58,8 @@ def resolve(
     """Loads the model once to learn its fingerprint; afterwards the memo knows it.
 
     Args:
-        model: timm name with its tag, or the name of a backbone shipped with this package.
+        model: timm name with its tag, the name of a backbone shipped with this package, or
+            `open_clip:` and open_clip's name.
         weights: path or URL, "random", "builtin" (shipped with this package), or None for the
             weights that timm's tag names.
         pooling: "token" or "avg".
@@ -61,6 +74,7 @@ def resolve(
         known_by = location if location in ("random", "") else identity(location)
     except ConfigError as error:
         raise ConfigError(f"backbone.weights: {error}") from error
+    depends = ("torch", "timm", *(("open_clip",) if model.startswith(CLIP) else ()))
     preimage = {
         "kind": "backbone",
         "version": 2,
@@ -68,7 +82,7 @@ def resolve(
         "pooling": pooling,
         "image_size": image_size,
         "weights": known_by,
-        "versions": {k: v for k, v in library_versions().items() if k in ("torch", "timm")},
+        "versions": {k: v for k, v in library_versions().items() if k in depends},
     }
     if (known := memo.get(preimage)) is not None:
         return Backbone(**json.loads(known) | {"weights": location})
@@ -76,6 +90,7 @@ def resolve(
 
     network = models.load(model, location, pooling, image_size)
     refused, natural_pooling = models.attachable(network)
+    image_fingerprint, text_fingerprint = models.tower_fingerprints(network) or ("", "")
     backbone = Backbone(
         model=model,
         weights=location,
@@ -86,6 +101,8 @@ def resolve(
         image_size=image_size,
         refused=refused,
         natural_pooling=natural_pooling,
+        image_fingerprint=image_fingerprint,
+        text_fingerprint=text_fingerprint,
     )
     memo.put(preimage, json.dumps(asdict(backbone)).encode())
     return backbone

@@ -34,6 +34,8 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     if getattr(built, "eval_selection", "instance") != "instance":
         facts["card"]["batch_information_at_test"] = True
     facts["card"]["exemplars"] = getattr(built, "exemplars", built.card.exemplars)
+    # A weight of 0 needs no reference.
+    facts["card"]["reference"] = getattr(built, "needs_reference", built.card.reference)
     if built.card.contract == "adapted":
         facts["parts"] = _parts(name, built)
     return facts, []

@@ -37,16 +37,33 @@ def resolve(description: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
+def texts(given: Any) -> list[str]:
+    """The texts of `reference.texts`: as given, or of a JSON file with a list of them.
+
+    Raises:
+        ConfigError: no such file, or something else in it.
+    """
+    given = _listed(given, "reference.texts")
+    if not (isinstance(given, (list, tuple)) and given and all(type(n) is str for n in given)):
+        raise ConfigError("reference.texts: must be a list of texts, or a JSON file with one")
+    return list(given)
+
+
+def _listed(given: Any, key: str) -> Any:
+    """The content of a JSON file, if a path is given."""
+    if not isinstance(given, str):
+        return given
+    url = sources.absolute(given)
+    try:
+        with sources.open_file(url) as file:
+            return json.loads(file.read(64 << 20).decode("utf-8-sig"))
+    except (OSError, ValueError) as error:
+        why = sources.reason(error) if isinstance(error, OSError) else error
+        raise ConfigError(f"{key}: {url}: {why}") from error
+
+
 def _class_names(given: Any) -> list[str] | None:
-    if isinstance(given, str):
-        url = sources.absolute(given)
-        try:
-            with sources.open_file(url) as file:
-                given = json.loads(file.read(16 << 20).decode("utf-8-sig"))
-        except (OSError, ValueError) as error:
-            why = sources.reason(error) if isinstance(error, OSError) else error
-            raise ConfigError(f"dataset.classes: {url}: {why}") from error
-    if given is None:
+    if (given := _listed(given, "dataset.classes")) is None:
         return None
     if not (isinstance(given, (list, tuple)) and given and all(type(n) is str for n in given)):
         raise ConfigError("dataset.classes: must be a list of names, or a JSON file with one")

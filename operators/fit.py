@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 
 import methods
 from methods.base import Fitted, Rows, State
-from operators import features
+from operators import features, text
 from operators.dataset import SplitIndex, read_index
 from operators.errors import DamagedStage, Diverged
 from operators.exemplars import blocks
@@ -105,7 +105,9 @@ class TrainingRows:
         self._index = load_index(store, *dataset)
         self._blocks = dict(blocks(self._index.labels, self._index.domains))
         self._num_classes = num_classes
-        self._identity = json.dumps([store.url, dataset, self._shards])
+        texts = order.inputs("text")
+        self._texts = text.load(store, *texts[0]) if texts else None
+        self._identity = json.dumps([store.url, dataset, self._shards, texts])
         if len(self._features) != len(self._index.labels):
             raise DamagedStage(
                 *dataset,
@@ -127,6 +129,7 @@ class TrainingRows:
             labels=torch.from_numpy(self._index.labels[chosen].astype(np.int64)),
             samples=torch.from_numpy(self._index.sample_ids(chosen)),
             num_classes=self._num_classes,
+            texts=self._texts,
         )
 
     def statistics(

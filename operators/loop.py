@@ -16,14 +16,14 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from methods import vit as seams
+from methods import networks
 from methods.base import State
-from methods.trained import Learner, Recipe, Task, Trained, learned, restore
+from methods.networks import Network
+from methods.trained import Learner, Recipe, Reference, Task, Trained, learned, restore
 from operators.errors import Diverged
 from operators.models import PRECISIONS
 from operators.seeds import derive
@@ -131,9 +131,9 @@ class World:
 
 
 def open_learner(
-    method: Trained, network: VisionTransformer, task: Task, state: State | None, settings: Settings
+    method: Trained, network: Network, task: Task, state: State | None, settings: Settings
 ) -> tuple[Learner, list[Tensor]]:
-    """A learner for a task on a ViT of its own, with what was stored, on the device.
+    """A learner for a task on a network of its own, with what was stored, on the device.
 
     Args:
         network: changed by this; as loaded.
@@ -155,12 +155,13 @@ def open_learner(
 
 def train_task(
     method: Trained,
-    network: VisionTransformer,
+    network: Network,
     task: Task,
     images: Images,
     state: State | None,
     settings: Settings,
     *,
+    reference: Reference | None = None,
     resume: Snapshot | None = None,
     keep: Callable[[Snapshot], None] = lambda snapshot: None,
     say: Callable[..., None] = lambda **facts: None,
@@ -169,11 +170,12 @@ def train_task(
 
     Args:
         method: the method.
-        network: the ViT as loaded, for this task alone.
+        network: the ViT or CLIP as loaded, for this task alone.
         task: what the method may know of the task.
         images: the task's training images.
         state: stored after the task before; None at the start.
         settings: seed, device, precision and the like.
+        reference: images and texts of no task, for methods that ask for them.
         resume: continue here.
         keep: called with a snapshot now and then, on rank 0.
         say: called with facts for people after every step, on rank 0.
@@ -186,6 +188,7 @@ def train_task(
     """
     world, recipe = World.current(), method.recipe(task)
     learner, backbone = open_learner(method, network, task, state, settings)
+    learner.reference = reference
     learner.begin()
     run = _Run(learner, backbone, recipe, images, settings, world)
     plain = PlainImages(learner, images, settings, run.log)
@@ -261,14 +264,13 @@ class _Run:
         self._learner.train()
         while self._epoch < recipe.epochs:
             factor = recipe.schedule(self._epoch, recipe.epochs)
-            for group in self._optimizer.param_groups:
-                group["lr"] = group["initial_lr"] * factor
             batches = row_batches(
                 len(self._images.targets), recipe, self._settings.seed, task.index, self._epoch
             )
             started, done = time.monotonic(), 0
             todo = batches[self._step :]
             for rows, pixels in self._prepared(todo):
+                self._set_rate(factor, len(batches))
                 terms = self._take(rows, pixels)
                 for name, value in terms.items():
                     self._sums[name] = self._sums.get(name, 0.0) + value * len(rows)
@@ -286,6 +288,13 @@ class _Run:
             count = sum(map(len, batches))
             self.log.epochs.append({name: s / count for name, s in self._sums.items()})
             self._epoch, self._step, self._sums = self._epoch + 1, 0, {}
+
+    def _set_rate(self, factor: float, steps: int) -> None:
+        """Sets every group's learning rate for the next step, of an epoch with so many steps."""
+        if (schedule := self._recipe.step_schedule) is not None:
+            factor *= schedule(self.log.steps, self._recipe.epochs * steps)
+        for group in self._optimizer.param_groups:
+            group["lr"] = group["initial_lr"] * factor
 
     def snapshot(self) -> Snapshot:
         """Everything that the next steps depend on."""
@@ -373,7 +382,7 @@ class _Run:
         self._learner.after_step()
         self.log.steps += 1
         passes = 1 + (self._learner.needs_query and not self._known_query())
-        self.log.images_forwarded += passes * len(rows)
+        self.log.images_forwarded += passes * len(rows) + self._learner.images_beside
         return dict(zip(terms, values.tolist(), strict=True))
 
     def _known_query(self) -> bool:
@@ -405,9 +414,9 @@ def seed_generators(seed: int, device: str) -> None:
 
 
 @torch.no_grad()
-def frozen_features(network: VisionTransformer, inputs: Tensor) -> Tensor:
+def frozen_features(network: Network, inputs: Tensor) -> Tensor:
     """Query [B, D] float32: the feature of the backbone without anything added."""
-    return seams.read_out(network, network.forward_features(inputs)).float()
+    return networks.feature(network, inputs).float()
 
 
 class PlainImages:

@@ -1,4 +1,4 @@
-"""timm models with their weights, loaded strictly.
+"""Backbones with their weights, loaded strictly: timm models, and CLIPs of open_clip.
 
 Shapes: B batch, N tokens, D width.
 """
@@ -22,8 +22,10 @@ from timm.data.config import resolve_model_data_config
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
+from methods import networks
 from methods import vit as seams
-from operators import backbones
+from methods.clip import Clip
+from operators import backbones, clip_models
 from operators.errors import ConfigError, IncompatibleError
 
 assert backbones  # registers the models that this package ships
@@ -34,10 +36,10 @@ PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load(model: str, weights: str, pooling: str, image_size: int | None = None) -> nn.Module:
-    """Creates a timm model without classifier, in eval mode, its parameters frozen.
+    """Creates a timm model without classifier, or a CLIP; in eval mode, its parameters frozen.
 
     Args:
-        model: timm name with its tag.
+        model: timm name with its tag, or `open_clip:` and a name of open_clip.
         weights: path or URL of safetensors or of a `.pth` that holds tensors only; "random" for
             an initialisation from seed 0; "" for the weights that timm's tag names.
         pooling: "token" or "avg", checked against the model.
@@ -49,6 +51,8 @@ def load(model: str, weights: str, pooling: str, image_size: int | None = None) 
         IncompatibleError: the weights do not fit the model, it lacks a class token, or it cannot
             be had in this size.
     """
+    if model.startswith(clip_models.PREFIX):
+        return _load_clip(model, weights, pooling, image_size)
     if not timm.is_model(model):
         near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), 1)
         hint = f'; did you mean "{near[0]}"?' if near else "; timm.list_models() names all"
@@ -80,6 +84,24 @@ def load(model: str, weights: str, pooling: str, image_size: int | None = None) 
             f"features.pooling: {model} has no class token; set features.pooling: avg"
         )
     return network.eval().requires_grad_(False)
+
+
+def _load_clip(model: str, weights: str, pooling: str, image_size: int | None) -> Clip:
+    if weights == "":
+        raise ConfigError(
+            f"backbone.weights: missing; {model} needs a file, or random, since nothing is "
+            "downloaded"
+        )
+    if pooling != "token":
+        raise IncompatibleError(
+            f"features.pooling: CLIP pools as it was trained; leave it out, got {pooling}"
+        )
+    network = clip_models.build(model, image_size)
+    if weights != "random":
+        state = clip_models.state_for(network, read_weights(weights), model, weights)
+        _check_names(network, state, model, weights)
+        network.load_state_dict(state, strict=True)
+    return network
 
 
 def _check_tag(model: str) -> None:
@@ -130,7 +152,6 @@ def _check_hub(model: str) -> None:
         ) from error
 
 
-@lru_cache(maxsize=2)
 def load_on_device(
     model: str,
     weights: str,
@@ -141,16 +162,32 @@ def load_on_device(
 ) -> nn.Module:
     """`load`, once per process; checks that the weights still are what was planned.
 
+    Args:
+        fingerprint_: of the whole network, or of the tower of a CLIP that is wanted.
+
     Raises:
         IncompatibleError: the weights changed since the plan was made.
     """
-    network = load(model, weights, pooling, image_size)
-    if (found := fingerprint(network)) != fingerprint_:
+    network, known = _kept(model, weights, pooling, device, image_size)
+    if fingerprint_ not in known:  # the file may have changed since this process read it
+        _kept.cache_clear()
+        network, known = _kept(model, weights, pooling, device, image_size)
+    if fingerprint_ not in known:
         raise IncompatibleError(
             f"backbone: weights of {model} changed since the plan: "
-            f"expected {fingerprint_[:12]}, loaded {found[:12]}; run again"
+            f"expected {fingerprint_[:12]}, loaded {known[0][:12]}; run again"
         )
-    return network.to(device)
+    return network
+
+
+@lru_cache(maxsize=2)
+def _kept(
+    model: str, weights: str, pooling: str, device: str, image_size: int | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network on its device, and its fingerprints."""
+    network = load(model, weights, pooling, image_size)
+    known = (fingerprint(network), *tower_fingerprints(network))
+    return network.to(device), known
 
 
 def read_weights(place: str) -> dict[str, Tensor]:
@@ -231,6 +268,13 @@ def _load_strictly(
             network.patch_embed.grid_size,  # type: ignore[union-attr]
             num_prefix_tokens=0 if network.no_embed_class else network.num_prefix_tokens,  # type: ignore[arg-type]
         )
+    _check_names(network, given, model, place)
+    network.load_state_dict(given, strict=True)
+
+
+def _check_names(network: nn.Module, given: dict[str, Tensor], model: str, place: str) -> None:
+    """Raises IncompatibleError, with what differs, unless names and shapes are the network's."""
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
     found = {name: tuple(value.shape) for name, value in given.items()}
     differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
     if differing:
@@ -243,16 +287,31 @@ def _load_strictly(
             f"backbone.weights: {place} does not fit {model} "
             f"({len(differing)} differences): {shown}"
         )
-    network.load_state_dict(given, strict=True)
 
 
-def fingerprint(network: nn.Module) -> str:
+def fingerprint(network: nn.Module, keep: Callable[[str], bool] = lambda name: True) -> str:
     """sha256 over name, dtype, shape and bytes of the loaded state, in order of names."""
     total = hashlib.sha256()
     for name, value in sorted(network.state_dict().items()):
+        if not keep(name):
+            continue
         total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
         total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return total.hexdigest()
+
+
+def tower_fingerprints(network: nn.Module) -> tuple[str, ...]:
+    """Of a CLIP's image tower and of its text tower; features of one survive the other's change.
+
+    The scale of the logits belongs to neither. Empty for other networks.
+    """
+    if not isinstance(network, Clip):
+        return ()
+    image, scale = "model.visual.", "model.logit_scale"
+    return (
+        fingerprint(network, lambda name: name.startswith(image)),
+        fingerprint(network, lambda name: not name.startswith(image) and name != scale),
+    )
 
 
 def width(network: nn.Module) -> int:
@@ -262,6 +321,8 @@ def width(network: nn.Module) -> int:
 
 def attachable(network: nn.Module) -> tuple[str, str]:
     """Why methods cannot be attached to a network (empty if they can), and what they read of it."""
+    if isinstance(network, Clip):
+        return "", "token"
     try:
         return "", seams.pooling(seams.check(network))
     except TypeError as error:
@@ -269,7 +330,9 @@ def attachable(network: nn.Module) -> tuple[str, str]:
 
 
 def data_config(network: nn.Module, image_size: int | None = None) -> dict[str, Any]:
-    """timm's own preprocessing of the model, as JSON values."""
+    """timm's own preprocessing of the model, or CLIP's, as JSON values."""
+    if isinstance(network, Clip):
+        return clip_models.data_config(network)
     config = resolve_model_data_config(network)
     fixed = network.pretrained_cfg.get("fixed_input_size", False)  # type: ignore[union-attr]
     plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
@@ -289,6 +352,8 @@ def pooled_features(network: nn.Module, images: Tensor, pooling: str) -> Tensor:
     Args:
         images: [B, 3, height, width], normalised.
     """
+    if isinstance(network, Clip):
+        return networks.feature(network, images)
     tokens = network.forward_features(images)  # type: ignore[operator]
     if pooling == getattr(network, "global_pool", None) or tokens.ndim == 4:
         return network.forward_head(tokens, pre_logits=True)  # type: ignore[operator]

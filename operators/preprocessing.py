@@ -101,6 +101,13 @@ PRESETS: dict[str, Preprocessing] = {
     "lamda_224": Preprocessing(resize=256, crop=224),
     "ranpac_cifar_224": Preprocessing(resize=224, crop=224),
     "slca_norm": Preprocessing(resize=256, crop=224, mean=_CIFAR_MEAN, std=_CIFAR_STD),
+    # CLIP's own mean and standard deviation, of OpenAI and of most open_clip weights.
+    "clip": Preprocessing(
+        resize=224,
+        crop=224,
+        mean=(0.48145466, 0.4578275, 0.40821073),
+        std=(0.26862954, 0.26130258, 0.27577711),
+    ),
     "micro_32": Preprocessing(resize=32, crop=32, mean=_HALF, std=_HALF),
 }
 

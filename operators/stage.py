@@ -160,6 +160,7 @@ OPERATORS: dict[str, Operator] = {
     "dataset": Operator(version=1, function="operators.dataset:run"),
     "features": Operator(version=1, function="operators.extract:run"),
     "exemplars": Operator(version=1, function="operators.rank:run"),
+    "text": Operator(version=1, function="operators.text:run"),
     "fit": Operator(version=1, function="operators.fit:run"),
     "train": Operator(version=1, function="operators.train:run"),
     "predict": Operator(version=2, function="operators.predict:run"),

@@ -11,6 +11,7 @@ less than decoding, and a flipped bit in a feature is silent otherwise. Two writ
 harmless: the manifest of the first stands, the second discards its own files.
 """
 
+import contextlib
 import hashlib
 import json
 import platform
@@ -20,7 +21,7 @@ import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from operators import __version__
@@ -211,4 +212,7 @@ def library_versions() -> dict[str, str]:
     names = ("torch", "torchvision", "timm", "pillow", "pyarrow", "numpy")
     # Not from the metadata: a cluster runs a shipped checkout with nothing installed.
     own = {"python": platform.python_version(), "graftwork": __version__}
-    return own | {name: version(name) for name in names}
+    known = own | {name: version(name) for name in names}
+    with contextlib.suppress(PackageNotFoundError):  # the extra `clip`
+        known["open_clip"] = version("open_clip_torch")
+    return known

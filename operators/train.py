@@ -19,7 +19,7 @@ from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 import methods
-from methods import vit as seams
+from methods import networks
 from methods.base import State
 from methods.trained import Task, Trained
 from operators import exemplars, features, fit, live, loop, models, rank, snapshots, sources
@@ -29,7 +29,7 @@ from operators.preprocessing import Preprocessing
 from operators.scenario import rows_of
 from operators.stage import Order, Result
 from operators.store import Store
-from operators.training_data import FeatureRows, TaskRows
+from operators.training_data import FeatureRows, ReferenceRows, TaskRows
 
 
 def run(order: Order, store: Store) -> Result:
@@ -60,6 +60,7 @@ def run(order: Order, store: Store) -> Result:
             rows,
             load_state(store, *previous[0]) if previous else None,
             settings(keyed, hints),
+            reference=reference_of(order, store),
             resume=resume,
             keep=lambda snapshot: snapshots.keep(store, order.key, snapshot),
             say=say,
@@ -90,7 +91,8 @@ def build(method: dict[str, Any]) -> Trained:
 
 def task_of(keyed: dict[str, Any]) -> Task:
     """What the method may know of the task of a key."""
-    return Task(**{**keyed["task"], "current": tuple(keyed["task"]["current"])})
+    given = keyed["task"].items()
+    return Task(**{k: tuple(value) if isinstance(value, list) else value for k, value in given})
 
 
 def settings(keyed: dict[str, Any], hints: dict[str, Any]) -> loop.Settings:
@@ -107,7 +109,7 @@ def settings(keyed: dict[str, Any], hints: dict[str, Any]) -> loop.Settings:
 
 
 def backbone(keyed: dict[str, Any], hints: dict[str, Any]) -> Any:
-    """A copy of the ViT for this task alone.
+    """A copy of the network for this task alone.
 
     Raises:
         IncompatibleError: its weights changed since the plan.
@@ -120,7 +122,7 @@ def backbone(keyed: dict[str, Any], hints: dict[str, Any]) -> Any:
         keyed["numerics"]["device"],
         hints["image_size"],
     )
-    return seams.check(copy.deepcopy(loaded))
+    return networks.check(copy.deepcopy(loaded))
 
 
 def adapted(order: Order, store: Store, graft: tuple[str, str]) -> Callable[[Tensor], Tensor]:
@@ -183,6 +185,30 @@ def task_rows(order: Order, store: Store) -> TaskRows | FeatureRows:
         exemplars=torch.from_numpy(np.isin(rows, own, invert=True)),
         chosen=np.searchsorted(placed, rows),
     )
+
+
+def reference_of(order: Order, store: Store) -> ReferenceRows | None:
+    """Images and texts of no task, where the order has them.
+
+    Raises:
+        BadDataError: the images are not those that were indexed.
+    """
+    keyed, hints = order.parameters, order.hints
+    if not (stages := order.inputs("reference")):
+        return None
+    index, places = fit.load_index(store, *stages[0]), hints["reference"]
+    rows = TaskRows(
+        sources.read(places),
+        digests=index.digests,
+        samples=index.sample_ids(np.arange(len(index.labels))),
+        name=partial(sources.place_name, places),
+        targets=torch.zeros(len(index.labels), dtype=torch.int64),
+        query=None,
+        preprocessing=Preprocessing.from_json(keyed["preprocessing"]),
+        seed=keyed["seed"],
+        max_pixels=hints["max_pixels"],
+    )
+    return ReferenceRows(rows, tuple(keyed["reference"]), keyed["numerics"]["device"])
 
 
 def open_rows(

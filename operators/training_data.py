@@ -149,3 +149,28 @@ class FeatureRows:
 def none_of(targets: Tensor) -> Tensor:
     """Bool [N]: no row is an exemplar."""
     return torch.zeros(len(targets), dtype=torch.bool)
+
+
+class ReferenceRows:
+    """Images and texts of no task; see `methods.trained.Reference`.
+
+    Args:
+        rows: the images.
+        texts: the texts.
+        device: on which images are handed out.
+    """
+
+    def __init__(self, rows: TaskRows, texts: tuple[str, ...], device: str) -> None:
+        self.texts = texts
+        self._rows, self._device = rows, device
+
+    def __len__(self) -> int:
+        return len(self._rows.targets)
+
+    def batch(self, rows: Sequence[int]) -> Tensor:
+        """Normalised images [B, 3, h, w] of some rows, as they are, on the device.
+
+        Raises:
+            BadDataError: an image cannot be decoded; it is named.
+        """
+        return self._rows.normalise(self._rows.batch(rows, 0, "none").to(self._device))

@@ -14,17 +14,18 @@ from typing import Any
 from cluster.graph import walk
 from operators import backbone as backbones
 from operators import dataset as datasets
+from operators import description as descriptions
 from operators import preprocessing as preprocessings
 from operators.backbone import Backbone
 from operators.dataset import Dataset
-from operators.errors import ConfigError, IncompatibleError
+from operators.errors import BadDataError, ConfigError, IncompatibleError
 from operators.preprocessing import Preprocessing
 from operators.stage import Stage
 from operators.store import Memo
 from pipelines.runs import Method, Run, make_runs
 from pipelines.spec import Loaded
 from pipelines.spec_model import PipelineSpec
-from pipelines.trunk import Trunk, check_trainable
+from pipelines.trunk import Reference, Trunk, check_networks, check_trainable
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +75,14 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
         given if isinstance(given, str) else given.model_dump(), backbone.data_config
     )
     _check_input_size(preprocessing, backbone)
-    trunk = Trunk(spec=spec, dataset=dataset, backbone=backbone, preprocessing=preprocessing)
+    check_networks(spec, backbone, dataset.classes, methods)
+    trunk = Trunk(
+        spec=spec,
+        dataset=dataset,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        reference=_reference(spec, memo) if any(m.card["reference"] for m in methods) else None,
+    )
     check_trainable(trunk, methods)
     return Plan(
         spec=spec,
@@ -84,6 +92,31 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
         features={split.name: trunk.features(split) for split in (dataset.train, dataset.test)},
         runs=tuple(make_runs(trunk, methods)),
     )
+
+
+def _reference(spec: PipelineSpec, memo: Memo) -> Reference:
+    """Images and texts of no task.
+
+    Raises:
+        ConfigError: they cannot be used.
+        BadDataError: an image cannot be used.
+    """
+    given = spec.reference
+    assert given is not None, "check_networks asks for it"
+    texts = descriptions.texts(given.texts)
+    limits = {"train": given.limit_per_class, "test": given.limit_per_class}
+    description = {
+        **given.model_dump(mode="json", exclude={"images", "texts"}),
+        "train": given.images,
+        "test": given.images,
+        "limit_per_class": limits,
+    }
+    try:
+        images = datasets.index(description, memo).train
+    except (BadDataError, ConfigError) as error:
+        message = str(error).replace("dataset.train", "reference.images")
+        raise type(error)(message) from error
+    return Reference(images=images, texts=tuple(texts))
 
 
 def _resolve(loaded: Loaded, memo: Memo) -> tuple[tuple[Method, ...], Backbone]:

@@ -213,7 +213,11 @@ def _fitted(cell: _Cell) -> Run:
             "num_classes": cell.num_classes,
             "tasks": [_task_json(everything)] if separable else cell.described,
         },
-        inputs={**train, "dataset": (dataset.train.stage(),)},
+        inputs={
+            **train,
+            "dataset": (dataset.train.stage(),),
+            **({"text": (trunk.texts(),)} if method.card["network"] == "clip" else {}),
+        },
         hints={"cpus": cpus},
         resources=Resources(cpus=cpus),
         label=f"fit {method.label if separable and not own else cell.label}",
@@ -310,6 +314,13 @@ def _chain(
         "augmentation": AUGMENTATIONS[augmentation].to_json(),
         "numerics": {**trunk.numerics(resources.gpus), "compile": resources.compile},
     }
+    reference = trunk.reference if cell.method.card["reference"] else None
+    more_inputs: dict[str, tuple[Stage, ...]] = {}
+    more_hints: dict[str, Any] = {}
+    if reference is not None:
+        shared["reference"] = list(reference.texts)
+        more_inputs["reference"] = (reference.stage(),)
+        more_hints["reference"] = reference.images.places(0, len(reference.images))
     place = {c: column for column, c in enumerate(learned)}
     passes = hyper["epochs"] * (2 if query and not plain else 1)
     stages: list[Stage] = []
@@ -331,6 +342,7 @@ def _chain(
                         "current": sorted(place[c] for c in present),
                         "before": before,
                         "seen": seen,
+                        **_names(cell, learned[:seen]),
                     },
                     "images": part,
                     "learned": list(learned[:seen]),
@@ -341,6 +353,7 @@ def _chain(
                     "previous": tuple(stages[-1:]),
                     "features": trunk.features(train) if query and plain else (),
                     **({"exemplars": ranked} if remembers else {}),
+                    **more_inputs,
                 },
                 hints=trunk.hints(
                     train,
@@ -354,6 +367,7 @@ def _chain(
                     images=(int(counts.sum()) + (memory.images if memory else 0)) * passes,
                     cpus=resources.cpus,
                     checkpoint_minutes=resources.checkpoint_minutes,
+                    **more_hints,
                 ),
                 resources=Resources(
                     cpus=resources.cpus, gpus=resources.gpus, workers=resources.workers
@@ -393,6 +407,13 @@ def _memory(cell: _Cell, hyper: dict[str, Any], earlier: Described) -> _Memory:
         described={"earlier": earlier, "exemplars": budget, "budget": kind},
         images=sum(kept.values()),
     )
+
+
+def _names(cell: _Cell, learned: Sequence[int]) -> dict[str, list[str]]:
+    """Names of classes in the order learned, and templates, for a method that reads them."""
+    if cell.method.card["network"] != "clip":
+        return {}
+    return cell.trunk.named(cell.trunk.dataset.classes[c] for c in learned)
 
 
 def _union(described: Described) -> dict[str, list[int]]:

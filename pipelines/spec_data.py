@@ -3,7 +3,7 @@
 from collections.abc import Callable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
 from operators.builtin import BUILTIN
@@ -144,6 +144,60 @@ Dataset = Annotated[
 ]
 
 
+def _texts(value: Any) -> str | tuple[str, ...]:
+    """Path of a JSON list, or the texts themselves."""
+    if not isinstance(value, (list, tuple)):
+        return location().check(value)
+    if not value:
+        raise refuse("must hold at least one text, got an empty list")
+    return tuple(_at(index, text(300).check, item) for index, item in enumerate(value))
+
+
+class Reference(Section):
+    """Images and texts of no task, to which methods that train CLIP whole hold it."""
+
+    images: Annotated[tuple[_Place, ...], _places] = Field(
+        description="as in dataset.train; labels are not used"
+    )
+    texts: Annotated[
+        str | tuple[str, ...], Rule(_texts, "path of a JSON list, or list of texts")
+    ] = Field(description="texts that images are compared with")
+    image: Annotated[str, text()] = Field(
+        default="image", description="column with the encoded image, as in dataset"
+    )
+    label: Annotated[str, text()] = Field(
+        default="label", description="column with a class id, by which images are limited"
+    )
+    limit_per_class: Annotated[int | None, optional(_count)] = Field(
+        default=None, description="first images of each class in file order"
+    )
+    max_pixels: Annotated[int, integer(1, MAX_COUNT)] = Field(
+        default=MAX_PIXELS, description="larger images count as bad images"
+    )
+
+
+def _template(value: Any) -> str:
+    """Text with one `{}`."""
+    text(200).check(value)
+    if value.count("{}") != 1 or value.replace("{}", "").count("{"):
+        raise refuse(f"must hold one {{}} for the class name, got {shown(value)}")
+    return value
+
+
+class Text(Section):
+    """What CLIP's text tower reads for each class; only methods on CLIP look at it."""
+
+    templates: Annotated[
+        tuple[Annotated[str, Rule(_template, "text with one {}")], ...],
+        listing("texts with one {} for a class name", single=True),
+        AfterValidator(no_duplicates),
+    ] = Field(
+        default=("a photo of a {}.",),
+        description="texts around a class name, whose features are averaged; "
+        "training uses the first one",
+    )
+
+
 def _orders(value: Any) -> tuple[Any, ...]:
     """All accepted ways of writing orders, one by one."""
     if value == "natural":
@@ -161,7 +215,7 @@ def _orders(value: Any) -> tuple[Any, ...]:
     return listing(says).change(value)
 
 
-def _at(key: str, check: Callable[[Any], Any], value: Any) -> Any:
+def _at(key: str | int, check: Callable[[Any], Any], value: Any) -> Any:
     """The checked value; a problem with it is reported at `key`."""
     try:
         return check(value)

@@ -41,7 +41,9 @@ from pipelines.spec_data import (
     BuiltinDataset,
     Dataset,
     FileDataset,
+    Reference,
     Scenario,
+    Text,
     full_dataset,
     seed,
 )
@@ -83,9 +85,13 @@ def _preprocessing_kind(value: Any) -> str:
 class Backbone(Section):
     """The frozen network that turns images into features."""
 
-    model: Annotated[str, text(200)] = Field(description="timm's name of the network")
+    model: Annotated[str, text(200)] = Field(
+        description="timm's name of the network, or open_clip: and open_clip's name of a CLIP"
+    )
     weights: Annotated[str | None, optional(location(("random", "builtin")))] = Field(
-        default=None, description="safetensors file; absent: timm's pretrained weights of that name"
+        default=None,
+        description="safetensors file; absent: timm's pretrained weights of that name; "
+        "CLIPs always need one",
     )
     image_size: Annotated[int | None, optional(integer(8, 4096))] = Field(
         default=None,
@@ -203,6 +209,10 @@ class PipelineSpec(Section):
     scenario: Scenario = Field(description="stream of tasks")
     backbone: Backbone = Field(description="frozen network")
     features: Features = Field(default=Features(), description="stored features")
+    text: Text = Field(default=Text(), description="texts of the classes, for methods on CLIP")
+    reference: Reference | None = Field(
+        default=None, description="data of no task, for methods that ask for it"
+    )
     methods: Annotated[
         tuple[Annotated[Method, Rule(_method, "method")], ...],
         listing("names or {name: {hyper-parameter: value}}"),

@@ -1,7 +1,7 @@
 """What all runs of a spec share: data, backbone, preprocessing, and the stages made of them."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,23 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """Images and texts of no task.
+
+    Args:
+        images: as indexed; their labels mean nothing.
+        texts: the texts.
+    """
+
+    images: Split
+    texts: tuple[str, ...]
+
+    def stage(self) -> Stage:
+        """The stage that stores the images' index."""
+        return replace(self.images.stage(), label="dataset reference")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Trunk:
     """Data, backbone and preprocessing of a spec.
 
@@ -29,12 +46,14 @@ class Trunk:
         dataset: its images.
         backbone: the network.
         preprocessing: the test transform.
+        reference: images and texts of no task, if a method asks for them.
     """
 
     spec: PipelineSpec
     dataset: Dataset
     backbone: Backbone
     preprocessing: Preprocessing
+    reference: Reference | None = None
     _made: dict[str, tuple[Stage, ...]] = field(default_factory=dict)
     _counts: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -60,7 +79,8 @@ class Trunk:
         resources, size, count = spec.resources.extract, spec.features.shard_size, len(split)
         starts = range(0, count, size)
         keyed = {
-            **self.network(),
+            # What another text tower changes is not the image's feature.
+            **self.network(self.backbone.image_fingerprint),
             "preprocessing": self.preprocessing.to_json(),
             "pooling": spec.features.pooling,
             "dtype": spec.features.dtype,
@@ -103,12 +123,39 @@ class Trunk:
             label=f"exemplars {selection}" + ("" if herding else f" seed {seed}"),
         )
 
-    def network(self) -> dict[str, Any]:
-        """The backbone, as keys know it."""
+    def texts(self) -> Stage:
+        """The features of the class names on a CLIP's text tower."""
+        resources = self.spec.resources.extract
+        numerics = self.numerics(resources.gpus) | {"precision": "fp32"}
+        return Stage(
+            operator="text",
+            parameters={
+                **self.network(self.backbone.text_fingerprint),
+                **self.named(self.dataset.classes),
+                # Its tokeniser is part of the function.
+                "open_clip": library_versions()["open_clip"],
+                "numerics": numerics,
+            },
+            hints={**self._where(), "cpus": resources.cpus},
+            resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
+            label="text features",
+        )
+
+    def named(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Class names and templates, as keys know them."""
+        return {"names": list(names), "templates": list(self.spec.text.templates)}
+
+    def network(self, part: str = "") -> dict[str, Any]:
+        """The backbone, as keys know it.
+
+        Args:
+            part: fingerprint of the tower of a CLIP that matters; empty for the whole network.
+        """
+        model = self.backbone.model
         return {
             # The same tensors in another architecture (another activation, say) are another net.
-            "architecture": self.backbone.model.partition(".")[0],
-            "backbone": self.backbone.fingerprint,
+            "architecture": model if self.backbone.network == "clip" else model.partition(".")[0],
+            "backbone": part or self.backbone.fingerprint,
         }
 
     def numerics(self, gpus: float) -> dict[str, Any]:
@@ -130,14 +177,20 @@ class Trunk:
         return Hints(
             lambda: _places(split, rows()),
             {
-                "model": self.backbone.model,
-                "weights": self.backbone.weights,
-                "pooling": self.spec.features.pooling,
-                "image_size": self.backbone.image_size,
+                **self._where(),
                 "max_pixels": None if isinstance(given, BuiltinDataset) else given.max_pixels,
                 **more,
             },
         )
+
+    def _where(self) -> dict[str, Any]:
+        """Where the backbone is."""
+        return {
+            "model": self.backbone.model,
+            "weights": self.backbone.weights,
+            "pooling": self.spec.features.pooling,
+            "image_size": self.backbone.image_size,
+        }
 
     def counts(self, split: Split, task: Mapping[str, Sequence[int]]) -> np.ndarray:
         """Images of each class of a task `{classes, domains}`, in the order of its classes."""
@@ -174,6 +227,38 @@ class Hints(Mapping[str, Any]):
 
 def _places(split: Split, rows: np.ndarray) -> dict[str, Any]:
     return split.where.at(rows).hints(0, len(rows))
+
+
+def check_networks(
+    spec: PipelineSpec, backbone: Backbone, classes: Sequence[str], methods: Iterable["Method"]
+) -> None:
+    """Refuses methods that the backbone or the spec lacks something for.
+
+    Raises:
+        ConfigError: a method for CLIP on another backbone, or the other way round; no class names;
+            no reference.
+    """
+    for method in methods:
+        wanted = method.card["network"]
+        if wanted == "clip" and backbone.network != "clip":
+            raise ConfigError(
+                f"backbone.model: {method.name} needs a CLIP with both towers, such as "
+                f"open_clip:ViT-B-16-quickgelu, got {backbone.model}"
+            )
+        if wanted == "vit" and method.trains and backbone.network == "clip":
+            raise ConfigError(
+                f"backbone.model: {method.name} trains a timm ViT, got {backbone.model}; "
+                "on CLIP run closed-form methods and those for CLIP"
+            )
+        if wanted == "clip" and list(classes) == [str(number) for number in range(len(classes))]:
+            raise ConfigError(
+                f"dataset.classes: {method.name} reads the names of the classes; give them"
+            )
+        if method.card["reference"] and spec.reference is None:
+            raise ConfigError(
+                f"reference: {method.name} distils on images and texts of no task; give "
+                "reference: {images: ..., texts: ...}, or the method distillation: 0"
+            )
 
 
 def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:

@@ -20,12 +20,12 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load, load_file, save, save_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
 import methods
 from methods import hyperparameters
 from methods.base import State
+from methods.networks import Network
 from methods.trained import Learner, Task, Trained
 from operators import loop
 from operators.errors import Diverged
@@ -42,22 +42,35 @@ SMALL = {
     "milestone": 1,
 }
 """Given to every method that has a field of the name."""
-FITTING: dict[str, dict[str, Any]] = {}
-"""Changes for a tiny ViT: 6 blocks of width 48, 17 tokens."""
-QUICK: dict[str, dict[str, Any]] = {}
+FITTING: dict[str, dict[str, Any]] = {
+    "coop": {"warmup_epochs": 0},
+    "zscl": {"lr": 1e-3, "warmup": 2, "average_every": 2, "constraint": 0.1},
+}
+"""Changes for a tiny ViT: 6 blocks of width 48, 17 tokens; or a tiny CLIP."""
+QUICK: dict[str, dict[str, Any]] = {
+    "coop": {"optimizer": "adam", "schedule": "constant"},
+    "zscl": {"lr": 3e-3, "distillation": 0.1, "average_every": 0},
+}
 """Changes with which 16 steps per task suffice to learn an easy one."""
 UNUSED: dict[str, tuple[str, ...]] = {}
 """Ends of names of trained parameters that need no gradient in every task, with the reason."""
-UNCHANGED_AT_START = ("finetune", "joint", "bitfit", "lora", "first_session-adapter")
+UNCHANGED_AT_START = (
+    *("finetune", "joint", "bitfit", "lora", "first_session-adapter"),
+    *("coop-shared", "coop-specific", "zscl"),
+)
 """Features before the first step are those of the untouched backbone."""
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     f"first_session-{kind}": ("first_session", {"peft": kind})
     for kind in ("finetune", "vpt_shallow", "vpt_deep", "ssf", "adapter")
+} | {
+    "coop-shared": ("coop", {}),
+    "coop-specific": ("coop", {"class_specific": True}),
 }
 """Cases of one name with several sets of trained parameters."""
 FIRST_TASK_ALONE = ("first_session",)
 
 B = sum(p.numel() for p in tiny.vit().parameters())
+CLIP = sum(p.numel() for p in tiny.clip().parameters())
 D, L = tiny.WIDTH, 6
 ADAPTERS = L * (2 * 4 * D + 4 + D)
 STORED: dict[str, Callable[[int, int], int]] = {
@@ -76,6 +89,9 @@ STORED: dict[str, Callable[[int, int], int]] = {
     "hide_prompt": lambda C, T: (
         2 * T * 5 * 5 * D + 4 * D * D + 5 * D + 2 * C * (D + 1) + 2 * C * 10 * (2 * D + 1) + 2 * C
     ),
+    "coop-shared": lambda C, T: 16 * 16,
+    "coop-specific": lambda C, T: C * 16 * 16,
+    "zscl": lambda C, T: CLIP - 1,
     "first_session-finetune": lambda C, T: B + C * D + 1,
     "first_session-vpt_shallow": lambda C, T: 5 * D + C * D + 1,
     "first_session-vpt_deep": lambda C, T: L * 5 * D + C * D + 1,
@@ -96,6 +112,10 @@ class Case:
     @property
     def method(self) -> Trained:
         return methods.build(self.name, dict(self.values))
+
+    @property
+    def on(self) -> str:
+        return self.method.card.network
 
     @property
     def tasks(self) -> int:
@@ -134,18 +154,22 @@ def stream(of: Case, kind: str = "class") -> list[Task]:
     if kind == "class":
         return [tiny.task(index, 3, of.tasks) for index in range(of.tasks)]
     return [
-        Task(index=i, count=of.tasks, current=(0, 1, 2), before=3 if i else 0, seen=3)
+        dataclasses.replace(tiny.task(0, 3, of.tasks), index=i, before=3 if i else 0)
         for i in range(of.tasks)
     ]
 
 
-def vit(gain: float = 1.0, **network: Any) -> VisionTransformer:
-    """A tiny ViT; with a gain its features depend on the image as much as trained ones do."""
-    made = tiny.vit(**network)
-    for name, parameter in made.blocks.named_parameters():
-        if name.endswith("weight") and parameter.ndim > 1:
+def network(of: Case, gain: float = 1.0, **changes: Any) -> Network:
+    """A tiny network; with a gain its features depend on the image as much as trained ones do."""
+    made = tiny.clip(**changes) if of.on == "clip" else tiny.vit(**changes)
+    for name, parameter in made.named_parameters():
+        if "blocks." in name and name.endswith("weight") and parameter.ndim > 1:
             parameter.mul_(gain)
     return made
+
+
+def reference(of: Case) -> tiny.Reference | None:
+    return tiny.Reference() if of.method.card.reference else None
 
 
 def images(task: Task, per_class: int = 4) -> tiny.TensorImages:
@@ -160,15 +184,23 @@ def train(
     precision: str = "fp32",
     states: list[State] | None = None,
     say: Callable[..., None] = lambda **facts: None,
-    **network: Any,
+    **changes: Any,
 ) -> list[State]:
     """What is stored after each task, by the real loop; goes on after `states`."""
     states = list(states or [])
     settings = loop.Settings(seed=seed, precision=precision)
     for task in (tasks or stream(case))[len(states) :]:
         before = states[-1] if states else None
-        own = vit(**network)
-        state, _ = loop.train_task(case.method, own, task, images(task), before, settings, say=say)
+        state, _ = loop.train_task(
+            case.method,
+            network(case, **changes),
+            task,
+            images(task),
+            before,
+            settings,
+            reference=reference(case),
+            say=say,
+        )
         states.append(state)
     return states
 
@@ -179,9 +211,10 @@ def trained(case: Case) -> list[State]:
     return train(case)
 
 
-def opened(case: Case, task: Task, state: State | None, **network: Any) -> Learner:
+def opened(case: Case, task: Task, state: State | None, **changes: Any) -> Learner:
     settings = loop.Settings(seed=0)
-    learner, _ = loop.open_learner(case.method, vit(**network), task, state, settings)
+    learner, _ = loop.open_learner(case.method, network(case, **changes), task, state, settings)
+    learner.reference = reference(case)
     return learner.eval()
 
 
@@ -202,7 +235,8 @@ def running(case: Case, pixels: tiny.TensorImages | None = None) -> Any:
     task, states = stream(case)[-1], trained(case)
     before = states[-2] if len(states) > 1 else None
     settings = loop.Settings(seed=0)
-    learner, backbone = loop.open_learner(case.method, tiny.vit(), task, before, settings)
+    learner, backbone = loop.open_learner(case.method, network(case), task, before, settings)
+    learner.reference = reference(case)
     learner.begin()
     pixels = pixels or images(task)
     recipe = case.method.recipe(task)
@@ -228,11 +262,12 @@ def test_card_and_learner_agree(case: Case) -> None:
 
 @every
 def test_a_frozen_backbone_is_unchanged_and_has_no_gradient(case: Case) -> None:
-    network = tiny.vit()
-    tensors = dict(network.state_dict(keep_vars=True))
+    own = network(case)
+    tensors = dict(own.state_dict(keep_vars=True))
     copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
     task = stream(case)[0]
-    loop.train_task(case.method, network, task, images(task), None, loop.Settings(seed=0))
+    settings = loop.Settings(seed=0)
+    loop.train_task(case.method, own, task, images(task), None, settings, reference=reference(case))
     frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
     assert [n for n in frozen if not torch.equal(frozen[n], copies[n])] == []
     assert [n for n in frozen if frozen[n].grad is not None] == []
@@ -266,7 +301,7 @@ def test_start_is_the_untouched_backbone(case: Case) -> None:
     pixels = images(task).pixels
     with torch.no_grad():
         own = learner.features(pixels)
-    assert torch.equal(own, loop.frozen_features(tiny.vit(), pixels))
+    assert torch.equal(own, loop.frozen_features(network(case), pixels))
 
 
 @every
@@ -283,15 +318,26 @@ def test_interrupted_and_resumed_is_uninterrupted(case: Case) -> None:
     before = states[-2] if len(states) > 1 else None
     kept: list[loop.Snapshot] = []
     settings = loop.Settings(seed=0, every=0)
-    loop.train_task(case.method, tiny.vit(), task, images(task), before, settings, keep=kept.append)
+
+    def run(**more: Any) -> State:
+        state, _ = loop.train_task(
+            case.method,
+            network(case),
+            task,
+            images(task),
+            before,
+            settings,
+            reference=reference(case),
+            **more,
+        )
+        return state
+
+    run(keep=kept.append)
     # The first step of the second epoch is taken, the second is not.
     snapshot = kept[2]
     assert (snapshot.epoch, snapshot.step) == (1, 1)
     snapshot = dataclasses.replace(snapshot, tensors=load(save(snapshot.tensors)))
-    resumed, _ = loop.train_task(
-        case.method, tiny.vit(), task, images(task), before, settings, resume=snapshot
-    )
-    assert_same(resumed, states[-1])
+    assert_same(run(resume=snapshot), states[-1])
 
 
 @every
@@ -347,7 +393,7 @@ def test_an_unknown_field_is_refused_and_every_field_is_explained(case: Case) ->
 
 @every
 def test_stored_is_what_was_trained_and_nothing_more(case: Case) -> None:
-    plain = tiny.vit().state_dict()
+    plain = network(case).state_dict()
     sizes = []
     for index, (task, state) in enumerate(zip(stream(case), trained(case), strict=True)):
         same = [
@@ -386,16 +432,27 @@ def test_a_domain_incremental_stream_works(case: Case) -> None:
     assert bool(found.isfinite().all())
 
 
-@every
+OTHERS = {
+    "vit": {
+        "registers": {"reg_tokens": 2},
+        "no class token": {"class_token": False, "global_pool": "avg"},
+    },
+    "clip": {"timm's tower": {"tower": "timm"}},
+}
+
+
 @pytest.mark.parametrize(
-    "network",
-    [{"reg_tokens": 2}, {"class_token": False, "global_pool": "avg"}],
-    ids=["registers", "no class token"],
+    ("case", "changes"),
+    [
+        pytest.param(case, changes, id=f"{what}-{case.label}")
+        for case in CASES
+        for what, changes in OTHERS[case.on].items()
+    ],
 )
-def test_other_vits_work(case: Case, network: dict[str, Any]) -> None:
+def test_other_networks_work(case: Case, changes: dict[str, Any]) -> None:
     case, task = case.but(epochs=1), stream(case)[0]
-    (state,) = train(case, [task], **network)
-    found = scores(opened(case, task, state, **network), images(task).pixels)
+    (state,) = train(case, [task], **changes)
+    found = scores(opened(case, task, state, **changes), images(task).pixels)
     assert found.shape == (12, 3)
     assert bool(found.isfinite().all())
 

@@ -39,6 +39,7 @@ VARIANTS = [
     ("ranpac", {"projection_dim": 0}),
     ("joint_linear", {}),
     ("joint_linear", {"solver": "logistic"}),
+    ("zs_clip", {}),
 ]
 each_variant = pytest.mark.parametrize(("name", "values"), VARIANTS)
 
@@ -49,7 +50,13 @@ def make_rows(number: int = 60, seed: int = 0, classes: int = CLASSES) -> Rows:
     means = 3 * torch.randn(classes, WIDTH, generator=generator)
     noise = torch.randn(number, WIDTH, generator=generator)
     samples = torch.randint(-(2**62), 2**62, (number,), generator=generator)
-    return Rows(features=means[labels] + noise, labels=labels, samples=samples, num_classes=classes)
+    return Rows(
+        features=means[labels] + noise,
+        labels=labels,
+        samples=samples,
+        num_classes=classes,
+        texts=torch.stack([means, 2 * means]),
+    )
 
 
 def take(rows: Rows, index: torch.Tensor) -> Rows:

@@ -16,6 +16,7 @@ from operators import backbones, loop
 assert backbones  # registers vit_micro_patch4_32
 
 SIZE, WIDTH, HEADS = 32, 48, 4
+NAMES = ("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle")
 
 
 def vit(depth: int = 6, seed: int = 0, **changes: Any) -> VisionTransformer:
@@ -92,6 +93,22 @@ class TensorImages:
         return f"image {row}"
 
 
+class Reference:
+    """Random images and a few texts of no task."""
+
+    texts = ("a river", "two people", "a street at night", "a red car", "snow")
+
+    def __init__(self, count: int = 16) -> None:
+        generator = torch.Generator().manual_seed(7)
+        self.pixels = torch.randn(count, 3, SIZE, SIZE, generator=generator)
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+    def batch(self, rows: Sequence[int]) -> Tensor:
+        return self.pixels[list(rows)]
+
+
 def task(index: int, classes: int = 3, count: int = 2) -> Task:
     """Task `index` of a class-incremental stream with `classes` classes in each task."""
     before = index * classes
@@ -101,6 +118,8 @@ def task(index: int, classes: int = 3, count: int = 2) -> Task:
         current=tuple(range(before, before + classes)),
         before=before,
         seen=before + classes,
+        names=NAMES[: before + classes],
+        templates=("a photo of a {}.",),
     )
 
 
