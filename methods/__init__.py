@@ -41,6 +41,7 @@ METHODS: dict[str, str] = {
     "zs_clip": "methods.zs_clip:ZeroShotCLIP",
     "coop": "methods.coop:CoOp",
     "zscl": "methods.zscl:ZSCL",
+    "proof": "methods.proof:PROOF",
 }
 
 PARTS: dict[str, str] = {

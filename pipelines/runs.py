@@ -242,7 +242,7 @@ def _trained(cell: _Cell) -> Run:
     parts = [_union(cell.described)] if joint else cell.described
     chain = _chain(cell, method.description, parts, learned)
     test, resources = trunk.dataset.test, trunk.spec.resources.extract
-    vote = method.hyperparameters.get("eval_selection") == "batch_vote"
+    vote = method.hyperparameters.get("eval_selection", "instance") != "instance"
     predictions = []
     for number, model in enumerate(chain):
         after = list(range(len(stream))) if joint else [number]

@@ -92,6 +92,7 @@ STORED: dict[str, Callable[[int, int], int]] = {
     "coop-shared": lambda C, T: 16 * 16,
     "coop-specific": lambda C, T: C * 16 * 16,
     "zscl": lambda C, T: CLIP - 1,
+    "proof": lambda C, T: T * (2 * 24 * 25 + 3 * 24) + 4 * 24 * 24 + 3 * 24 + C * 25 + 1,
     "first_session-finetune": lambda C, T: B + C * D + 1,
     "first_session-vpt_shallow": lambda C, T: 5 * D + C * D + 1,
     "first_session-vpt_deep": lambda C, T: L * 5 * D + C * D + 1,

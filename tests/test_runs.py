@@ -393,7 +393,9 @@ def test_a_vote_is_taken_in_batches_of_the_reference(store: Store, folder: Path)
     assert voting
     made = pngs.plan(store, folder)
     for name in voting:
-        for selection, size in (("instance", None), ("batch_vote", 7)):
+        [kind] = [field.type for field in methods.fields(name) if field.name == "eval_selection"]
+        _, _, by_batch = kind.partition("instance | ")
+        for selection, size in (("instance", None), (by_batch, 7)):
             method = described(name, eval_selection=selection, batch_size=7)
             assert method.card["batch_information_at_test"] is (size is not None)
             run = planned(made, method)
