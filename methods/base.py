@@ -38,8 +38,9 @@ class Card:
             features of a `vit` takes those of a CLIP's image tower as well.
         reference: reads images and texts that belong to no task, from the spec's `reference`.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
-            learns on images, task after task) or `adapted` (`Adapted`: trains on the first task,
-            then is fitted on the features of the adapted backbone).
+            learns on images, task after task), `adapted` (`Adapted`: trains on the first task,
+            then is fitted on the features of the adapted backbone) or `fused` (`Fused`: two trained
+            branches on two networks, and a blend of their scores).
     """
 
     title: str
@@ -57,7 +58,7 @@ class Card:
     images: bool = True
     network: Literal["vit", "clip"] = "vit"
     reference: bool = False
-    contract: Literal["fitted", "trained", "adapted"] = "fitted"
+    contract: Literal["fitted", "trained", "adapted", "fused"] = "fitted"
 
 
 @dataclass(frozen=True, kw_only=True)

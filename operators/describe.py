@@ -12,7 +12,7 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     """Resolved hyper-parameters and card of a method, and what is wrong with the request.
 
     Returns:
-        `{"hyperparameters": ..., "card": ...}`, for the contract `adapted` also `"parts"`; empty
+        `{"hyperparameters": ..., "card": ...}`, for `adapted` and `fused` also `"parts"`; empty
         when there are problems, and the problems as (key path below the spec's entry, sentence).
     """
     if name not in methods.METHODS:
@@ -38,7 +38,22 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     facts["card"]["reference"] = getattr(built, "needs_reference", built.card.reference)
     if built.card.contract == "adapted":
         facts["parts"] = _parts(name, built)
+    if built.card.contract == "fused":
+        facts["parts"] = _branches(built)
     return facts, []
+
+
+def _branches(built: Any) -> dict[str, Any]:
+    """The two branches of a fused method, each with its card and all hyper-parameters."""
+    found = {}
+    for role, (name, given) in vars(built.branches()).items():
+        branch = methods.build(name, given)
+        found[role] = {
+            "name": name,
+            "hyperparameters": asdict(branch),
+            "card": asdict(branch.card),
+        }
+    return found
 
 
 def _parts(name: str, built: Any) -> dict[str, Any]:

@@ -68,16 +68,24 @@ def _facts(order: Order, store: Store) -> dict[str, Any]:
     """What the run took, summed over the stages that are its own."""
     models = [store.manifest(*stage) for stage in order.inputs("model")]
     first = [store.manifest(*stage) for stage in order.inputs("first_session")]
-    made = [store.manifest(*stage) for stage in order.inputs("predictions")]
+    beside = [store.manifest(*stage) for stage in order.inputs("beside")]
+    made = [
+        store.manifest(*stage)
+        for role in ("predictions", "branches", "scores")
+        for stage in order.inputs(role)
+    ]
     facts = [manifest["facts"] for manifest in [*first, *models]]
+    trained_beside = max((m["facts"]["trainable_parameters"] for m in beside), default=0)
+    everything = [*first, *models, *beside, *made]
     return {
-        "seconds_fitting": sum(m["seconds"] for m in [*first, *models, *made]),
+        "seconds_fitting": sum(m["seconds"] for m in everything),
         # A chain's newest state holds what the earlier ones did.
-        "state_bytes": sum(m[-1]["facts"]["state_bytes"] for m in (first, models) if m),
-        "trainable_parameters": max(f["trainable_parameters"] for f in facts),
-        "forwards": sum(m["facts"].get("images_forwarded", 0) for m in [*first, *models, *made]),
+        "state_bytes": sum(m[-1]["facts"]["state_bytes"] for m in (first, models, beside) if m),
+        # Of two branches that are trained side by side, both.
+        "trainable_parameters": max(f["trainable_parameters"] for f in facts) + trained_beside,
+        "forwards": sum(m["facts"].get("images_forwarded", 0) for m in everything),
         "fit": models[-1]["facts"].get("tasks", []),
-        "training": [_training(manifest) for manifest in [*first, *models] if _trained(manifest)],
+        "training": [_training(m) for m in [*first, *models, *beside] if _trained(m)],
     }
 
 

@@ -164,5 +164,7 @@ OPERATORS: dict[str, Operator] = {
     "fit": Operator(version=1, function="operators.fit:run"),
     "train": Operator(version=1, function="operators.train:run"),
     "predict": Operator(version=2, function="operators.predict:run"),
+    "score": Operator(version=1, function="operators.blend:score"),
+    "blend": Operator(version=1, function="operators.blend:run"),
     "evaluate": Operator(version=1, function="operators.evaluate:run"),
 }

@@ -6,7 +6,7 @@ adapted backbone sees.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,7 +16,7 @@ from operators.errors import BadDataError, ConfigError
 from operators.exemplars import shares
 from operators.scenario import OrderName, Task, rows_of, seen_classes, tasks
 from operators.stage import Resources, Stage
-from pipelines.trunk import Trunk
+from pipelines.trunk import Hints, Trunk
 
 Described = list[dict[str, list[int]]]
 """A stream of tasks as keys hold it: classes and domains of each."""
@@ -32,7 +32,7 @@ class Method:
         card: the method's card as JSON values.
         label: the name, with what the spec sets where a method stands in it twice.
         parts: of an adapted method: its first session, the classifier that is fitted afterwards,
-            and whether the frozen features stay in front.
+            and whether the frozen features stay in front; of a fused one its two branches.
     """
 
     name: str
@@ -53,12 +53,17 @@ class Method:
     @property
     def first_session(self) -> dict[str, Any] | None:
         """Description of what is trained on the first task before anything is fitted."""
-        return self.parts and self.parts["first_session"]
+        return self.parts and self.parts.get("first_session")
+
+    def branch(self, role: str) -> "Method":
+        """One of the two branches of a fused method, as a method of its own."""
+        assert self.parts is not None
+        return Method(label=f"{self.label} {role}", **self.parts[role])
 
     @property
     def trains(self) -> bool:
         """Whether images are needed, not only features."""
-        return self.card["contract"] == "trained" or self.first_session is not None
+        return self.card["contract"] in ("trained", "fused") or self.first_session is not None
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -101,6 +106,7 @@ class _Cell:
     stream: tuple[Task, ...]
     described: Described
     seed: int
+    beside: Trunk | None = None
 
     @property
     def label(self) -> str:
@@ -139,8 +145,13 @@ class _Cell:
         )
 
 
-def make_runs(trunk: Trunk, methods: Iterable[Method]) -> Iterator[Run]:
+def make_runs(
+    trunk: Trunk, methods: Iterable[Method], beside: Trunk | None = None
+) -> Iterator[Run]:
     """All runs of a spec, method by method.
+
+    Args:
+        beside: of the second network, for methods with a branch on it.
 
     Raises:
         BadDataError: a task without training or test images.
@@ -172,8 +183,11 @@ def make_runs(trunk: Trunk, methods: Iterable[Method]) -> Iterator[Run]:
                     stream=stream,
                     described=described,
                     seed=seed,
+                    beside=beside,
                 )
-                yield _trained(cell) if method.card["contract"] == "trained" else _fitted(cell)
+                yield {"trained": _trained, "fused": _fused}.get(method.card["contract"], _fitted)(
+                    cell
+                )
 
 
 def _fitted(cell: _Cell) -> Run:
@@ -236,13 +250,95 @@ def _fitted(cell: _Cell) -> Run:
 
 def _trained(cell: _Cell) -> Run:
     """A chain of tasks, and predictions after each."""
-    trunk, method, stream = cell.trunk, cell.method, cell.stream
-    joint = method.card["upper_bound"]
-    learned = list(seen_classes(stream, len(stream) - 1))
+    joint = cell.method.card["upper_bound"]
     parts = [_union(cell.described)] if joint else cell.described
-    chain = _chain(cell, method.description, parts, learned)
+    chain = _chain(cell, cell.method.description, parts, _learned(cell))
+    predictions = _predictions(cell, chain)
+    evaluate = cell.evaluation(
+        {"method": cell.method.description},
+        {"predictions": tuple(predictions), "model": tuple(chain)},
+    )
+    return cell.run([*chain, *predictions], chain[-1], evaluate)
+
+
+def _fused(cell: _Cell) -> Run:
+    """Two chains side by side, and a blend of their scores after each task."""
+    method, described, trunk = cell.method, cell.described, cell.trunk
+    assert cell.beside is not None, "check_networks asks for it"
+    chains: dict[str, list[Stage]] = {}
+    tests: dict[str, list[Stage]] = {}
+    scores: dict[str, list[Stage]] = {}
+    for role, network in (("clip", trunk), ("vit", cell.beside)):
+        branch = replace(cell, trunk=network, method=method.branch(role))
+        chains[role] = _chain(branch, branch.method.description, described, _learned(cell))
+        tests[role] = _predictions(branch, chains[role])
+        scores[role] = [_score(branch, stage) for stage in chains[role]]
+    cpus = trunk.spec.resources.fit.cpus
+    blends = [
+        Stage(
+            operator="blend",
+            parameters={
+                "method": method.description,
+                "learned": chains["clip"][number].parameters["learned"],
+                "tasks": described[: number + 1],
+                "after": [number],
+            },
+            inputs={
+                **{role: (stages[number],) for role, stages in scores.items()},
+                **{f"{role}_test": (stages[number],) for role, stages in tests.items()},
+                "dataset": (trunk.dataset.test.stage(),),
+            },
+            hints={"cpus": cpus},
+            resources=Resources(cpus=cpus),
+            label=f"blend {cell.label} task {number + 1}/{len(described)}",
+        )
+        for number in range(len(described))
+    ]
+    evaluate = cell.evaluation(
+        {"method": method.description},
+        {
+            "predictions": tuple(blends),
+            "model": tuple(chains["clip"]),
+            "beside": tuple(chains["vit"]),
+            "branches": (*tests["clip"], *tests["vit"]),
+            "scores": (*scores["clip"], *scores["vit"]),
+        },
+    )
+    own = [*evaluate.inputs["model"], *evaluate.inputs["beside"], *evaluate.inputs["branches"]]
+    return cell.run([*own, *evaluate.inputs["scores"], *blends], blends[-1], evaluate)
+
+
+def _learned(cell: _Cell) -> list[int]:
+    """Classes in the order learned."""
+    return list(seen_classes(cell.stream, len(cell.stream) - 1))
+
+
+def _score(cell: _Cell, model: Stage) -> Stage:
+    """Scores of a trained task on the rows that it was trained on."""
+    resources, hints = cell.trunk.spec.resources.extract, model.hints
+    assert isinstance(hints, Hints), "they were made by _chain"
+    return Stage(
+        operator="score",
+        parameters={
+            **{name: v for name, v in model.parameters.items() if name != "augmentation"},
+            "numerics": {**cell.trunk.numerics(resources.gpus), "compile": False},
+        },
+        inputs={"model": (model,), **{r: s for r, s in model.inputs.items() if r != "previous"}},
+        hints=hints.but(
+            images=hints["images"] // cell.method.hyperparameters["epochs"],
+            cpus=resources.cpus,
+        ),
+        resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
+        label=model.label.replace("train", "score", 1),
+    )
+
+
+def _predictions(cell: _Cell, chain: Sequence[Stage]) -> list[Stage]:
+    """Predictions on the test images of all tasks seen, after each task."""
+    trunk, method, stream = cell.trunk, cell.method, cell.stream
     test, resources = trunk.dataset.test, trunk.spec.resources.extract
     vote = method.hyperparameters.get("eval_selection", "instance") != "instance"
+    joint = method.card["upper_bound"]
     predictions = []
     for number, model in enumerate(chain):
         after = list(range(len(stream))) if joint else [number]
@@ -288,10 +384,7 @@ def _trained(cell: _Cell) -> Run:
                 label=f"predict {cell.label} task {after[-1] + 1}/{len(stream)}",
             )
         )
-    evaluate = cell.evaluation(
-        {"method": method.description}, {"predictions": tuple(predictions), "model": tuple(chain)}
-    )
-    return cell.run([*chain, *predictions], chain[-1], evaluate)
+    return predictions
 
 
 def _chain(

@@ -47,6 +47,7 @@ class Trunk:
         backbone: the network.
         preprocessing: the test transform.
         reference: images and texts of no task, if a method asks for them.
+        main: whose features choose exemplars, of a second network; None for its own.
     """
 
     spec: PipelineSpec
@@ -54,6 +55,7 @@ class Trunk:
     backbone: Backbone
     preprocessing: Preprocessing
     reference: Reference | None = None
+    main: "Trunk | None" = None
     _made: dict[str, tuple[Stage, ...]] = field(default_factory=dict)
     _counts: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -109,6 +111,8 @@ class Trunk:
 
     def exemplars(self, selection: str, seed: int) -> Stage:
         """The ranks of the training images as exemplars: of all orders, budgets and methods."""
+        if self.main is not None:
+            return self.main.exemplars(selection, seed)
         herding, cpus = selection == "herding", self.spec.resources.fit.cpus
         drawn = {} if herding else {"seed": seed}
         return Stage(
@@ -215,6 +219,10 @@ class Hints(Mapping[str, Any]):
     def __init__(self, places: Callable[[], dict[str, Any]], fixed: Mapping[str, Any]) -> None:
         self._places, self._fixed = places, fixed
 
+    def but(self, **changes: Any) -> "Hints":
+        """With other values for some of them."""
+        return Hints(self._places, {**self._fixed, **changes})
+
     def __getitem__(self, name: str) -> Any:
         return self._places() if name == "places" else self._fixed[name]
 
@@ -253,6 +261,11 @@ def check_networks(
         if wanted == "clip" and list(classes) == [str(number) for number in range(len(classes))]:
             raise ConfigError(
                 f"dataset.classes: {method.name} reads the names of the classes; give them"
+            )
+        if method.card["contract"] == "fused" and spec.vit is None:
+            raise ConfigError(
+                f"vit: {method.name} has a branch on a ViT beside the CLIP; give "
+                "vit: {model: vit_base_patch16_224.orig_in21k}, for example"
             )
         if method.card["reference"] and spec.reference is None:
             raise ConfigError(
