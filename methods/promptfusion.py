@@ -307,6 +307,8 @@ class StabiliserLearner(Learner[Clip]):
 
     def _features(self, columns: list[int], context: Tensor) -> Tensor:
         """Text features of some classes; of each, the context in place of its placeholders."""
+        if not columns:
+            return context.new_zeros(0, self.vit.num_features)
         chosen = self._tokens[columns]
         embedded = self.vit.embed(chosen)
         rest = embedded[:, 1 + context.shape[1] :]

@@ -44,6 +44,8 @@ SMALL = {
 """Given to every method that has a field of the name."""
 FITTING: dict[str, dict[str, Any]] = {
     "coop": {"warmup_epochs": 0},
+    "promptfusion_clip": {"context_length": 4, "image_prompt_length": 3},
+    "promptfusion_vit": {"vit_prompt_length": 3},
     "zscl": {"lr": 1e-3, "warmup": 2, "average_every": 2, "constraint": 0.1},
 }
 """Changes for a tiny ViT: 6 blocks of width 48, 17 tokens; or a tiny CLIP."""
@@ -92,6 +94,8 @@ STORED: dict[str, Callable[[int, int], int]] = {
     "coop-shared": lambda C, T: 16 * 16,
     "coop-specific": lambda C, T: C * 16 * 16,
     "zscl": lambda C, T: CLIP - 1,
+    "promptfusion_clip": lambda C, T: C * 4 * 16 + 3 * D + C,
+    "promptfusion_vit": lambda C, T: 3 * D + C * (D + 2),
     "proof": lambda C, T: T * (2 * 24 * 25 + 3 * 24) + 4 * 24 * 24 + 3 * 24 + C * 25 + 1,
     "first_session-finetune": lambda C, T: B + C * D + 1,
     "first_session-vpt_shallow": lambda C, T: 5 * D + C * D + 1,
@@ -251,7 +255,7 @@ def assert_same(a: State, b: State) -> None:
 
 @pytest.mark.parametrize("name", methods.METHODS)
 def test_every_method_can_be_loaded(name: str) -> None:
-    assert methods.load(name).card.contract in ("fitted", "trained", "adapted")
+    assert methods.load(name).card.contract in ("fitted", "trained", "adapted", "fused")
 
 
 @every

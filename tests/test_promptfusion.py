@@ -218,11 +218,10 @@ FUSION = {
         "vit_prompt_length": 2, "exemplars": 8,
     }
 }  # fmt: skip
-HALF = [0.5] * 3
 BESIDE = {
     "model": pngs.MODEL,
     "weights": "random",
-    "preprocessing": {"resize": 16, "crop": 16, "mean": HALF, "std": HALF},
+    "preprocessing": {"resize": 16, "crop": 16, "mean": [0.5] * 3, "std": [0.5] * 3},
 }
 
 
@@ -238,6 +237,7 @@ def store(tmp_path: Path) -> Store:
 
 def plan(store: Store, folder: Path, **sections: Any) -> Plan:
     given = {"backbone": BACKBONE, "vit": BESIDE, "methods": [FUSION], **sections}
+    given = json.loads(json.dumps(given))  # YAML would write an object that occurs twice as one
     return pngs.plan(store, folder, f"dataset.classes={json.dumps(NAMES)}", **given)
 
 

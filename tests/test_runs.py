@@ -332,7 +332,7 @@ def planned(made: Plan, method: Method) -> Run:
         backbone=made.backbone,
         preprocessing=made.preprocessing,
     )
-    [run] = make_runs(trunk, [method])
+    [run] = make_runs(trunk, [method], beside=trunk)
     return run
 
 
@@ -376,6 +376,7 @@ def test_the_card_of_every_registered_method_is_followed(
         "fitted": {"fit"},
         "trained": {"train", "predict"},
         "adapted": {"fit", "train"} if method.trains else {"fit"},
+        "fused": {"train", "predict", "score", "blend"},
     }
     assert operators == expected[method.card["contract"]]
     if method.card["contract"] == "trained":
