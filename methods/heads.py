@@ -4,6 +4,7 @@ Shapes: B batch, D width, C classes seen.
 """
 
 import math
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -74,12 +75,12 @@ class _Sum(torch.autograd.Function):
     """The sum over all workers; its gradient is the sum of theirs."""
 
     @staticmethod
-    def forward(ctx: object, own: Tensor) -> Tensor:
+    def forward(ctx: Any, own: Tensor) -> Tensor:
         return all_sum(own.clone())
 
     @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return all_sum(gradient.clone())
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_sum(gradients[0].clone())
 
 
 def batch_sum(own: Tensor) -> Tensor:

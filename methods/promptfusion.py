@@ -341,8 +341,9 @@ class BoosterLearner(Learner[VisionTransformer]):
 
     def features(self, images: Tensor) -> Tensor:
         start, prompt = self.vit.num_prefix_tokens, self.prompt[None]
-        if self.vit.cls_token is not None and not self.vit.no_embed_class:
-            prompt = prompt + self.vit.pos_embed[:, :1]
+        positions = None if self.vit.no_embed_class else self.vit.pos_embed
+        if self.vit.cls_token is not None and positions is not None:
+            prompt = prompt + positions[:, :1]
         found = forward_tokens(self.vit, images, prompt=prompt)
         return self.vit.fc_norm(found[:, start : start + len(self.prompt)].mean(dim=1))
 

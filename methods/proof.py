@@ -223,7 +223,8 @@ class Fusion(nn.Module):
             count = batch_sum(image.new_tensor(float(len(image))))
             text, prototype = (batch_sum(part.sum(0)) / count for part in (text, prototype))
             return image @ text.T, image @ prototype.T
-        return tuple(torch.einsum("bd,bkd->bk", image, part) for part in (text, prototype))
+        by_text, by_prototype = (torch.einsum("bd,bkd->bk", image, p) for p in (text, prototype))
+        return by_text, by_prototype
 
     def scores(self, features: Tensor, texts: Tensor) -> Tensor:
         """Scores [B, C] of frozen features [B, E] and [C, P, E]."""

@@ -134,7 +134,8 @@ class FeatureRows:
         query: Tensor,
         name: Callable[[int], str],
     ) -> None:
-        self.targets, self.query, self.name = targets, query, name
+        self.targets, self.name = targets, name
+        self.query: Tensor | None = query
         self.exemplars = none_of(targets) if exemplars is None else exemplars
 
     def batch(self, rows: Sequence[int], epoch: int, augmentation: str) -> Tensor:

@@ -27,6 +27,7 @@ from operators.errors import ConfigError
 from operators.scenario import rows_of
 from operators.stage import Stage
 from operators.store import Store
+from operators.training_data import TaskRows
 from pipelines.plan import Plan
 from tests import pngs
 from tests.pngs import compute, of
@@ -272,6 +273,7 @@ def kept_by(store: Store, made: Plan, stage: Stage) -> tuple[list[int], list[int
     """Rows of a task's own images and of its exemplars, by what the worker hands over."""
     order = stage.order()
     rows = train.task_rows(order, store)
+    assert isinstance(rows, TaskRows)
     index = fit.load_index(store, *order.inputs("dataset")[0])
     places = {sample: row for row, sample in enumerate(index.sample_ids(np.arange(len(TRAIN))))}
     found = np.array([places[sample] for sample in rows._samples])

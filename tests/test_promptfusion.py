@@ -195,6 +195,7 @@ def test_twice_the_placeholders_stay_behind_the_context_if_asked() -> None:
 def test_the_feature_of_the_vit_is_the_mean_of_the_prompt() -> None:
     learner, images = booster(), tiny.images(task(0)).pixels[:2]
     vit = learner.vit
+    assert vit.pos_embed is not None
     with torch.no_grad():
         tokens = vit._pos_embed(vit.patch_embed(images))
         prompt = (learner.prompt + vit.pos_embed[0, :1]).expand(2, 2, -1)
@@ -260,6 +261,7 @@ def test_branches_are_two_chains_and_the_blend_is_theirs(store: Store, folder: P
     assert sorted(preprocessing.values()) == [16, 32]
 
     compute(made.stages, store)
+    expected = torch.empty(0)
     for number, stage in enumerate(run.evaluate.inputs["predictions"]):
         assert stage.operator == "blend"
         parts = {

@@ -130,8 +130,8 @@ def test_without_weights_everything_is_finite() -> None:
     made, (images, texts) = fusion(), given()
     torch.nn.init.zeros_(made.prototypes)
     for layer in (*made.images, *made.texts):
-        torch.nn.init.zeros_(layer.weight)
-        torch.nn.init.zeros_(layer.bias)
+        layer.get_parameter("weight").data.zero_()
+        layer.get_parameter("bias").data.zero_()
     terms = made.losses(images, texts, torch.arange(5), torch.tensor(2.0))
     terms["loss"].backward()
     assert bool(torch.stack(list(terms.values())).isfinite().all())
@@ -147,7 +147,8 @@ def test_scores_are_the_formula() -> None:
     P = {name: tensor.double().numpy() for name, tensor in made.state_dict().items()}
 
     def rows(name: str, x: np.ndarray) -> np.ndarray:
-        return sum(x @ P[f"{name}.{t}.weight"].T + P[f"{name}.{t}.bias"] for t in range(TASKS))
+        parts = [x @ P[f"{name}.{t}.weight"].T + P[f"{name}.{t}.bias"] for t in range(TASKS)]
+        return np.sum(parts, axis=0)
 
     def unit(x: np.ndarray) -> np.ndarray:
         return x / np.linalg.norm(x, axis=-1, keepdims=True)
