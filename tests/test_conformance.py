@@ -50,8 +50,15 @@ FITTING: dict[str, dict[str, Any]] = {
 }
 """Changes for a tiny ViT: 6 blocks of width 48, 17 tokens; or a tiny CLIP."""
 QUICK: dict[str, dict[str, Any]] = {
-    "coop": {"optimizer": "adam", "schedule": "constant"},
-    "zscl": {"lr": 3e-3, "distillation": 0.1, "average_every": 0},
+    # Texts of a random tower have nothing that one context for all classes could bring out.
+    "coop": {"optimizer": "adam", "schedule": "constant", "lr": 0.1, "class_specific": True},
+    "zscl": {
+        "lr": 1e-3,
+        "warmup": 0,
+        "distillation": 0.0,
+        "constraint": 0.0,
+        "average_every": 0,
+    },
 }
 """Changes with which 16 steps per task suffice to learn an easy one."""
 UNUSED: dict[str, tuple[str, ...]] = {}
@@ -418,10 +425,10 @@ def test_stored_is_what_was_trained_and_nothing_more(case: Case) -> None:
 @every
 def test_learns_an_easy_task(case: Case) -> None:
     case = case.but(epochs=8, lr=0.05, augmentation="none").but(**QUICK.get(case.name, {}))
-    tasks = stream(case)
-    state = train(case, tasks, gain=5.0)[-1]
+    tasks, gain = stream(case), 5.0 if case.on == "vit" else 2.0
+    state = train(case, tasks, gain=gain)[-1]
     test = tiny.images(tasks[-1], 10, seed=0)
-    learner = opened(case, tasks[-1], state, gain=5.0)
+    learner = opened(case, tasks[-1], state, gain=gain)
     found = scores(learner, test.pixels)[:, list(tasks[-1].current)]
     right = torch.tensor(tasks[-1].current)[found.argmax(dim=1)] == test.targets
     assert float(right.float().mean()) >= 0.8
