@@ -47,10 +47,14 @@ METHODS: dict[str, str] = {
     "zs_clip": "methods.zs_clip:ZeroShotCLIP",
     "coop": "methods.coop:CoOp",
     "zscl": "methods.zscl:ZSCL",
+    "proof": "methods.proof:PROOF",
+    "promptfusion": "methods.promptfusion:PromptFusion",
 }
 
 PARTS: dict[str, str] = {
     "first_session": "methods.first_session:FirstSession",
+    "promptfusion_clip": "methods.promptfusion:Stabiliser",
+    "promptfusion_vit": "methods.promptfusion:Booster",
 }
 """What methods are made of and nobody runs alone; found by name like a method."""
 

@@ -26,7 +26,7 @@ class Card:
         paper: link to the paper.
         summary: one sentence.
         version: raised when results change; part of every key.
-        exemplars: stored images of earlier tasks.
+        exemplars: stored images of earlier tasks, by the method's defaults.
         uses_seed: draws random numbers; otherwise all seeds share one run.
         separable: a class's scores depend on that class's statistics alone, so that one fit
             on all classes serves every class order.
@@ -37,12 +37,14 @@ class Card:
             (`Independent`, a special case of `trained`).
         shared: of an independent method, names of stored tensors that the first task trains and
             every later one starts from; the later ones then wait for the first.
+        images: reads images; otherwise their frozen features (`query`) are all that it is given.
         network: `vit` for a timm ViT, `clip` for a CLIP with both towers; what is fitted on
             features of a `vit` takes those of a CLIP's image tower as well.
         reference: reads images and texts that belong to no task, from the spec's `reference`.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
-            learns on images, task after task) or `adapted` (`Adapted`: trains on the first task,
-            then is fitted on the features of the adapted backbone).
+            learns on images, task after task), `adapted` (`Adapted`: trains on the first task,
+            then is fitted on the features of the adapted backbone) or `fused` (`Fused`: two trained
+            branches on two networks, and a blend of their scores).
     """
 
     title: str
@@ -59,9 +61,10 @@ class Card:
     query: bool = False
     independent: bool = False
     shared: tuple[str, ...] = ()
+    images: bool = True
     network: Literal["vit", "clip"] = "vit"
     reference: bool = False
-    contract: Literal["fitted", "trained", "adapted"] = "fitted"
+    contract: Literal["fitted", "trained", "adapted", "fused"] = "fitted"
 
 
 @dataclass(frozen=True, kw_only=True)

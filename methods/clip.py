@@ -120,8 +120,13 @@ class Clip(nn.Module):
         return self._text.token_embedding(tokens)
 
     def text(self, tokens: Tensor) -> Tensor:
-        """Features [N, E] of tokens [N, S]; not of unit length."""
-        return self.model.encode_text(tokens)
+        """Features [N, E] of tokens [N, S]; not of unit length.
+
+        Those of open_clip's `encode_text`; what is behind the last end of a text, which a causal
+        tower never looks at, is not computed.
+        """
+        end = ends(tokens)
+        return self.text_from(self.embed(tokens[:, : int(end.max()) + 1]), end)
 
     def text_from(self, embeddings: Tensor, end: Tensor) -> Tensor:
         """Features [N, E] of texts given as embeddings; `text` for those of `embed`.
@@ -129,12 +134,14 @@ class Clip(nn.Module):
         Gradients reach the embeddings through a frozen tower.
 
         Args:
-            embeddings: [N, S, W], without positions.
+            embeddings: [N, S, W], without positions; S may be smaller than the context.
             end: position [N] of the token that ends the text, see `ends`.
         """
         tower = self._text
-        x = embeddings + tower.positional_embedding
-        x = tower.ln_final(tower.transformer(x, attn_mask=tower.attn_mask))
+        length = embeddings.shape[1]
+        x = embeddings + tower.positional_embedding[:length]
+        mask = tower.attn_mask[:length, :length]
+        x = tower.ln_final(tower.transformer(x, attn_mask=mask))
         x = x[torch.arange(len(x), device=x.device), end]
         projection = tower.text_projection
         return projection(x) if isinstance(projection, nn.Linear) else x @ projection
@@ -183,10 +190,11 @@ def text_with_context(clip: Clip, tokens: Tensor, context: Tensor) -> Tensor:
         tokens: [C, S] of `context_tokens`.
         context: [1 or C, L, W], L as given there.
     """
-    embedded = clip.embed(tokens)
+    end = ends(tokens)
+    embedded = clip.embed(tokens[:, : int(end.max()) + 1])
     own = context.to(embedded.dtype).expand(len(tokens), -1, -1)
     embedded = torch.cat([embedded[:, :1], own, embedded[:, 1 + own.shape[1] :]], dim=1)
-    return clip.text_from(embedded, ends(tokens))
+    return clip.text_from(embedded, end)
 
 
 def check(model: nn.Module) -> nn.Module:

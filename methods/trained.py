@@ -79,10 +79,12 @@ class Recipe:
 
 
 class TaskImages(Protocol):
-    """The training images of a task, after its last step."""
+    """The training images of a task, exemplars of earlier ones among them."""
 
     targets: Tensor
     """Columns [N] int64."""
+    exemplars: Tensor
+    """Bool [N], which of them are exemplars."""
 
     def map(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
         """Rows [N, ...] of `function(images [B, 3, h, w], query [B, D] or None)` on all images.
@@ -161,6 +163,9 @@ class Learner(nn.Module, Generic[N]):
     def begin_epoch(self, epoch: int) -> None:
         """Before the first step of an epoch, from 0; and before going on in the middle of one."""
 
+    def prepare(self, data: TaskImages) -> None:
+        """After `begin`, in eval mode: statistics of the task's images that training needs."""
+
     def groups(self) -> list[dict[str, Any]]:
         """Parameter groups for the optimiser; by default all that requires gradients, in one."""
         return [{"params": [p for p in self.parameters() if p.requires_grad]}]
@@ -169,8 +174,9 @@ class Learner(nn.Module, Generic[N]):
         """The `loss` to minimise, and its terms by name; each the mean over the batch's rows.
 
         Args:
-            images: [B, 3, h, w], augmented.
-            targets: columns [B] int64, all in `task.current`.
+            images: [B, 3, h, w], augmented; [B, 0] where the method's card says `images=False`.
+            targets: columns [B] int64, all in `task.current`; of a method with exemplars, those of
+                earlier tasks have columns of any class seen.
             query: [B, D] if `needs_query`.
         """
         raise NotImplementedError
@@ -212,7 +218,11 @@ class Learner(nn.Module, Generic[N]):
 
 
 class Trained(Protocol):
-    """A method that trains on images; a frozen keyword-only dataclass."""
+    """A method that trains on images; a frozen keyword-only dataclass.
+
+    A method that keeps exemplars has the fields of `methods/exemplars.py`: who plans the run reads
+    them, and hands over the images of earlier tasks together with the task's own.
+    """
 
     card: ClassVar[Card]
 

@@ -12,7 +12,7 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     """Resolved hyper-parameters and card of a method, and what is wrong with the request.
 
     Returns:
-        `{"hyperparameters": ..., "card": ...}`, for the contract `adapted` also `"parts"`; empty
+        `{"hyperparameters": ..., "card": ...}`, for `adapted` and `fused` also `"parts"`; empty
         when there are problems, and the problems as (key path below the spec's entry, sentence).
     """
     if name not in methods.METHODS:
@@ -33,11 +33,27 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     # A choice by the neighbours in a batch is no choice by the image alone.
     if getattr(built, "eval_selection", "instance") != "instance":
         facts["card"]["batch_information_at_test"] = True
+    facts["card"]["exemplars"] = getattr(built, "exemplars", built.card.exemplars)
     # A weight of 0 needs no reference.
     facts["card"]["reference"] = getattr(built, "needs_reference", built.card.reference)
     if built.card.contract == "adapted":
         facts["parts"] = _parts(name, built)
+    if built.card.contract == "fused":
+        facts["parts"] = _branches(built)
     return facts, []
+
+
+def _branches(built: Any) -> dict[str, Any]:
+    """The two branches of a fused method, each with its card and all hyper-parameters."""
+    found = {}
+    for role, (name, given) in vars(built.branches()).items():
+        branch = methods.build(name, given)
+        found[role] = {
+            "name": name,
+            "hyperparameters": asdict(branch),
+            "card": asdict(branch.card),
+        }
+    return found
 
 
 def _parts(name: str, built: Any) -> dict[str, Any]:

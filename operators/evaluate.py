@@ -7,7 +7,7 @@ Shapes: N rows, C classes seen.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -69,18 +69,29 @@ def _facts(order: Order, store: Store) -> dict[str, Any]:
     models = [store.manifest(*stage) for stage in order.inputs("model")]
     first = [store.manifest(*stage) for stage in order.inputs("first_session")]
     experts = [store.manifest(*stage) for stage in order.inputs("experts")]
-    made = [store.manifest(*stage) for stage in order.inputs("predictions")]
+    beside = [store.manifest(*stage) for stage in order.inputs("beside")]
+    made = [
+        store.manifest(*stage)
+        for role in ("predictions", "branches", "scores")
+        for stage in order.inputs(role)
+    ]
     learning = [*first, *experts, *models]
+    everything = [*learning, *beside, *made]
     return {
-        "seconds_fitting": sum(m["seconds"] for m in [*learning, *made]),
+        "seconds_fitting": sum(m["seconds"] for m in everything),
         # A chain's newest state holds what the earlier ones did.
-        "state_bytes": sum(m[-1]["facts"]["state_bytes"] for m in (first, models) if m),
-        # A join trains nothing.
-        "trainable_parameters": max(m["facts"].get("trainable_parameters", 0) for m in learning),
-        "forwards": sum(m["facts"].get("images_forwarded", 0) for m in [*learning, *made]),
+        "state_bytes": sum(m[-1]["facts"]["state_bytes"] for m in (first, models, beside) if m),
+        # A join trains nothing; of two branches that are trained side by side, both count.
+        "trainable_parameters": _most_trained(learning) + _most_trained(beside),
+        "forwards": sum(m["facts"].get("images_forwarded", 0) for m in everything),
         "fit": models[-1]["facts"].get("tasks", []),
-        "training": [_training(manifest) for manifest in learning if _trained(manifest)],
+        "training": [_training(m) for m in [*learning, *beside] if _trained(m)],
     }
+
+
+def _most_trained(manifests: Iterable[Mapping[str, Any]]) -> int:
+    """The most parameters that one of some stages trained."""
+    return max((m["facts"].get("trainable_parameters", 0) for m in manifests), default=0)
 
 
 def _trained(manifest: Mapping[str, Any]) -> bool:

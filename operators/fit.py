@@ -22,6 +22,7 @@ from methods.base import Fitted, Rows, State
 from operators import features, text
 from operators.dataset import SplitIndex, read_index
 from operators.errors import DamagedStage, Diverged
+from operators.exemplars import blocks
 from operators.scenario import seen_classes, stream_of
 from operators.stage import Order, Result
 from operators.store import Store
@@ -102,7 +103,7 @@ class TrainingRows:
         self._shards = features.roles(order)
         self._features = features.matrix(store, self._shards)
         self._index = load_index(store, *dataset)
-        self._blocks = _blocks(self._index)
+        self._blocks = dict(blocks(self._index.labels, self._index.domains))
         self._num_classes = num_classes
         texts = order.inputs("text")
         self._texts = text.load(store, *texts[0]) if texts else None
@@ -158,15 +159,6 @@ class _Kept:
 def _kept_blocks(identity: str, description: str, seed: int) -> _Kept:
     del identity, description, seed  # they are the cache's key
     return _Kept()
-
-
-def _blocks(index: SplitIndex) -> dict[tuple[int, int], np.ndarray[Any, Any]]:
-    """Row numbers of every (class, domain) that has rows, ascending."""
-    order = np.lexsort((index.domains, index.labels))  # stable: rows stay ascending in a block
-    pairs = np.stack([index.labels[order], index.domains[order]], axis=1)
-    starts = np.flatnonzero(np.any(pairs[1:] != pairs[:-1], axis=1)) + 1
-    groups = np.split(order, starts)
-    return {(int(index.labels[g[0]]), int(index.domains[g[0]])): g for g in groups}
 
 
 @lru_cache(maxsize=4)

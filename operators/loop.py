@@ -37,6 +37,8 @@ class Images(Protocol):
 
     targets: Tensor
     """Columns [N] int64."""
+    exemplars: Tensor
+    """Bool [N], which images are of earlier tasks."""
     query: Tensor | None
     """Features [N, D] of the untouched backbone on the images as they are, where known."""
 
@@ -164,7 +166,7 @@ def train_task(
     keep: Callable[[Snapshot], None] = lambda snapshot: None,
     say: Callable[..., None] = lambda **facts: None,
 ) -> tuple[State, Log]:
-    """Trains one task: create, restore, begin, wrap in DDP, compile, train, finish.
+    """Trains one task: create, restore, begin, wrap in DDP, compile, prepare, train, finish.
 
     Args:
         method: the method; of an independent one its experts, see `methods.trained.trains`.
@@ -189,6 +191,8 @@ def train_task(
     learner.reference = reference
     learner.begin()
     run = _Run(learner, backbone, recipe, images, settings, world)
+    plain = PlainImages(learner, images, settings, run.log, recipe)
+    learner.eval().prepare(plain)
     if resume is not None:
         run.resume(resume)
     kept = time.monotonic()
@@ -200,7 +204,7 @@ def train_task(
                 kept = time.monotonic()
     learner.eval()
     torch.manual_seed(derive(settings.seed, "finish", task.index))
-    learner.finish(PlainImages(learner, images, settings, run.log, recipe))
+    learner.finish(plain)
     return learned(learner, backbone), run.log
 
 
@@ -450,7 +454,7 @@ class PlainImages:
     def __init__(
         self, learner: Learner, images: Images, settings: Settings, log: Log, recipe: Recipe
     ) -> None:
-        self.targets = images.targets
+        self.targets, self.exemplars = images.targets, images.exemplars
         self._learner, self._recipe, self._images = learner, recipe, images
         self._settings, self._log = settings, log
 

@@ -6,6 +6,8 @@ kept beside the decisions, so that finished runs can be combined without another
 Shapes: N rows, B batch, C classes seen.
 """
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
@@ -13,11 +15,12 @@ from safetensors.torch import save as save_tensors
 from methods.trained import Learner
 from operators import fit, loop, train
 from operators.errors import Diverged
+from operators.index_file import SplitIndex
 from operators.predictions import decide, encode, join, seen_rows
-from operators.scenario import seen_classes, stream_of, task_of
-from operators.stage import Order, Result
+from operators.scenario import Task, seen_classes, stream_of, task_of
+from operators.stage import Files, Order, Result
 from operators.store import Store
-from operators.training_data import TaskRows
+from operators.training_data import FeatureRows, TaskRows
 
 
 def run(order: Order, store: Store) -> Result:
@@ -50,31 +53,53 @@ def run(order: Order, store: Store) -> Result:
     if not np.isfinite(scores).all():
         worst = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
         raise Diverged(f"{order.label}: scores of {images.name(worst)} are NaN or infinite")
+    return Result(
+        files=files(index, stream, keyed["after"], rows, learned, scores),
+        facts={"images_forwarded": log.images_forwarded},
+    )
+
+
+def files(
+    index: SplitIndex,
+    stream: Sequence[Task],
+    after: Sequence[int],
+    rows: np.ndarray,
+    learned: list[int],
+    scores: np.ndarray,
+) -> Files:
+    """What is stored of predictions: the decisions after some tasks, and the scores.
+
+    Args:
+        index: of the test images.
+        stream: tasks up to the last one of `after`.
+        after: the tasks that the scores stand for.
+        rows: of the index [N], ascending.
+        learned: classes of the columns.
+        scores: [N, C].
+    """
+    true_task = task_of(index.labels, index.domains, stream)
     tables = []
-    for number in keyed["after"]:
+    for number in after:
         classes = np.array(sorted(seen_classes(stream, number)))
         columns = train.columns_of(classes, learned).numpy()
         seen = seen_rows(true_task, number)
         part = scores[np.searchsorted(rows, seen)][:, columns]
         tables.append(decide(index, stream, true_task, number, seen, classes, part))
-    return Result(
-        files={
-            "predictions.parquet": encode(join(tables)),
-            # Rows of the test index [N], and their scores [N, C]; columns are the key's `learned`.
-            "scores.safetensors": save_tensors(
-                {
-                    "rows": torch.from_numpy(rows.astype(np.int64)),
-                    "scores": torch.from_numpy(scores).float().contiguous(),
-                }
-            ),
-        },
-        facts={"images_forwarded": log.images_forwarded},
-    )
+    return {
+        "predictions.parquet": encode(join(tables)),
+        # Rows of the test index [N], and their scores [N, C]; columns are the key's `learned`.
+        "scores.safetensors": save_tensors(
+            {
+                "rows": torch.from_numpy(rows.astype(np.int64)),
+                "scores": torch.from_numpy(scores).float().contiguous(),
+            }
+        ),
+    }
 
 
 def _scores(
     learner: Learner,
-    images: TaskRows,
+    images: TaskRows | FeatureRows,
     settings: loop.Settings,
     true_task: np.ndarray,
     vote: int | None,

@@ -227,6 +227,34 @@ def reason(error: OSError) -> str:
     return " ".join((error.strerror or str(error)).split())[:200] or type(error).__name__
 
 
+def count(hints: Mapping[str, Any]) -> int:
+    """Images that `read` yields."""
+    if hints["kind"] == "files":
+        return len(hints["files"])
+    return sum(stop - start for _, start, stop in hints["runs"])
+
+
+def pick(hints: Mapping[str, Any], chosen: np.ndarray) -> dict[str, Any]:
+    """The hints of some of the images, so that `read` opens nothing else.
+
+    Args:
+        chosen: ascending positions in what `read` yields.
+    """
+    if hints["kind"] == "files":
+        return {**hints, "files": [hints["files"][position] for position in chosen.tolist()]}
+    runs = hints["runs"]
+    lengths = [stop - start for _, start, stop in runs]
+    parts = [np.arange(start, stop) for _, start, stop in runs] or [np.arange(0)]
+    every = Places(
+        kind=hints["kind"],
+        image=hints["image"],
+        files=tuple(hints["files"]),
+        file=np.repeat(np.array([file for file, _, _ in runs], dtype=np.int64), lengths),
+        row=np.concatenate(parts),
+    )
+    return every.at(chosen).hints(0, len(chosen))
+
+
 def place_name(hints: Mapping[str, Any], position: int) -> str:
     """What people call the image that `read` yields at this position."""
     if hints["kind"] == "files":

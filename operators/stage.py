@@ -159,10 +159,13 @@ class Operator:
 OPERATORS: dict[str, Operator] = {
     "dataset": Operator(version=1, function="operators.dataset:run"),
     "features": Operator(version=1, function="operators.extract:run"),
+    "exemplars": Operator(version=1, function="operators.rank:run"),
     "text": Operator(version=1, function="operators.text:run"),
     "fit": Operator(version=1, function="operators.fit:run"),
     "train": Operator(version=1, function="operators.train:run"),
     "join": Operator(version=1, function="operators.join:run"),
     "predict": Operator(version=2, function="operators.predict:run"),
+    "score": Operator(version=1, function="operators.blend:score"),
+    "blend": Operator(version=1, function="operators.blend:run"),
     "evaluate": Operator(version=1, function="operators.evaluate:run"),
 }

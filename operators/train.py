@@ -22,14 +22,14 @@ import methods
 from methods import networks
 from methods.base import State
 from methods.trained import Task, Trained, shared, trains
-from operators import features, fit, live, loop, models, snapshots, sources
+from operators import exemplars, features, fit, live, loop, models, rank, snapshots, sources
 from operators.errors import Diverged
 from operators.index_file import SplitIndex
 from operators.preprocessing import Preprocessing
 from operators.scenario import rows_of
 from operators.stage import Order, Result
 from operators.store import Store
-from operators.training_data import ReferenceRows, TaskRows
+from operators.training_data import FeatureRows, ReferenceRows, TaskRows
 
 
 def run(order: Order, store: Store) -> Result:
@@ -47,6 +47,7 @@ def run(order: Order, store: Store) -> Result:
     method = build(keyed["method"])
     resume = snapshots.find(store, order.key)
     started = time.perf_counter()
+    rows = task_rows(order, store)
 
     def say(**facts: Any) -> None:
         live.say(task=task.index + 1, tasks=task.count, **facts)
@@ -56,7 +57,7 @@ def run(order: Order, store: Store) -> Result:
             trains(method),
             backbone(keyed, hints),
             task,
-            task_rows(order, store),
+            rows,
             _start(order, store, method),
             settings(keyed, hints),
             reference=reference_of(order, store),
@@ -74,6 +75,7 @@ def run(order: Order, store: Store) -> Result:
             "epochs": log.epochs,
             "steps": log.steps,
             "images_forwarded": log.images_forwarded,
+            "exemplars": int(rows.exemplars.sum()),
             "images_per_second": round(forwarded_now / seconds, 2),
             "trainable_parameters": log.trainable,
             "state_bytes": bytes_of(state),
@@ -169,17 +171,32 @@ def columns_of(labels: np.ndarray, learned: list[int]) -> Tensor:
     return torch.from_numpy(column[labels])
 
 
-def task_rows(order: Order, store: Store) -> TaskRows:
-    """The training images of the task of an order.
+def task_rows(order: Order, store: Store) -> TaskRows | FeatureRows:
+    """The training images of the task of an order, and the exemplars of earlier tasks.
 
     Raises:
         BadDataError: they are not those that were indexed.
+        DamagedStage: an input is damaged.
     """
     keyed, [dataset] = order.parameters, order.inputs("dataset")
     index = fit.load_index(store, *dataset)
-    rows = rows_of(index.labels, index.domains, [keyed["images"]])
-    targets = columns_of(index.labels[rows], keyed["learned"])
-    return open_rows(order, index, rows, targets, query_of(order, store, rows))
+    rows = own = rows_of(index.labels, index.domains, [keyed["images"]])
+    # Which rows are exemplars is known here alone: the places are those of all tasks so far.
+    placed = own
+    if memory := keyed.get("memory"):
+        [ranked] = order.inputs("exemplars")
+        ranks = rank.load(store, *ranked)
+        rows = np.union1d(own, exemplars.chosen(index.labels, index.domains, ranks, memory))
+        placed = rows_of(index.labels, index.domains, [*memory["earlier"], keyed["images"]])
+    return open_rows(
+        order,
+        index,
+        rows,
+        columns_of(index.labels[rows], keyed["learned"]),
+        query_of(order, store, rows),
+        exemplars=torch.from_numpy(np.isin(rows, own, invert=True)),
+        chosen=np.searchsorted(placed, rows),
+    )
 
 
 def reference_of(order: Order, store: Store) -> ReferenceRows | None:
@@ -212,15 +229,35 @@ def open_rows(
     rows: np.ndarray,
     targets: Tensor,
     query: Tensor | None,
-) -> TaskRows:
-    """The images of an order's `places`, which are the given rows of the index."""
-    keyed, places = order.parameters, order.hints["places"]
+    *,
+    exemplars: Tensor | None = None,
+    chosen: np.ndarray | None = None,
+) -> TaskRows | FeatureRows:
+    """The images at an order's `places`, which are the given rows of the index.
+
+    Args:
+        exemplars: bool [N], which of them are of earlier tasks; None for none.
+        chosen: positions within the places; None where these are those of the rows.
+    """
+    keyed = order.parameters
+    if not build(keyed["method"]).card.images:
+        assert query is not None, "a method without images has features; checked while planning"
+        return FeatureRows(
+            targets=targets,
+            exemplars=exemplars,
+            query=query,
+            name=lambda row: f"row {rows[row]} of the data set",
+        )
+    places = order.hints["places"]
+    if chosen is not None and len(chosen) != sources.count(places):
+        places = sources.pick(places, chosen)
     return TaskRows(
         sources.read(places),
         digests=index.digests[rows],
         samples=index.sample_ids(rows),
         name=partial(sources.place_name, places),
         targets=targets,
+        exemplars=exemplars,
         query=query,
         preprocessing=Preprocessing.from_json(keyed["preprocessing"]),
         seed=keyed["seed"],

@@ -34,6 +34,7 @@ class TaskRows:
         samples: int64 [N], ids that follow from the images' bytes.
         name: what people call the image at a position.
         targets: int64 [N], columns.
+        exemplars: bool [N], which images are of earlier tasks; None for none.
         query: [N, D], frozen features of the images as they are, or None.
         preprocessing: the test transform; its crop is the size of augmented images.
         seed: of the run.
@@ -51,12 +52,14 @@ class TaskRows:
         samples: np.ndarray,
         name: Callable[[int], str],
         targets: Tensor,
+        exemplars: Tensor | None = None,
         query: Tensor | None,
         preprocessing: Preprocessing,
         seed: int,
         max_pixels: int | None = None,
     ) -> None:
         self.targets, self.query = targets, query
+        self.exemplars = none_of(targets) if exemplars is None else exemplars
         self._samples, self.name = samples, name
         self._preprocessing, self._seed, self._max_pixels = preprocessing, seed, max_pixels
         # Lives as long as these rows; it has no name that could be left behind.
@@ -111,6 +114,42 @@ class TaskRows:
                 f"{self.name(row)}: {error}; mend it, or leave it out with "
                 "dataset.on_bad_image: skip"
             ) from error
+
+
+class FeatureRows:
+    """Rows of a method that reads frozen features alone: no image is opened or decoded.
+
+    Args:
+        targets: int64 [N], columns.
+        exemplars: bool [N], which rows are of earlier tasks; None for none.
+        query: [N, D], frozen features.
+        name: what people call the image at a position.
+    """
+
+    def __init__(
+        self,
+        *,
+        targets: Tensor,
+        exemplars: Tensor | None,
+        query: Tensor,
+        name: Callable[[int], str],
+    ) -> None:
+        self.targets, self.name = targets, name
+        self.query: Tensor | None = query
+        self.exemplars = none_of(targets) if exemplars is None else exemplars
+
+    def batch(self, rows: Sequence[int], epoch: int, augmentation: str) -> Tensor:
+        """[B, 0]."""
+        return torch.empty(len(rows), 0)
+
+    def normalise(self, pixels: Tensor) -> Tensor:
+        """As it is."""
+        return pixels
+
+
+def none_of(targets: Tensor) -> Tensor:
+    """Bool [N]: no row is an exemplar."""
+    return torch.zeros(len(targets), dtype=torch.bool)
 
 
 class ReferenceRows:

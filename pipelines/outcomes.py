@@ -123,6 +123,11 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
                 if run.method.card["batch_information_at_test"]
                 else {}
             ),
+            **(
+                {"graftwork.exemplars": str(run.method.card["exemplars"])}
+                if run.method.card["exemplars"]
+                else {}
+            ),
         },
         # The run that computed a cached result holds its files.
         artifacts={} if finished.cached else artifacts,

@@ -6,6 +6,7 @@ and is pure from there on: the same bytes give the same keys on any machine.
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -84,14 +85,51 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
         reference=_reference(spec, memo) if any(m.card["reference"] for m in methods) else None,
     )
     check_trainable(trunk, methods)
+    beside = _beside(trunk, memo, [m for m in methods if m.card["contract"] == "fused"])
     return Plan(
         spec=spec,
         dataset=dataset,
         backbone=backbone,
         preprocessing=preprocessing,
         features={split.name: trunk.features(split) for split in (dataset.train, dataset.test)},
-        runs=tuple(make_runs(trunk, methods)),
+        runs=tuple(make_runs(trunk, methods, beside)),
     )
+
+
+def _beside(trunk: Trunk, memo: Memo, methods: Sequence[Method]) -> Trunk | None:
+    """The second network, if a method has a branch on it.
+
+    Raises:
+        ConfigError: precision, pooling or preprocessing do not suit.
+        IncompatibleError: methods cannot be attached to it, or the weights do not fit.
+    """
+    given = trunk.spec.vit
+    if given is None or not methods:
+        return None
+    try:
+        backbone = backbones.resolve(
+            given.model, given.weights, trunk.spec.features.pooling, memo, given.image_size
+        )
+        wanted = given.preprocessing
+        preprocessing = preprocessings.resolve(
+            wanted if isinstance(wanted, str) else wanted.model_dump(), backbone.data_config
+        )
+        _check_input_size(preprocessing, backbone)
+        if backbone.network != "vit":
+            raise ConfigError(
+                f"backbone.model: {methods[0].name} trains a timm ViT, got {given.model}"
+            )
+        beside = Trunk(
+            spec=trunk.spec.model_copy(update={"backbone": given}),
+            dataset=trunk.dataset,
+            backbone=backbone,
+            preprocessing=preprocessing,
+            main=trunk,
+        )
+        check_trainable(beside, methods)
+    except (ConfigError, IncompatibleError) as error:
+        raise type(error)(str(error).replace("backbone.", "vit.", 1)) from error
+    return beside
 
 
 def _reference(spec: PipelineSpec, memo: Memo) -> Reference:

@@ -6,16 +6,17 @@ trains on the first task and is fitted on what the adapted backbone sees.
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
 from operators.augmentation import AUGMENTATIONS
 from operators.dataset import Dataset
-from operators.errors import BadDataError
+from operators.errors import BadDataError, ConfigError
+from operators.exemplars import shares
 from operators.scenario import OrderName, Task, rows_of, seen_classes, tasks
 from operators.stage import Resources, Stage
-from pipelines.trunk import Trunk
+from pipelines.trunk import Hints, Trunk
 
 Described = list[dict[str, list[int]]]
 """A stream of tasks as keys hold it: classes and domains of each."""
@@ -31,7 +32,7 @@ class Method:
         card: the method's card as JSON values.
         label: the name, with what the spec sets where a method stands in it twice.
         parts: of an adapted method: its first session, the classifier that is fitted afterwards,
-            and whether the frozen features stay in front.
+            and whether the frozen features stay in front; of a fused one its two branches.
     """
 
     name: str
@@ -52,12 +53,17 @@ class Method:
     @property
     def first_session(self) -> dict[str, Any] | None:
         """Description of what is trained on the first task before anything is fitted."""
-        return self.parts and self.parts["first_session"]
+        return self.parts and self.parts.get("first_session")
+
+    def branch(self, role: str) -> "Method":
+        """One of the two branches of a fused method, as a method of its own."""
+        assert self.parts is not None
+        return Method(label=f"{self.label} {role}", **self.parts[role])
 
     @property
     def trains(self) -> bool:
         """Whether images are needed, not only features."""
-        return self.card["contract"] == "trained" or self.first_session is not None
+        return self.card["contract"] in ("trained", "fused") or self.first_session is not None
 
     @property
     def recipe(self) -> dict[str, Any]:
@@ -100,6 +106,7 @@ class _Cell:
     stream: tuple[Task, ...]
     described: Described
     seed: int
+    beside: Trunk | None = None
 
     @property
     def label(self) -> str:
@@ -138,8 +145,13 @@ class _Cell:
         )
 
 
-def make_runs(trunk: Trunk, methods: Iterable[Method]) -> Iterator[Run]:
+def make_runs(
+    trunk: Trunk, methods: Iterable[Method], beside: Trunk | None = None
+) -> Iterator[Run]:
     """All runs of a spec, method by method.
+
+    Args:
+        beside: of the second network, for methods with a branch on it.
 
     Raises:
         BadDataError: a task without training or test images.
@@ -171,8 +183,11 @@ def make_runs(trunk: Trunk, methods: Iterable[Method]) -> Iterator[Run]:
                     stream=stream,
                     described=described,
                     seed=seed,
+                    beside=beside,
                 )
-                yield _trained(cell) if method.card["contract"] == "trained" else _fitted(cell)
+                yield {"trained": _trained, "fused": _fused}.get(method.card["contract"], _fitted)(
+                    cell
+                )
 
 
 def _fitted(cell: _Cell) -> Run:
@@ -235,17 +250,103 @@ def _fitted(cell: _Cell) -> Run:
 
 def _trained(cell: _Cell) -> Run:
     """Tasks in a chain, or side by side and then joined, and predictions after each."""
-    trunk, method, stream = cell.trunk, cell.method, cell.stream
-    joint = method.card["upper_bound"]
-    learned = list(seen_classes(stream, len(stream) - 1))
+    joint = cell.method.card["upper_bound"]
     parts = [_union(cell.described)] if joint else cell.described
     experts: list[Stage] = []
-    if method.card["independent"]:
-        experts, models = _side_by_side(cell, parts, learned)
+    if cell.method.card["independent"]:
+        experts, models = _side_by_side(cell, parts, _learned(cell))
     else:
-        models = _chain(cell, method.description, parts, learned)
+        models = _chain(cell, cell.method.description, parts, _learned(cell))
+    predictions = _predictions(cell, models)
+    evaluate = cell.evaluation(
+        {"method": cell.method.description},
+        {
+            "predictions": tuple(predictions),
+            "model": tuple(models),
+            **({"experts": tuple(experts)} if experts else {}),
+        },
+    )
+    return cell.run([*experts, *models, *predictions], models[-1], evaluate)
+
+
+def _fused(cell: _Cell) -> Run:
+    """Two chains side by side, and a blend of their scores after each task."""
+    method, described, trunk = cell.method, cell.described, cell.trunk
+    assert cell.beside is not None, "check_networks asks for it"
+    chains: dict[str, list[Stage]] = {}
+    tests: dict[str, list[Stage]] = {}
+    scores: dict[str, list[Stage]] = {}
+    for role, network in (("clip", trunk), ("vit", cell.beside)):
+        branch = replace(cell, trunk=network, method=method.branch(role))
+        chains[role] = _chain(branch, branch.method.description, described, _learned(cell))
+        tests[role] = _predictions(branch, chains[role])
+        scores[role] = [_score(branch, stage) for stage in chains[role]]
+    cpus = trunk.spec.resources.fit.cpus
+    blends = [
+        Stage(
+            operator="blend",
+            parameters={
+                "method": method.description,
+                "learned": chains["clip"][number].parameters["learned"],
+                "tasks": described[: number + 1],
+                "after": [number],
+            },
+            inputs={
+                **{role: (stages[number],) for role, stages in scores.items()},
+                **{f"{role}_test": (stages[number],) for role, stages in tests.items()},
+                "dataset": (trunk.dataset.test.stage(),),
+            },
+            hints={"cpus": cpus},
+            resources=Resources(cpus=cpus),
+            label=f"blend {cell.label} task {number + 1}/{len(described)}",
+        )
+        for number in range(len(described))
+    ]
+    evaluate = cell.evaluation(
+        {"method": method.description},
+        {
+            "predictions": tuple(blends),
+            "model": tuple(chains["clip"]),
+            "beside": tuple(chains["vit"]),
+            "branches": (*tests["clip"], *tests["vit"]),
+            "scores": (*scores["clip"], *scores["vit"]),
+        },
+    )
+    own = [*evaluate.inputs["model"], *evaluate.inputs["beside"], *evaluate.inputs["branches"]]
+    return cell.run([*own, *evaluate.inputs["scores"], *blends], blends[-1], evaluate)
+
+
+def _learned(cell: _Cell) -> list[int]:
+    """Classes in the order learned."""
+    return list(seen_classes(cell.stream, len(cell.stream) - 1))
+
+
+def _score(cell: _Cell, model: Stage) -> Stage:
+    """Scores of a trained task on the rows that it was trained on."""
+    resources, hints = cell.trunk.spec.resources.extract, model.hints
+    assert isinstance(hints, Hints), "they were made by _chain"
+    return Stage(
+        operator="score",
+        parameters={
+            **{name: v for name, v in model.parameters.items() if name != "augmentation"},
+            "numerics": {**cell.trunk.numerics(resources.gpus), "compile": False},
+        },
+        inputs={"model": (model,), **{r: s for r, s in model.inputs.items() if r != "previous"}},
+        hints=hints.but(
+            images=hints["images"] // cell.method.hyperparameters["epochs"],
+            cpus=resources.cpus,
+        ),
+        resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
+        label=model.label.replace("train", "score", 1),
+    )
+
+
+def _predictions(cell: _Cell, models: Sequence[Stage]) -> list[Stage]:
+    """Predictions on the test images of all tasks seen, after each task."""
+    trunk, method, stream = cell.trunk, cell.method, cell.stream
     test, resources = trunk.dataset.test, trunk.spec.resources.extract
-    vote = method.hyperparameters.get("eval_selection") == "batch_vote"
+    vote = method.hyperparameters.get("eval_selection", "instance") != "instance"
+    joint = method.card["upper_bound"]
     predictions = []
     for number, model in enumerate(models):
         after = list(range(len(stream))) if joint else [number]
@@ -278,7 +379,12 @@ def _trained(cell: _Cell) -> Run:
                 },
                 hints=trunk.hints(
                     test,
-                    partial(rows_of, test.labels, test.domains, shown),
+                    partial(
+                        rows_of,
+                        test.labels,
+                        test.domains,
+                        shown if method.card["images"] else [],
+                    ),
                     images=sum(int(trunk.counts(test, task).sum()) for task in shown),
                     cpus=resources.cpus,
                 ),
@@ -286,15 +392,7 @@ def _trained(cell: _Cell) -> Run:
                 label=f"predict {cell.label} task {after[-1] + 1}/{len(stream)}",
             )
         )
-    evaluate = cell.evaluation(
-        {"method": method.description},
-        {
-            "predictions": tuple(predictions),
-            "model": tuple(models),
-            **({"experts": tuple(experts)} if experts else {}),
-        },
-    )
-    return cell.run([*experts, *models, *predictions], models[-1], evaluate)
+    return predictions
 
 
 def _chain(
@@ -359,16 +457,37 @@ def _training(
     chain: str,
 ) -> Stage:
     """The training of a task."""
-    trunk, train, part = cell.trunk, cell.trunk.dataset.train, parts[number]
+    trunk, train, part, card = cell.trunk, cell.trunk.dataset.train, parts[number], cell.method.card
     hyper, resources = method["hyperparameters"], trunk.spec.resources.train
-    plain, query = hyper["augmentation"] == "none", cell.method.card["query"]
+    augmentation = hyper.get("augmentation", "none")
+    plain = augmentation == "none"
     place = {c: column for column, c in enumerate(learned)}
     seen = {c for earlier in parts[: number + 1] for c in earlier["classes"]}
     before = {c for earlier in parts[:number] for c in earlier["classes"]}
     counts = trunk.counts(train, part)
     # A domain need not have images of every class.
     present = [c for c, count in zip(part["classes"], counts, strict=True) if count]
-    reference = trunk.reference if cell.method.card["reference"] else None
+    images = int(counts.sum())
+    keyed: dict[str, Any] = {}
+    inputs = {
+        "dataset": (train.stage(),),
+        **inputs,
+        "features": trunk.features(train) if card["query"] and plain else (),
+    }
+    hints: dict[str, Any] = {}
+    # Of all that may be kept: a worker reads the exemplars alone.
+    readable = [part] if card["images"] else []
+    if hyper.get("exemplars", 0) > 0 and len(parts) > 1:
+        memory = _memory(cell, hyper, parts[:number])
+        keyed["memory"] = memory.described
+        # Of the first task too, which needs none: its group then trains the whole chain.
+        inputs["exemplars"] = (trunk.exemplars(hyper["exemplar_selection"], cell.seed),)
+        images += memory.images
+        readable = parts[: number + 1] if card["images"] else []
+    if card["reference"] and trunk.reference is not None:
+        keyed["reference"] = list(trunk.reference.texts)
+        inputs["reference"] = (trunk.reference.stage(),)
+        hints["reference"] = trunk.reference.images.places(0, len(trunk.reference.images))
     return Stage(
         operator="train",
         parameters={
@@ -376,7 +495,7 @@ def _training(
             "seed": cell.seed,
             **trunk.network(),
             "preprocessing": trunk.preprocessing.to_json(),
-            "augmentation": AUGMENTATIONS[hyper["augmentation"]].to_json(),
+            "augmentation": AUGMENTATIONS[augmentation].to_json(),
             "numerics": {**trunk.numerics(resources.gpus), "compile": resources.compile},
             "task": {
                 "index": number,
@@ -388,29 +507,49 @@ def _training(
             },
             "images": part,
             "learned": list(learned[: len(seen)]),
-            **({} if reference is None else {"reference": list(reference.texts)}),
+            **keyed,
         },
-        inputs={
-            "dataset": (train.stage(),),
-            **inputs,
-            "features": trunk.features(train) if query and plain else (),
-            **({} if reference is None else {"reference": (reference.stage(),)}),
-        },
+        inputs=inputs,
         hints=trunk.hints(
             train,
-            partial(rows_of, train.labels, train.domains, [part]),
-            images=int(counts.sum()) * hyper["epochs"] * (2 if query and not plain else 1),
+            partial(rows_of, train.labels, train.domains, readable),
+            images=images * hyper["epochs"] * (2 if card["query"] and not plain else 1),
             cpus=resources.cpus,
             checkpoint_minutes=resources.checkpoint_minutes,
-            **(
-                {}
-                if reference is None
-                else {"reference": reference.images.places(0, len(reference.images))}
-            ),
+            **hints,
         ),
         resources=Resources(cpus=resources.cpus, gpus=resources.gpus, workers=resources.workers),
         chain=chain,
         label=f"train {cell.label} task {number + 1}/{len(parts)}",
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Memory:
+    """The exemplars of a task: as keys hold them, and how many there are."""
+
+    described: dict[str, Any]
+    images: int
+
+
+def _memory(cell: _Cell, hyper: dict[str, Any], earlier: Described) -> _Memory:
+    """What a task may train on again.
+
+    Raises:
+        ConfigError: the budget leaves a class without a single image.
+    """
+    budget, kind = hyper["exemplars"], hyper["exemplar_budget"]
+    classes = len({c for task in earlier for c in task["classes"]})
+    if kind == "total" and budget < classes:
+        raise ConfigError(
+            f"methods: {cell.method.name} shares exemplars {budget} among {classes} classes, which "
+            f"leaves none for some; give at least {classes}, or 0"
+        )
+    table = cell.trunk.table(cell.trunk.dataset.train)
+    kept = shares(table, earlier, budget, kind)
+    return _Memory(
+        described={"earlier": earlier, "exemplars": budget, "budget": kind},
+        images=sum(kept.values()),
     )
 
 

@@ -208,6 +208,9 @@ class PipelineSpec(Section):
     )
     scenario: Scenario = Field(description="stream of tasks")
     backbone: Backbone = Field(description="frozen network")
+    vit: Backbone | None = Field(
+        default=None, description="a ViT beside a CLIP, for methods with a branch on each"
+    )
     features: Features = Field(default=Features(), description="stored features")
     text: Text = Field(default=Text(), description="texts of the classes, for methods on CLIP")
     reference: Reference | None = Field(

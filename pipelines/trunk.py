@@ -47,6 +47,7 @@ class Trunk:
         backbone: the network.
         preprocessing: the test transform.
         reference: images and texts of no task, if a method asks for them.
+        main: whose features choose exemplars, of a second network; None for its own.
     """
 
     spec: PipelineSpec
@@ -54,6 +55,7 @@ class Trunk:
     backbone: Backbone
     preprocessing: Preprocessing
     reference: Reference | None = None
+    main: "Trunk | None" = None
     _made: dict[str, tuple[Stage, ...]] = field(default_factory=dict)
     _counts: dict[str, np.ndarray] = field(default_factory=dict)
 
@@ -105,6 +107,24 @@ class Trunk:
             )
             for number, start in enumerate(starts)
             for stop in [min(start + size, count)]
+        )
+
+    def exemplars(self, selection: str, seed: int) -> Stage:
+        """The ranks of the training images as exemplars: of all orders, budgets and methods."""
+        if self.main is not None:
+            return self.main.exemplars(selection, seed)
+        herding, cpus = selection == "herding", self.spec.resources.fit.cpus
+        drawn = {} if herding else {"seed": seed}
+        return Stage(
+            operator="exemplars",
+            parameters={"selection": selection, **drawn},
+            inputs={
+                "dataset": (self.dataset.train.stage(),),
+                "features": self.features(self.dataset.train) if herding else (),
+            },
+            hints={"cpus": cpus},
+            resources=Resources(cpus=cpus),
+            label=f"exemplars {selection}" + ("" if herding else f" seed {seed}"),
         )
 
     def texts(self) -> Stage:
@@ -178,12 +198,16 @@ class Trunk:
 
     def counts(self, split: Split, task: Mapping[str, Sequence[int]]) -> np.ndarray:
         """Images of each class of a task `{classes, domains}`, in the order of its classes."""
+        return self.table(split)[np.ix_(task["classes"], task["domains"])].sum(axis=1)
+
+    def table(self, split: Split) -> np.ndarray:
+        """Images of each class in each domain, int64 [K, domains]."""
         if split.name not in self._counts:
             shape = (len(self.dataset.classes), len(self.dataset.domains))
             table = np.zeros(shape, dtype=np.int64)
             np.add.at(table, (split.labels, split.domains), 1)
             self._counts[split.name] = table
-        return self._counts[split.name][np.ix_(task["classes"], task["domains"])].sum(axis=1)
+        return self._counts[split.name]
 
 
 class Hints(Mapping[str, Any]):
@@ -194,6 +218,10 @@ class Hints(Mapping[str, Any]):
 
     def __init__(self, places: Callable[[], dict[str, Any]], fixed: Mapping[str, Any]) -> None:
         self._places, self._fixed = places, fixed
+
+    def but(self, **changes: Any) -> "Hints":
+        """With other values for some of them."""
+        return Hints(self._places, {**self._fixed, **changes})
 
     def __getitem__(self, name: str) -> Any:
         return self._places() if name == "places" else self._fixed[name]
@@ -234,6 +262,11 @@ def check_networks(
             raise ConfigError(
                 f"dataset.classes: {method.name} reads the names of the classes; give them"
             )
+        if method.card["contract"] == "fused" and spec.vit is None:
+            raise ConfigError(
+                f"vit: {method.name} has a branch on a ViT beside the CLIP; give "
+                "vit: {model: vit_base_patch16_224.orig_in21k}, for example"
+            )
         if method.card["reference"] and spec.reference is None:
             raise ConfigError(
                 f"reference: {method.name} distils on images and texts of no task; give "
@@ -270,9 +303,10 @@ def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:
 
 def _check_crop(trunk: Trunk, trained: Sequence["Method"]) -> None:
     for method in trained:
-        value = AUGMENTATIONS[method.recipe["augmentation"]]
+        name = method.recipe.get("augmentation", "none")
+        value = AUGMENTATIONS[name]
         if value != AUGMENTATIONS["none"] and trunk.preprocessing.crop is None:
             raise ConfigError(
-                f"backbone.preprocessing: augmentation {method.recipe['augmentation']} of "
+                f"backbone.preprocessing: augmentation {name} of "
                 f"{method.name} needs a crop size; set preprocessing.crop"
             )

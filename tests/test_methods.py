@@ -91,6 +91,7 @@ SURFACES = {
     "fitted": {"statistics", "add", "solve", "logits", "report"},
     "trained": {"recipe", "learner"},
     "adapted": {"parts"},
+    "fused": {"branches", "fit", "blend"},
 }
 
 

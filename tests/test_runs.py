@@ -426,7 +426,7 @@ def planned(made: Plan, method: Method) -> Run:
         backbone=made.backbone,
         preprocessing=made.preprocessing,
     )
-    [run] = make_runs(trunk, [method])
+    [run] = make_runs(trunk, [method], beside=trunk)
     return run
 
 
@@ -470,6 +470,7 @@ def test_the_card_of_every_registered_method_is_followed(
         "fitted": {"fit"},
         "trained": {"train", "predict"},
         "adapted": {"fit", "train"} if method.trains else {"fit"},
+        "fused": {"train", "predict", "score", "blend"},
     }
     joins = {"join"} if method.card["independent"] else set()
     assert operators == expected[method.card["contract"]] | joins
@@ -488,7 +489,9 @@ def test_a_vote_is_taken_in_batches_of_the_reference(store: Store, folder: Path)
     assert voting
     made = pngs.plan(store, folder)
     for name in voting:
-        for selection, size in (("instance", None), ("batch_vote", 7)):
+        [kind] = [field.type for field in methods.fields(name) if field.name == "eval_selection"]
+        _, _, by_batch = kind.partition("instance | ")
+        for selection, size in (("instance", None), (by_batch, 7)):
             method = described(name, eval_selection=selection, batch_size=7)
             assert method.card["batch_information_at_test"] is (size is not None)
             run = planned(made, method)

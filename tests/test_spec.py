@@ -434,6 +434,7 @@ def test_the_presets_the_project_ships() -> None:
     assert list(presets()) == [
         "cifar100",
         "cifar100-small",
+        "cifar100-small-clip",
         "cifar100-small-trained",
         "pacs-domains",
         "pacs-domains-trained",

@@ -63,8 +63,16 @@ def clip(seed: int = 0, tower: str = "own", **changes: Any) -> Clip:
 class TensorImages:
     """Training images of a task held as a tensor [N, 3, h, w]; augmented by reproducible noise."""
 
-    def __init__(self, pixels: Tensor, targets: Tensor, query: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        pixels: Tensor,
+        targets: Tensor,
+        query: Tensor | None = None,
+        exemplars: Tensor | None = None,
+    ) -> None:
         self.pixels, self.targets, self.query = pixels, targets, query
+        none = torch.zeros(len(targets), dtype=torch.bool)
+        self.exemplars = none if exemplars is None else exemplars
 
     def batch(self, rows: Sequence[int], epoch: int, augmentation: str) -> Tensor:
         chosen = self.pixels[list(rows)]

@@ -1,0 +1,118 @@
+"""Exemplars: which images of earlier tasks a later task may train on again.
+
+The training images of each class in each domain (a block) are ranked once, whatever the class
+order, the seed and the method; a task then takes the first ranks of the blocks of earlier tasks, as
+many as its method's budget allows. Test images are never ranked.
+
+Shapes: N rows of the data set or of a block, D width of the frozen features.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from operators.seeds import derive
+
+Budget = Literal["total", "per_class"]
+Described = Sequence[Mapping[str, Sequence[int]]]
+"""Tasks as keys hold them: classes and domains of each."""
+Block = tuple[int, int]
+"""A class and a domain."""
+
+TIE = 1e-12
+"""Scores that differ by less are equal: rounding must not choose between equal images."""
+
+
+def herd(features: np.ndarray) -> np.ndarray:
+    """Rows [N] in the order in which they bring the mean of those so far nearest to that of all.
+
+    iCaRL's herding (Rebuffi et al., https://arxiv.org/abs/1611.07725, algorithm 4), called
+    barycenter elsewhere: features at unit length, their mean as it comes, one row after the other
+    so that the mean of the first k is nearest to it. Of equal rows the lower number comes first.
+
+    Args:
+        features: [N, D].
+    """
+    rows = features.astype(np.float64)
+    rows /= np.maximum(np.linalg.norm(rows, axis=1, keepdims=True), 1e-12)
+    gram = rows @ rows.T
+    towards, square = gram.mean(axis=1), np.diag(gram)
+    # |k m - s - x|^2 up to what all rows have in common; s is the sum of the rows so far.
+    so_far = np.zeros(len(rows))
+    left = np.ones(len(rows), dtype=bool)
+    order = np.empty(len(rows), dtype=np.int64)
+    for number in range(len(rows)):
+        distance = square - 2 * ((number + 1) * towards - so_far)
+        distance[~left] = np.inf
+        near = distance <= distance.min() + TIE * (number + 1)
+        order[number] = np.flatnonzero(near)[0]
+        left[order[number]] = False
+        so_far += gram[order[number]]
+    return order
+
+
+def shuffle(digests: np.ndarray, seed: int) -> np.ndarray:
+    """Rows [N] in an order that follows from the seed and each image's bytes alone.
+
+    Args:
+        digests: uint8 [N, 32], sha256 of the encoded images.
+    """
+    drawn = [derive(seed, "exemplar", digest.tobytes().hex()) for digest in digests]
+    return np.argsort(np.array(drawn, dtype=np.int64), kind="stable")
+
+
+def shares(counts: np.ndarray, earlier: Described, budget: int, kind: Budget) -> dict[Block, int]:
+    """How many images of each block of earlier tasks are kept.
+
+    A class may keep `budget // classes so far` images (`total`) or `budget` (`per_class`). Where
+    it stands in several blocks they share that evenly, the earlier ones have what is left over. A
+    block with fewer images keeps them all.
+
+    Args:
+        counts: int [K, domains], training images of each block.
+        earlier: the tasks before, in learning order.
+    """
+    of: dict[int, list[Block]] = {}
+    for task in earlier:
+        for label in task["classes"]:
+            here = [(label, domain) for domain in task["domains"] if counts[label, domain]]
+            of.setdefault(label, []).extend(here)
+    quota = budget // max(1, len(of)) if kind == "total" else budget
+    return {
+        block: min(int(counts[block]), quota // len(blocks) + (place < quota % len(blocks)))
+        for blocks in of.values()
+        for place, block in enumerate(blocks)
+    }
+
+
+def blocks(labels: np.ndarray, domains: np.ndarray) -> Iterator[tuple[Block, np.ndarray]]:
+    """Every (class, domain) that has rows, with its rows, ascending."""
+    order = np.lexsort((domains, labels))  # stable: rows stay ascending in a block
+    pairs = np.stack([labels[order], domains[order]], axis=1)
+    starts = np.flatnonzero(np.any(pairs[1:] != pairs[:-1], axis=1)) + 1
+    for rows in np.split(order, starts):
+        if len(rows):
+            yield (int(labels[rows[0]]), int(domains[rows[0]])), rows
+
+
+def chosen(
+    labels: np.ndarray, domains: np.ndarray, ranks: np.ndarray, memory: Mapping[str, Any]
+) -> np.ndarray:
+    """Rows of the exemplars of a task, ascending.
+
+    Args:
+        labels: [N] of the training images.
+        domains: [N].
+        ranks: [N], place of each row within its block.
+        memory: of the task's key: `earlier` tasks, `exemplars` and `budget`.
+    """
+    earlier = memory["earlier"]
+    classes = [int(labels.max()), *(c for task in earlier for c in task["classes"])]
+    places = [int(domains.max()), *(d for task in earlier for d in task["domains"])]
+    counts = np.zeros((max(classes) + 1, max(places) + 1), dtype=np.int64)
+    np.add.at(counts, (labels, domains), 1)
+    most = np.zeros_like(counts)
+    for block, share in shares(counts, earlier, memory["exemplars"], memory["budget"]).items():
+        most[block] = share
+    return np.flatnonzero(ranks < most[labels, domains])

@@ -1,0 +1,369 @@
+"""Exemplars: which images of earlier tasks are kept, and that a task trains on these alone."""
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load as load_tensors
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+import methods
+from methods import exemplars as fields
+from methods import optim
+from methods.base import Card
+from methods.exemplars import Budget, Selection
+from methods.heads import linear_head
+from methods.hyperparameters import HyperparameterError, require
+from methods.trained import Augmentation, Learner, Recipe, Task
+from methods.vit import read_out
+from operators import exemplars, fit, rank, snapshots, sources, train
+from operators.errors import ConfigError
+from operators.scenario import rows_of
+from operators.stage import Stage
+from operators.store import Store
+from operators.training_data import TaskRows
+from pipelines.plan import Plan
+from tests import pngs
+from tests.pngs import compute, of
+
+DOMAINS = ("x", "y")
+PER_CLASS = 5
+TRAIN, TEST = pngs.rows(PER_CLASS, 0), pngs.rows(1, 5000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Replay:
+    """A linear classifier on frozen features, with images of earlier tasks.
+
+    Args:
+        epochs: passes over the images.
+        batch_size: images per step.
+        augmentation: of the training images.
+        exemplars: images kept.
+        exemplar_budget: of all classes together, or of each.
+        exemplar_selection: which ones.
+    """
+
+    card: ClassVar[Card] = Card(
+        title="Replay", paper="", summary="", memory="", exemplars=12, uses_seed=True,
+        contract="trained",
+    )  # fmt: skip
+
+    epochs: int = 2
+    batch_size: int = 4
+    augmentation: Augmentation = "none"
+    exemplars: int = 12
+    exemplar_budget: Budget = "total"
+    exemplar_selection: Selection = "herding"
+
+    def __post_init__(self) -> None:
+        require(self, fields.rules(self))
+
+    def recipe(self, task: Task) -> Recipe:
+        return Recipe(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            augmentation=self.augmentation,
+            optimizer=optim.optimizer("sgd", 0.1),
+            schedule=optim.schedule("constant"),
+        )
+
+    def learner(self, vit: VisionTransformer, task: Task) -> "ReplayLearner":
+        return ReplayLearner(vit, task)
+
+
+class ReplayLearner(Learner):
+    def __init__(self, vit: VisionTransformer, task: Task) -> None:
+        super().__init__(vit, task)
+        self.head = linear_head(vit.num_features, task.seen)
+
+    def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        return {"loss": F.cross_entropy(self.logits(images, query).float(), targets)}
+
+    def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
+        return self.head(read_out(self.vit, self.vit.forward_features(images)))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def registered() -> Any:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(methods.METHODS, "replay", "tests.test_exemplars:Replay")
+        yield
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pngs.data(tmp_path_factory.mktemp("data"), TRAIN, TEST)
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def planned(store: Store, folder: Path, *overrides: str, **given: Any) -> Plan:
+    return pngs.plan(store, folder, *overrides, methods=[{"replay": given}])
+
+
+# --- herding ----------------------------------------------------------------------------------
+
+
+def test_herding_is_brute_force() -> None:
+    features = np.random.default_rng(0).normal(size=(17, 5)).astype(np.float16)
+    rows = features.astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True)
+    found: list[int] = []
+    while len(found) < len(rows):
+        distance = {
+            row: np.linalg.norm(rows.mean(0) - rows[[*found, row]].mean(0))
+            for row in range(len(rows))
+            if row not in found
+        }
+        found.append(min(distance, key=distance.__getitem__))
+    assert exemplars.herd(features).tolist() == found
+
+
+def test_herding_does_not_see_lengths_and_takes_the_first_of_equal_rows() -> None:
+    features = np.random.default_rng(1).normal(size=(9, 4))
+    lengths = np.random.default_rng(2).uniform(0.1, 9, size=(9, 1))
+    once = exemplars.herd(features)
+    assert np.array_equal(exemplars.herd(features * lengths), once)
+    twice = exemplars.herd(np.concatenate([features, features]))
+    place = {row: number for number, row in enumerate(twice.tolist())}
+    assert all(place[row] < place[row + 9] for row in range(9))
+    assert exemplars.herd(np.ones((6, 3))).tolist() == list(range(6))
+    assert exemplars.herd(np.zeros((2, 3))).tolist() == [0, 1]
+
+
+def test_a_random_order_follows_from_image_and_seed_alone() -> None:
+    digests = np.random.default_rng(0).integers(0, 256, (30, 32)).astype(np.uint8)
+    order = exemplars.shuffle(digests, 0)
+    assert sorted(order.tolist()) == list(range(30))
+    turned = exemplars.shuffle(digests[::-1], 0)
+    assert np.array_equal(digests[::-1][turned], digests[order])
+    assert not np.array_equal(exemplars.shuffle(digests, 1), order)
+
+
+# --- the budget -------------------------------------------------------------------------------
+
+
+def described(*tasks: tuple[list[int], list[int]]) -> list[dict[str, list[int]]]:
+    return [{"classes": classes, "domains": domains} for classes, domains in tasks]
+
+
+def test_the_budget_is_shared_by_the_classes_so_far() -> None:
+    counts = np.array([[50], [50], [3], [50], [50]])
+    first, second = described(([4, 2], [0]), ([0], [0]))
+    assert exemplars.shares(counts, [], 20, "total") == {}
+    assert exemplars.shares(counts, [first], 20, "total") == {(4, 0): 10, (2, 0): 3}
+    two = exemplars.shares(counts, [first, second], 20, "total")
+    assert two == {(4, 0): 6, (2, 0): 3, (0, 0): 6}
+    assert sum(two.values()) <= 20
+    every = exemplars.shares(counts, [first, second], 20, "per_class")
+    assert every == {(4, 0): 20, (2, 0): 3, (0, 0): 20}
+
+
+def test_a_class_in_several_domains_shares_its_part_among_them() -> None:
+    counts = np.full((2, 4), 50)
+    counts[1, 2] = 0
+    tasks = described(([0, 1], [3]), ([0, 1], [2]), ([0, 1], [0]))
+    found = exemplars.shares(counts, tasks, 20, "total")
+    assert found == {(0, 3): 4, (0, 2): 3, (0, 0): 3, (1, 3): 5, (1, 0): 5}
+    assert sum(found.values()) == 20
+
+
+def test_chosen_are_the_first_ranks_of_earlier_blocks() -> None:
+    labels = np.array([0, 1, 0, 1, 0, 2, 1, 2])
+    ranks = np.array([2, 0, 0, 2, 1, 0, 1, 1])
+    memory = {"earlier": described(([1], [0]), ([0], [0])), "exemplars": 4, "budget": "total"}
+    found = exemplars.chosen(labels, np.zeros(8, int), ranks, memory)
+    assert found.tolist() == [1, 2, 4, 6]
+
+
+# --- places -----------------------------------------------------------------------------------
+
+
+def test_a_part_of_the_places_is_read_without_the_rest(tmp_path: Path) -> None:
+    places = sources.Places(
+        kind="parquet",
+        image="image",
+        files=("a", "b", "c"),
+        file=np.array([0, 0, 0, 2, 2, 2]),
+        row=np.array([4, 5, 6, 0, 1, 9]),
+    )
+    hints = places.hints(0, 6)
+    assert sources.count(hints) == 6
+    picked = sources.pick(hints, np.array([1, 3, 4]))
+    assert picked == places.at(np.array([1, 3, 4])).hints(0, 3)
+    assert picked["runs"] == [[0, 5, 6], [1, 0, 2]]
+    assert sources.pick(hints, np.arange(6)) == hints
+    assert sources.count(sources.pick(hints, np.arange(0))) == 0
+    files = sources.Places(
+        kind="files", image="", files=("p", "q", "r"), file=np.arange(3), row=np.zeros(3)
+    ).hints(0, 3)
+    assert sources.pick(files, np.array([0, 2])) == {"kind": "files", "files": ["p", "r"]}
+    assert sources.count(files) == 3
+
+
+# --- stages -----------------------------------------------------------------------------------
+
+
+def ranks_of(store: Store, made: Plan) -> np.ndarray:
+    [stage] = of(made, "exemplars")
+    return rank.load(store, "exemplars", stage.key)
+
+
+def test_one_ranking_serves_all_orders_seeds_budgets_and_methods(
+    store: Store, folder: Path
+) -> None:
+    both = [
+        {"replay": {"exemplars": 12}},
+        {"replay": {"exemplars": 1, "exemplar_budget": "per_class"}},
+    ]
+    made = pngs.plan(store, folder, "scenario.orders=[1, 2]", "seeds=[0, 1]", methods=both)
+    [stage] = of(made, "exemplars")
+    assert len(made.runs) == 8
+    assert stage.preimage["parameters"] == {"selection": "herding"}
+    assert stage.inputs["features"] == made.features["train"]
+    assert all(s.inputs["exemplars"] == (stage,) for s in of(made, "train"))
+    random = planned(store, folder, "seeds=[0, 1]", exemplar_selection="random")
+    assert len({stage.key for stage in of(random, "exemplars")}) == 2
+    assert all(stage.inputs["features"] == () for stage in of(random, "exemplars"))
+
+
+def test_a_budget_changes_trainings_and_nothing_before_them(store: Store, folder: Path) -> None:
+    one, two = planned(store, folder), planned(store, folder, exemplars=13)
+    for operator in ("dataset", "exemplars"):
+        assert [s.key for s in of(one, operator)] == [s.key for s in of(two, operator)]
+    assert one.features == two.features
+    assert not {s.key for s in of(one, "train")} & {s.key for s in of(two, "train")}
+    assert of(one, "train")[1].parameters["memory"] == {
+        "earlier": [of(one, "train")[0].parameters["images"]],
+        "exemplars": 12,
+        "budget": "total",
+    }
+
+
+def test_without_exemplars_there_is_no_memory(store: Store, folder: Path) -> None:
+    made = planned(store, folder, exemplars=0)
+    assert of(made, "exemplars") == []
+    assert all("memory" not in stage.parameters for stage in of(made, "train"))
+    [run] = made.runs
+    assert run.method.card["exemplars"] == 0
+    assert planned(store, folder).runs[0].method.card["exemplars"] == 12
+    assert planned(store, folder, exemplars=30).runs[0].method.card["exemplars"] == 30
+
+
+def test_a_budget_that_leaves_classes_without_an_image_is_refused(
+    store: Store, folder: Path
+) -> None:
+    with pytest.raises(ConfigError, match="replay shares exemplars 3 among 4 classes"):
+        planned(store, folder, exemplars=3)
+    with pytest.raises(HyperparameterError, match="at least 0, got -1"):
+        Replay(exemplars=-1)
+
+
+def kept_by(store: Store, made: Plan, stage: Stage) -> tuple[list[int], list[int]]:
+    """Rows of a task's own images and of its exemplars, by what the worker hands over."""
+    order = stage.order()
+    rows = train.task_rows(order, store)
+    assert isinstance(rows, TaskRows)
+    index = fit.load_index(store, *order.inputs("dataset")[0])
+    places = {sample: row for row, sample in enumerate(index.sample_ids(np.arange(len(TRAIN))))}
+    found = np.array([places[sample] for sample in rows._samples])
+    learned = order.parameters["learned"]
+    assert [learned[column] for column in rows.targets] == index.labels[found].tolist()
+    memory = rows.exemplars.numpy()
+    return found[~memory].tolist(), found[memory].tolist()
+
+
+@pytest.mark.parametrize("selection", ["herding", "random"])
+def test_a_task_trains_on_its_images_and_the_best_of_earlier_ones(
+    selection: str, store: Store, folder: Path
+) -> None:
+    made = planned(store, folder, exemplar_selection=selection)
+    compute(made.stages, store)
+    ranks, [run] = ranks_of(store, made), made.runs
+    labels = made.dataset.train.labels
+    assert all(sorted(ranks[labels == c].tolist()) == list(range(PER_CLASS)) for c in range(6))
+    for number, stage in enumerate(of(made, "train")):
+        own, kept = kept_by(store, made, stage)
+        earlier = [c for task in run.tasks[:number] for c in task.classes]
+        assert own == np.flatnonzero(np.isin(labels, run.tasks[number].classes)).tolist()
+        share = 12 // max(1, len(earlier))
+        assert kept == np.flatnonzero(np.isin(labels, earlier) & (ranks < share)).tolist()
+        assert len(kept) == min(share, PER_CLASS) * len(earlier)
+        assert store.manifest("train", stage.key)["facts"]["exemplars"] == len(kept)
+        assert stage.hints["images"] == 2 * (len(own) + len(kept))
+        known = rows_of(
+            labels,
+            made.dataset.train.domains,
+            [
+                *([] if not number else stage.parameters["memory"]["earlier"]),
+                stage.parameters["images"],
+            ],
+        )
+        assert sources.count(stage.hints["places"]) == len(known)
+
+
+def test_another_order_keeps_the_same_images_of_a_class(store: Store, folder: Path) -> None:
+    plans = [
+        planned(store, folder, f"scenario.orders=[[{o}]]")
+        for o in ("0, 1, 2, 3, 4, 5", "1, 0, 5, 4, 3, 2")
+    ]
+    kept = []
+    for made in plans:
+        compute([*of(made, "dataset"), *of(made, "features"), *of(made, "exemplars")], store)
+        rows = kept_by(store, made, of(made, "train")[1])[1]
+        kept.append(rows)
+    assert kept[0] == kept[1]
+
+
+def test_domains_give_exemplars_of_the_domains_before(store: Store, tmp_path: Path) -> None:
+    folder = pngs.data(tmp_path, pngs.rows(3, 0, DOMAINS), pngs.rows(1, 5000, DOMAINS))
+    made = pngs.plan(
+        store, folder, "dataset.domain=domain", scenario={"kind": "domain_incremental"},
+        methods=[{"replay": {}}],
+    )  # fmt: skip
+    compute([*of(made, "dataset"), *of(made, "features"), *of(made, "exemplars")], store)
+    rows = train.task_rows(of(made, "train")[1].order(), store)
+    assert len(rows.targets) == 18 + 12
+    assert int(rows.exemplars.sum()) == 12
+    assert Counter(rows.targets[rows.exemplars].tolist()) == dict.fromkeys(range(6), 2)
+
+
+def test_a_killed_task_with_exemplars_goes_on_with_the_same_bits(
+    store: Store, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = planned(store, folder, "resources.train.checkpoint_minutes=0")
+    compute(made.stages, store)
+    again = Store(str(tmp_path / "again"))
+    first, second, _ = of(made, "train")
+    compute([*of(made, "dataset"), *of(made, "features"), *of(made, "exemplars"), first], again)
+    keep, count = snapshots.keep, 0
+
+    class Killed(BaseException):
+        pass
+
+    def kept(*arguments: Any) -> None:
+        nonlocal count
+        keep(*arguments)
+        count += 1
+        if count == 3:
+            raise Killed
+
+    monkeypatch.setattr(snapshots, "keep", kept)
+    with pytest.raises(Killed):
+        compute([second], again)
+    compute([second], again)
+    one, other = (
+        load_tensors(s.read("train", second.key, "state.safetensors")) for s in (store, again)
+    )
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)

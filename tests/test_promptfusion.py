@@ -1,0 +1,325 @@
+"""PromptFusion: prompts that stay, a weighted loss, one weight between two branches."""
+
+import dataclasses
+import io
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load as load_tensors
+
+from methods.clip import unit
+from methods.hyperparameters import HyperparameterError
+from methods.promptfusion import (
+    Booster,
+    BoosterLearner,
+    Joint,
+    Mask,
+    PromptFusion,
+    Stabiliser,
+    StabiliserLearner,
+    blend,
+    fit_weight,
+)
+from methods.trained import Task
+from operators import features, loop
+from operators.errors import ConfigError
+from operators.store import Store
+from pipelines.plan import Plan
+from tests import pngs, tiny
+from tests.pngs import compute, of
+from tests.test_text import BACKBONE, NAMES
+
+CLIP = Stabiliser(epochs=1, batch_size=4, context_length=3, image_prompt_length=2, lr=0.05)
+VIT = Booster(epochs=1, batch_size=4, vit_prompt_length=2, lr=0.05)
+
+
+def task(index: int) -> Task:
+    return dataclasses.replace(tiny.task(index), names=tiny.NAMES[: 3 * index + 3])
+
+
+def stabiliser(index: int = 0, **changes: Any) -> StabiliserLearner:
+    torch.manual_seed(index)
+    return dataclasses.replace(CLIP, **changes).learner(tiny.clip(), task(index))
+
+
+def booster(index: int = 0, **changes: Any) -> BoosterLearner:
+    torch.manual_seed(index)
+    return dataclasses.replace(VIT, **changes).learner(tiny.vit(2), task(index))
+
+
+# --- the blend --------------------------------------------------------------------------------
+
+
+def test_at_infinity_one_branch_decides_alone() -> None:
+    joint, images = Joint(stabiliser(), booster()), tiny.images(task(0)).pixels
+    with torch.no_grad():
+        clip, vit = joint.clip.logits(images, None), joint.vit.logits(images, None)
+        assert torch.equal(blend(clip, vit, torch.tensor(-torch.inf)), clip)
+        assert torch.equal(blend(clip, vit, torch.tensor(torch.inf)), vit)
+        share = torch.tensor(1.0).sigmoid()
+        assert float(share) == pytest.approx(0.731, abs=1e-3)
+        assert torch.equal(joint.logits(images, images), (1 - share) * clip + share * vit)
+
+
+def test_the_fitted_weight_has_the_least_cross_entropy() -> None:
+    generator = torch.Generator().manual_seed(0)
+    clip, vit = (3 * torch.randn(200, 5, generator=generator) for _ in range(2))
+    noise = torch.randn(200, 5, generator=generator)
+    targets = (0.7 * clip + 0.3 * vit + noise).argmax(1)
+    found = fit_weight(clip, vit, targets)
+    shares = torch.linspace(0.001, 0.999, 999).logit()
+    losses = torch.stack([F.cross_entropy(blend(clip, vit, s), targets) for s in shares])
+    best = float(shares[losses.argmin()].sigmoid())
+    assert float(found.sigmoid()) == pytest.approx(best, abs=1e-3)
+    assert 0.05 < best < 0.95
+    assert found.shape == (1,)
+    # A branch that knows everything against one that is always wrong, both ways.
+    right = 10 * F.one_hot(targets, 5).float()
+    assert float(fit_weight(right, -right, targets).sigmoid()) == pytest.approx(1e-6, rel=1e-3)
+    assert float(fit_weight(-right, right, targets).sigmoid()) > 0.999998
+
+
+# --- the mask ---------------------------------------------------------------------------------
+
+
+def test_weights_of_one_are_plain_cross_entropy() -> None:
+    scores, targets = torch.randn(5, 6), torch.tensor([0, 5, 3, 1, 4])
+    plain = F.cross_entropy(scores, targets)
+    torch.testing.assert_close(Mask(task(0), 1).loss(scores[:, :3], targets % 3),
+                               F.cross_entropy(scores[:, :3], targets % 3))  # fmt: skip
+    mask = Mask(dataclasses.replace(task(1), index=2), 1)  # theta 1
+    mask.raw.data.fill_(torch.inf)
+    assert torch.equal(mask(5).detach(), torch.ones(1, 6))
+    torch.testing.assert_close(mask.loss(scores, targets), plain)
+
+
+def test_a_row_is_weighted_by_its_class() -> None:
+    mask, scores, targets = Mask(task(1), 1), torch.randn(5, 6), torch.tensor([0, 5, 3, 1, 4])
+    raw = torch.randn(6)
+    mask.raw.data.copy_(raw[:, None])
+    weight = torch.cat([0.5 / raw[:3].sigmoid(), raw[3:].sigmoid()])
+    expected = (weight[targets] * F.cross_entropy(scores, targets, reduction="none")).mean()
+    torch.testing.assert_close(mask.loss(scores, targets), expected)
+    mask.loss(scores, targets).backward()
+    gradient = mask.raw.grad
+    assert gradient is not None
+    assert bool((gradient[[0, 1]] < 0).all())  # beta goes up
+    assert bool((gradient[[3, 4, 5]] > 0).all())  # alpha goes down
+    assert float(gradient[2]) == 0  # no row of the class
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_a_last_batch_that_is_smaller_works(legacy: bool) -> None:
+    clip, vit = stabiliser(1, legacy_mask=legacy), booster(1, legacy_mask=legacy)
+    images = tiny.images(task(1))
+    assert clip.mask.raw.shape == (6, 4 if legacy else 1)
+    for learner in (clip, vit):
+        whole = learner(images.pixels[:4], images.targets[:4], None)["loss"]
+        part = learner(images.pixels[:3], images.targets[:3], None)["loss"]
+        rest = learner(images.pixels[3:4], images.targets[3:4], None)["loss"]
+        torch.testing.assert_close(whole, 0.75 * part + 0.25 * rest)
+
+
+# --- the branches -----------------------------------------------------------------------------
+
+
+def trained(method: Any, network: Any, index: int, state: Any) -> dict[str, torch.Tensor]:
+    images = tiny.images(task(index))
+    if index:
+        old = tiny.images(task(0), per_class=1)
+        images = tiny.TensorImages(
+            torch.cat([images.pixels, old.pixels]),
+            torch.cat([images.targets, old.targets]),
+            exemplars=torch.arange(15) >= 12,
+        )
+    found, _ = loop.train_task(method, network, task(index), images, state, loop.Settings(seed=0))
+    return found
+
+
+def test_texts_of_old_classes_stay_to_the_bit() -> None:
+    first = trained(CLIP, tiny.clip(), 0, None)
+    second = trained(CLIP, tiny.clip(), 1, first)
+    assert second.keys() == first.keys() == {"context", "prompt", "mask.raw"}
+    assert torch.equal(second["context"][:3], first["context"])
+    assert not torch.equal(second["prompt"], first["prompt"])
+    start = stabiliser(1).context
+    assert (second["context"][3:] - start[3:]).abs().max() > 1e-3
+    with torch.no_grad():
+        texts = [
+            loop.open_learner(CLIP, tiny.clip(), task(index), state, loop.Settings(seed=0))[0]
+            .eval()
+            .texts()  # type: ignore[operator]
+            for index, state in enumerate((first, second))
+        ]
+    assert torch.equal(texts[1][:3], texts[0])
+    assert not torch.equal(second["mask.raw"][:3], torch.ones(3, 1))
+    assert sum(t.numel() for t in second.values()) == 6 * 3 * 16 + 2 * 48 + 6
+
+
+def test_texts_with_and_without_gradients_are_the_same() -> None:
+    learner = stabiliser(1)
+    own = learner.texts()
+    own[3:].sum().backward()
+    gradient = learner.context.grad
+    assert gradient is not None
+    assert not gradient[:3].any()
+    assert bool(gradient[3:].flatten(1).any(1).all())
+    with torch.no_grad():
+        torch.testing.assert_close(learner.texts(), own.detach())
+
+
+def test_without_a_context_texts_are_the_plain_template() -> None:
+    learner = stabiliser(1, context_length=0)
+    names = [name.replace("_", " ") + "." for name in task(1).names]
+    with torch.no_grad():
+        expected = unit(learner.vit.text(learner.vit.tokenise(names)))
+        torch.testing.assert_close(learner.texts(), expected)
+
+
+def test_twice_the_placeholders_stay_behind_the_context_if_asked() -> None:
+    plain, double = stabiliser(), stabiliser(legacy_double_x=True)
+    ends = [learner._tokens.argmax(dim=1) for learner in (plain, double)]
+    assert (ends[1] - ends[0]).tolist() == [3, 3, 3]
+    with torch.no_grad():
+        assert (plain.texts() - double.texts()).abs().max() > 1e-4
+    with pytest.raises(ValueError, match="must have at most 77 tokens"):
+        stabiliser(context_length=40, legacy_double_x=True)
+
+
+def test_the_feature_of_the_vit_is_the_mean_of_the_prompt() -> None:
+    learner, images = booster(), tiny.images(task(0)).pixels[:2]
+    vit = learner.vit
+    assert vit.pos_embed is not None
+    with torch.no_grad():
+        tokens = vit._pos_embed(vit.patch_embed(images))
+        prompt = (learner.prompt + vit.pos_embed[0, :1]).expand(2, 2, -1)
+        tokens = torch.cat([tokens[:, :1], prompt, tokens[:, 1:]], dim=1)
+        expected = vit.norm(vit.blocks(tokens))[:, 1:3].mean(1)
+        torch.testing.assert_close(learner.features(images), expected)
+
+
+def test_fields_out_of_range_are_refused_together() -> None:
+    with pytest.raises(HyperparameterError) as caught:
+        PromptFusion(epochs=0, batch_size=0, lr=0, weight_decay=-1, exemplars=-1, clip=-1,
+                     context_length=-1, image_prompt_length=0, vit_prompt_length=0)  # fmt: skip
+    assert len(caught.value.problems) == 9
+
+
+# --- in a pipeline ----------------------------------------------------------------------------
+
+FUSION = {
+    "promptfusion": {
+        "epochs": 1, "batch_size": 4, "context_length": 2, "image_prompt_length": 2,
+        "vit_prompt_length": 2, "exemplars": 8,
+    }
+}  # fmt: skip
+BESIDE = {
+    "model": pngs.MODEL,
+    "weights": "random",
+    "preprocessing": {"resize": 16, "crop": 16, "mean": [0.5] * 3, "std": [0.5] * 3},
+}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return pngs.data(tmp_path_factory.mktemp("data"), pngs.rows(3, 0), pngs.rows(1, 5000))
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(str(tmp_path / "store"))
+
+
+def plan(store: Store, folder: Path, **sections: Any) -> Plan:
+    given = {"backbone": BACKBONE, "vit": BESIDE, "methods": [FUSION], **sections}
+    given = json.loads(json.dumps(given))  # YAML would write an object that occurs twice as one
+    return pngs.plan(store, folder, f"dataset.classes={json.dumps(NAMES)}", **given)
+
+
+def test_branches_are_two_chains_and_the_blend_is_theirs(store: Store, folder: Path) -> None:
+    made = plan(store, folder)
+    [run] = made.runs
+    chains = {stage.chain for stage in of(made, "train")}
+    assert len(chains) == 2
+    assert len(of(made, "exemplars")) == 1
+    for name, stages in (
+        ("clip", run.evaluate.inputs["model"]),
+        ("vit", run.evaluate.inputs["beside"]),
+    ):
+        assert [stage.parameters["method"]["name"] for stage in stages] == [
+            f"promptfusion_{name}"
+        ] * 3
+        assert stages[1].inputs["previous"] == stages[:1]
+        assert ("names" in stages[0].parameters["task"]) == (name == "clip")
+    preprocessing = {s.chain: s.parameters["preprocessing"]["crop"] for s in of(made, "train")}
+    assert sorted(preprocessing.values()) == [16, 32]
+
+    compute(made.stages, store)
+    expected = torch.empty(0)
+    for number, stage in enumerate(run.evaluate.inputs["predictions"]):
+        assert stage.operator == "blend"
+        parts = {
+            role: load_tensors(store.read(inputs[0].operator, inputs[0].key, "scores.safetensors"))
+            for role, inputs in stage.inputs.items()
+            if role != "dataset"
+        }
+        known = (number + 1) * 2
+        assert parts["clip"]["scores"].shape == (6 + [0, 2 * 3, 4 * 2][number], known)
+        weight = fit_weight(
+            parts["clip"]["scores"], parts["vit"]["scores"], parts["clip"]["targets"]
+        )
+        stored = load_tensors(store.read("blend", stage.key, "state.safetensors"))
+        assert torch.equal(stored["weight"], weight)
+        scores = load_tensors(store.read("blend", stage.key, "scores.safetensors"))
+        expected = blend(parts["clip_test"]["scores"], parts["vit_test"]["scores"], weight)
+        torch.testing.assert_close(scores["scores"], expected)
+        assert scores["rows"].tolist() == parts["vit_test"]["rows"].tolist()
+    data = store.read("evaluate", run.evaluate.key, "predictions.parquet")
+    table = pq.read_table(io.BytesIO(data)).to_pydict()
+    last = [p for p, t in zip(table["predicted"], table["task_trained"], strict=True) if t == 2]
+    learned = run.evaluate.inputs["predictions"][2].parameters["learned"]
+    assert last == [learned[column] for column in expected.argmax(1).tolist()]
+    facts = store.manifest("evaluate", run.evaluate.key)["facts"]
+    sizes = [
+        sum(
+            t.numel() * 4
+            for t in load_tensors(store.read("train", s[-1].key, "state.safetensors")).values()
+        )
+        for s in (run.evaluate.inputs["model"], run.evaluate.inputs["beside"])
+    ]
+    assert facts["state_bytes"] == sum(sizes)
+    assert len(facts["training"]) == 6
+    assert all(done.reused for done in compute(made.stages, store))
+
+
+def test_a_second_network_is_asked_for_and_must_be_a_vit(store: Store, folder: Path) -> None:
+    with pytest.raises(ConfigError, match="vit: promptfusion has a branch on a ViT"):
+        plan(store, folder, vit=None)
+    with pytest.raises(ConfigError, match=r"vit\.model: promptfusion trains a timm ViT, got open"):
+        plan(store, folder, vit=BACKBONE)
+
+
+def test_proof_needs_no_image_once_features_are_stored(store: Store, folder: Path) -> None:
+    """From planning to predictions; afterwards the images may be gone."""
+    proof = {"proof": {"epochs": 1, "batch_size": 4, "exemplars": 8}}
+    made = plan(store, folder, vit=None, methods=[proof])
+    [run] = made.runs
+    before = [s for s in made.stages if s.operator not in ("train", "predict", "evaluate")]
+    compute(before, store)
+    assert all(s.hints["places"]["runs"] == [] for s in (*of(made, "train"), *of(made, "predict")))
+    done = compute([s for s in made.stages if s not in before], store)
+    facts = {d.key: d.facts for d in done}
+    assert [facts[s.key]["exemplars"] for s in of(made, "train")] == [0, 6, 8]
+    [state] = [load_tensors(store.read("train", of(made, "train")[2].key, "state.safetensors"))]
+    assert state["fusion.counts"].tolist() == [3.0] * 6
+    rows = np.flatnonzero(np.isin(made.dataset.train.labels, run.tasks[0].classes[0]))
+
+    stored = features.load(store, [(s.operator, s.key) for s in made.features["train"]])
+    mean = F.normalize(torch.from_numpy(stored[rows].astype(np.float32)), dim=1).mean(0)
+    torch.testing.assert_close(state["fusion.prototypes"][0], mean)
