@@ -127,14 +127,19 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
             print(json.dumps(cards, indent=1))
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("method", "kind", "what it does", "paper"):
+        for column in ("method", "kind", "grows by", "what it does", "paper"):
             table.add_column(column, overflow="fold", no_wrap=column != "what it does")
         for method, card in cards.items():
             place = card["paper"].removeprefix("https://")
             arxiv = place.startswith("arxiv.org/abs/")
             paper = place.replace("arxiv.org/abs/", "arXiv:") if arxiv else place.partition("/")[0]
-            table.add_row(method, card["contract"], card["summary"], paper)
+            grows = "" if card["growth"] == "constant" else card["growth"]
+            table.add_row(method, card["contract"], grows, card["summary"], paper)
         console.print(table)
+        console.print(
+            "grows by: what is kept between tasks, beside a classifier's rows; NAME says how much",
+            highlight=False,
+        )
         return
     card, fields = describe.card(name)
     if as_json:

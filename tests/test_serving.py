@@ -20,8 +20,20 @@ from PIL import Image
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
-from operators import features, fit, found_models, models, predictions, serving
-from operators.errors import ConfigError, IncompatibleError
+from cluster import inference as remote
+from operators import (
+    backbone,
+    features,
+    fit,
+    found_models,
+    inference,
+    inputs,
+    models,
+    predictions,
+    serving,
+)
+from operators.errors import ConfigError, DamagedStage, IncompatibleError
+from operators.preprocessing import resolve
 from operators.replay import connect
 from operators.store import Store
 from pipelines import cli
@@ -88,12 +100,12 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     store = Store(str(folder / "store"))
     save_file(models.load(pngs.MODEL, "random", "token").state_dict(), folder / "weights.st")
     half = [0.5, 0.5, 0.5]
-    backbone = {
+    network = {
         "model": pngs.MODEL,
         "weights": str(folder / "weights.st"),
         "preprocessing": {"resize": pngs.SIZE, "crop": pngs.SIZE, "mean": half, "std": [*half]},
     }
-    plan = pngs.plan(store, folder, methods=METHODS, backbone=backbone)
+    plan = pngs.plan(store, folder, methods=METHODS, backbone=network)
     return Made(folder, store, plan, here.run(folder / "spec.yaml", Path(store.url)))
 
 
@@ -265,8 +277,6 @@ def test_weights_are_looked_for_and_checked(made: Made, monkeypatch: pytest.Monk
 
 
 def test_a_damaged_state_never_becomes_a_model(made: Made, tmp_path: Path) -> None:
-    from operators.errors import DamagedStage
-
     copy = Store(str(tmp_path / "copy"))
     stage = made.run("finetune").model
     shutil.copytree(Path(made.store.url, "train", stage.key), Path(copy.url, "train", stage.key))
@@ -460,3 +470,59 @@ def test_images_of_a_size_that_the_backbone_does_not_take(made: Made, tmp_path: 
     Image.new("RGB", (20, 16)).save(buffer, "PNG")
     found = list(serving.Predictor(folder).scores([buffer.getvalue(), "gone", None]))
     assert found == ["has 20x16 pixels, the backbone takes 16x16", "gone", "no image bytes"]
+
+
+# --- on Ray -----------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def micro(tmp_path: Path) -> Path:
+    """A model of random class means on the backbone that comes with the package."""
+    model = "vit_micro_patch4_32"
+    network = models.load(model, backbone.place(model, "builtin"), "token")
+    classes = ["ant", "bee", "cat"]
+    predictor = {
+        "kind": "fitted",
+        "method": {"name": "simplecil", "hyperparameters": {}},
+        "seed": 0,
+        "state": "state.safetensors",
+        "learned": [2, 0, 1],
+        "graft": None,
+        "keeps_frozen": False,
+    }
+    about = {
+        "predictor": predictor,
+        "columns": [0, 1, 2],
+        "classes": classes,
+        "backbone": {
+            "model": model,
+            "weights": "builtin",
+            "pooling": "token",
+            "fingerprint": models.fingerprint(network),
+            "image_size": None,
+        },
+        "preprocessing": resolve("micro_32").to_json(),
+        "size": 32,
+        "precision": "fp32",
+        "dtype": "float16",
+    }
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "model.json").write_text(json.dumps(about))
+    means = torch.randn(3, models.width(network), generator=torch.Generator().manual_seed(0))
+    save_file({"weight": means}, folder / "state.safetensors")
+    return folder
+
+
+def test_ray_gives_the_same_in_the_same_order(micro: Path, tmp_path: Path) -> None:
+    for number in range(9):
+        (tmp_path / f"{number}.png").write_bytes(pngs.png(number, label=number % 6))
+    (tmp_path / "4.png").write_bytes(b"nonsense")
+    wanted = inputs.find([str(tmp_path / "*.png")])
+    predictor = serving.Predictor(micro)
+    alone = [p for s in wanted.shards(2) for p in inference.predict(predictor, s, 2)]
+    given: dict[str, Any] = {"address": None, "insecure": False, "device": "cpu", "weights": None}
+    shards = list(remote.predict(micro, wanted.shards(2), 2, **given))
+    assert [len(shard) for shard in shards] == [2, 2, 2, 2, 1]
+    assert [p for shard in shards for p in shard] == alone
+    assert [p.problem for p in alone].count("not JPEG, PNG or WEBP") == 1
