@@ -118,7 +118,8 @@ def _unpacked(files: Any) -> Path:
 
     if files not in _folders:
         folder = tempfile.TemporaryDirectory(prefix="graftwork-model-")
-        for name, content in ray.get(files).items():
+        packed: Any = ray.get(files)
+        for name, content in packed.items():
             Path(folder.name, name).write_bytes(content)
         _folders.clear()  # the folder of another model goes
         _folders[files] = folder

@@ -23,6 +23,7 @@ from methods import vit as seams
 from methods.base import State
 from methods.trained import Learner
 from operators import backbone, fit, loop, models, train
+from operators.errors import IncompatibleError
 
 Scores = Callable[[Tensor], Tensor]
 """Scores [B, C] float32 of normalised images [B, 3, h, w]; each row decided on its own."""
@@ -117,10 +118,13 @@ def open_part(part: Mapping[str, Any], model: Model) -> Scores:
     """A predictor of a description, or one within it; columns as in the model's `columns`.
 
     Raises:
-        ValueError: the kind is not known to this version of the program.
+        IncompatibleError: the kind is not known to this version of the program.
     """
     if part["kind"] not in KINDS:
-        raise ValueError(f"predictor: must be one of {', '.join(KINDS)}, got {part['kind']!r}")
+        raise IncompatibleError(
+            f"model: unknown kind of predictor {part['kind']!r} (known: {', '.join(KINDS)}); "
+            "update graftwork"
+        )
     module, _, name = KINDS[part["kind"]].partition(":")
     score = getattr(importlib.import_module(module), name)(part, model)
     place = {label: column for column, label in enumerate(part["learned"])}

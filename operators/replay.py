@@ -39,6 +39,7 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 
@@ -220,7 +221,8 @@ class Sender:
             )
             found = run.info.run_id
         self.runs[operation["run"]] = found
-        if operation["tags"].get("cache") == "miss":
+        # Who brings the files of a result that was served from the store stands in for its producer.
+        if operation["tags"].get("cache") == "miss" or operation["run"] in self.orphans:
             self._producers.remember(operation["tags"]["graftwork.key"], found)
         return found
 

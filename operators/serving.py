@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 WEIGHTS = "GRAFTWORK_WEIGHTS"
 """Environment variable with the place of the backbone's weights, if it is another one now."""
 
+FORMAT = 1
+"""Of `model.json`. A newer one is refused."""
+
 FOLDER = "model"
 """Of the model among the artifacts of its run."""
 
@@ -65,7 +68,9 @@ def model_files(
         ),
         # Pixels are those of one version of Pillow, which preprocessing insists on.
         "model/requirements.txt": f"graftwork=={versions['graftwork']}\npillow=={pillow}.*\n",
-        "model/data/model.json": json.dumps({**description, "made_of": made_of}, indent=1),
+        "model/data/model.json": json.dumps(
+            {"format": FORMAT, **description, "made_of": made_of}, indent=1
+        ),
         **{f"model/data/{name}": partial(_write, store, *s) for name, s in states.items()},
     }
 
@@ -120,13 +125,19 @@ class Predictor:
 
     Raises:
         ConfigError: the backbone's weights are not found.
-        IncompatibleError: they are not those that the model was made with.
+        IncompatibleError: they are not those that the model was made with, or the model was
+            written by a newer version of this program.
     """
 
     def __init__(self, folder: Path, device: str = "cpu", weights: str | None = None) -> None:
         from operators import loop, predictors
 
         about = json.loads((folder / "model.json").read_text())
+        if about["format"] > FORMAT:
+            raise IncompatibleError(
+                f"{folder}: the model has format {about['format']}, this program reads up to "
+                f"{FORMAT}; update graftwork"
+            )
         self._preprocessing = Preprocessing.from_json(about["preprocessing"])
         self._device, self._size = device, about["size"]
         self._batch = loop.PLAIN_BATCH[device]

@@ -282,7 +282,7 @@ def predict(
     images: Annotated[
         list[str],
         typer.Argument(
-            metavar="IMAGES...",
+            metavar="IMAGES",
             help="Image files, folders (at any depth), globs, Parquet files, or URLs of them.",
         ),
     ],

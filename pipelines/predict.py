@@ -120,7 +120,7 @@ def _predictions(
     request: Request, where: Where, wanted: Inputs, model: Path
 ) -> "Iterator[list[Prediction]]":
     """Predictions of each shard: in this process, or on Ray."""
-    device = _device(request.device)
+    device = _device(request.device, where.address)
     if where.address is None and len(wanted) < RAY_FROM:
         from operators import inference
 
@@ -141,7 +141,10 @@ def _predictions(
     )
 
 
-def _device(wanted: Device) -> str:
+def _device(wanted: Device, address: str | None) -> str:
+    """What `auto` means here; the devices of a cluster are not known."""
+    if address is not None:
+        return "cpu" if wanted == "auto" else wanted
     import torch
 
     if wanted == "cuda" and not torch.cuda.is_available():

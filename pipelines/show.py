@@ -137,7 +137,7 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
             table.add_row(method, card["contract"], grows, card["summary"], paper)
         console.print(table)
         console.print(
-            "grows by: what is kept between tasks, beside a classifier's rows; NAME says how much",
+            "grows by: what the memory grows with, beside the rows of a classifier",
             highlight=False,
         )
         return

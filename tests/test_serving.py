@@ -85,7 +85,7 @@ class Made(NamedTuple):
     def model(self, name: str) -> Path:
         """The model's folder `data`."""
         run = connect(self.uri).get_run(self.id(name))
-        return Path(run.info.artifact_uri.removeprefix("file://"), "model", "data")
+        return Path(str(run.info.artifact_uri).removeprefix("file://"), "model", "data")
 
     @property
     def images(self) -> list[bytes]:
@@ -276,6 +276,23 @@ def test_weights_are_looked_for_and_checked(made: Made, monkeypatch: pytest.Monk
         moved.rename(place)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": 2}, "has format 2, this program reads up to 1; update graftwork"),
+        ({"predictor": {"kind": "oracle"}}, r"unknown kind of predictor 'oracle' \(known: fitted"),
+    ],
+)
+def test_models_of_newer_programs_are_refused(
+    made: Made, tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    shutil.copytree(made.model("slda"), tmp_path / "data")
+    about = json.loads((tmp_path / "data/model.json").read_text())
+    (tmp_path / "data/model.json").write_text(json.dumps(about | change))
+    with pytest.raises(IncompatibleError, match=message):
+        serving.Predictor(tmp_path / "data")
+
+
 def test_a_damaged_state_never_becomes_a_model(made: Made, tmp_path: Path) -> None:
     copy = Store(str(tmp_path / "copy"))
     stage = made.run("finetune").model
@@ -437,7 +454,7 @@ def test_bad_images_are_named(call: Command, tmp_path: Path) -> None:
         (["pngs/slda", "photos/*.jpg"], 9, "photos/*.jpg: no images found (JPEG, PNG, WEBP; "),
         (["pngs/slda", "http://x/y.png"], 2, 'protocol "http" not supported'),
         (["pngs/slda", "photos", "--output", "x.txt"], 2, "--output x.txt: must end in .parquet"),
-        (["pngs/slda"], 2, "missing argument 'IMAGES...'; see graftwork predict -h"),
+        (["pngs/slda"], 2, "missing argument 'IMAGES'; see graftwork predict -h"),
     ],
 )
 def test_mistakes_take_one_line(call: Command, words: list[str], code: int, line: str) -> None:
@@ -491,6 +508,7 @@ def micro(tmp_path: Path) -> Path:
         "keeps_frozen": False,
     }
     about = {
+        "format": 1,
         "predictor": predictor,
         "columns": [0, 1, 2],
         "classes": classes,
@@ -510,7 +528,7 @@ def micro(tmp_path: Path) -> Path:
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(about))
     means = torch.randn(3, models.width(network), generator=torch.Generator().manual_seed(0))
-    save_file({"weight": means}, folder / "state.safetensors")
+    save_file({"prototypes": means}, folder / "state.safetensors")
     return folder
 
 
