@@ -221,7 +221,7 @@ class Sender:
             )
             found = run.info.run_id
         self.runs[operation["run"]] = found
-        # Who brings the files of a result that was served from the store stands in for its producer.
+        # Who brings the files of a stored result stands in for whoever computed it.
         if operation["tags"].get("cache") == "miss" or operation["run"] in self.orphans:
             self._producers.remember(operation["tags"]["graftwork.key"], found)
         return found
