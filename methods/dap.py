@@ -85,6 +85,7 @@ class DAP:
         summary="Every block makes prompts of the image's tokens, for the task nearest to it.",
         memory="blocks * (N * P + 2 * D * (E + 2)) floats; T * (D + E) of keys and embeddings; "
         "C * (D + 1) of head",
+        growth="tasks",
         uses_seed=True,
         query=True,
         contract="trained",

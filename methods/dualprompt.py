@@ -80,6 +80,7 @@ class DualPrompt:
         summary="A key and value prefix for all tasks, and one per task that a key selects.",
         memory="2 * R * L * D floats of shared prefix; T * (2 * R * L * D + D) of tasks' prefixes "
         "and keys; C * D + C of classifier",
+        growth="tasks",
         uses_seed=True,
         query=True,
         contract="trained",

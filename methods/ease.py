@@ -56,6 +56,7 @@ class EASE:
         summary="A frozen adapter per task; cosine prototypes in all their subspaces. "
         "A class that occurs again is averaged over the subspaces that it was trained in.",
         memory="T * (adapter + C * D + C) floats; T forward passes per image",
+        growth="tasks",
         uses_seed=True,
         contract="trained",
     )

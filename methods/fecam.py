@@ -33,6 +33,7 @@ class FeCAM:
         paper="https://arxiv.org/abs/2309.14062",
         summary="Mahalanobis distance to class means under per-class correlation matrices.",
         memory="C * (D + D * D) floats",
+        growth="classes",
         separable=True,
     )
 

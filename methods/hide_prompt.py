@@ -98,6 +98,7 @@ class HiDePrompt:
         "(C + E) * (D + 1) of classifiers; 2 * E * k * (2 * D + 1) + 2 * E numbers of statistics "
         "with k centroids, 2 * E * (D * D + D + 1) + 2 * E with covariances; E = C, or T * C if "
         "domain-incremental",
+        growth="tasks",
         uses_seed=True,
         query=True,
         contract="trained",

@@ -49,6 +49,7 @@ class Joint:
         paper="https://arxiv.org/abs/2307.02251",
         summary="Trains the whole network on the images of all tasks at once; the upper bound.",
         memory="all images; backbone; C * D floats of classifier",
+        growth="rows",
         uses_seed=True,
         upper_bound=True,
         contract="trained",

@@ -34,6 +34,7 @@ class JointLinear:
         paper="https://arxiv.org/abs/2307.02251",
         summary="A linear classifier fitted on the frozen features of all tasks at once.",
         memory="N * D floats: all features seen",
+        growth="rows",
         upper_bound=True,
     )
 

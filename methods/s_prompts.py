@@ -65,6 +65,7 @@ class SPrompts:
         "ruled out.",
         memory="T * (L + K) * D floats; classifiers of T * C * (D + 1) floats if "
         "domain-incremental, C * (D + 1) if class-incremental",
+        growth="tasks",
         uses_seed=True,
         query=True,
         contract="trained",

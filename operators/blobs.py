@@ -10,7 +10,7 @@ import errno
 import os
 import uuid
 from pathlib import Path
-from typing import Protocol
+from typing import BinaryIO, Protocol
 
 import fsspec
 
@@ -36,6 +36,10 @@ class Blobs(Protocol):
 
     def get(self, name: str) -> bytes | None:
         """The file's bytes, None when there is no such file."""
+        ...
+
+    def open(self, name: str) -> BinaryIO | None:
+        """The file for reading piece by piece, None when there is no such file."""
         ...
 
     def folders(self, name: str) -> list[str]:
@@ -121,6 +125,14 @@ class LocalBlobs:
     def get(self, name: str) -> bytes | None:
         try:
             return self._path(name).read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except OSError as error:
+            raise _storage_error(error, self.root, 0) from error
+
+    def open(self, name: str) -> BinaryIO | None:
+        try:
+            return self._path(name).open("rb")
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
@@ -217,6 +229,14 @@ class ObjectBlobs:
     def get(self, name: str) -> bytes | None:
         try:
             return bytes(self.fs.cat_file(self._path(name)))
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            raise _storage_error(error, self.root, 0) from error
+
+    def open(self, name: str) -> BinaryIO | None:
+        try:
+            return self.fs.open(self._path(name), "rb")
         except FileNotFoundError:
             return None
         except OSError as error:

@@ -47,6 +47,30 @@ def list_folder(url: str, filesystem: Any, path: str) -> tuple[tuple[str, ...], 
     return tuple(classes), entries
 
 
+def images_below(filesystem: Any, path: str) -> list[str]:
+    """Images below a folder at any depth, by their names relative to it, sorted.
+
+    Hidden files and folders, and files that are no images by their name, are passed over.
+
+    Args:
+        filesystem: an fsspec file system, or None for the local one.
+        path: the folder as the file system knows it.
+
+    Raises:
+        BadDataError: a symbolic link leads back into its own folder.
+        OSError: the folder cannot be listed.
+    """
+    if filesystem is None:
+        return sorted(name.removeprefix("./") for name, _ in _walk(path, ".", ()))
+    start = len(path.rstrip("/")) + 1
+    names = [full[start:] for full in filesystem.find(path)]
+    return sorted(
+        name
+        for name in names
+        if name.lower().endswith(EXTENSIONS) and not any(map(_hidden, name.split("/")))
+    )
+
+
 def _folders(path: str) -> Iterator[str]:
     with os.scandir(path) as entries:
         for entry in entries:

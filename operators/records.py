@@ -10,13 +10,13 @@ import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from operators.journal import Operation
 
-Artifacts = Mapping[str, bytes | str]
-"""Relative file name -> content."""
+Artifacts = Mapping[str, bytes | str | Callable[[Path], None]]
+"""Relative file name -> content, or a function that writes the file, for what is large."""
 
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_TAG_LENGTH, MAX_NAME = 800, 100, 6000, 8000, 250
 """MLflow's limits; fewer metrics than its 1,000, so that parameters and tags fit beside them."""
@@ -33,7 +33,8 @@ class MethodRun:
             only are one row of the leaderboard.
         metrics: single numbers; `seconds` is also shown as the run's duration.
         curves: numbers per task, logged with step = task.
-        artifacts: files, or a function that makes them, called in the tracker's thread.
+        artifacts: files, or a function that makes them, called in the tracker's thread; of a cached
+            result only if MLflow does not know the run that computed it.
         dataset: name and digest, shown as the run's input.
         cached: the result was in the store.
         producer_run_id: MLflow id of the run that computed a cached result; looked up by key

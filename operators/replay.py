@@ -9,6 +9,7 @@ import contextlib
 import logging
 import os
 import sqlite3
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +39,12 @@ SETTINGS = {
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "4",
     "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
+
+
+UPLOAD_SECONDS = "120"
+"""A server gets so long to answer after each file."""
 
 
 class Rejected(Exception):
@@ -77,6 +83,21 @@ def _relax(connection: Any, _record: Any) -> None:
     """A power cut may take the last records along but cannot damage the database."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous=NORMAL")
+
+
+@contextlib.contextmanager
+def _patient() -> Iterator[None]:
+    """A server answers an upload only when it has put the file away, which may be a large one."""
+    name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+    before = os.environ.get(name)
+    os.environ[name] = UPLOAD_SECONDS
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 class Producers:
@@ -122,6 +143,8 @@ class Sender:
         address = journal.header["tracking"][:12]
         self._producers = Producers(journal.path.parent / f"producers-{address}.txt")
         self.runs: dict[str, str] = {}
+        self.orphans: set[str] = set()
+        """Runs of results from the store, of which MLflow does not know who computed them."""
         for operation, answer in journal.answered():
             if operation["kind"] == "run" and answer:
                 self.runs[operation["run"]] = answer
@@ -189,13 +212,17 @@ class Sender:
             if operation["parent"] in self.runs:
                 tags["mlflow.parentRunId"] = self.runs[operation["parent"]]
             if key := operation.get("produced_by"):
-                tags |= self._producer(experiment, key)
+                producer = self._producer(experiment, key)
+                tags |= producer
+                if not producer:
+                    self.orphans.add(operation["run"])
             run = self._client.create_run(
                 experiment, start_time=operation["start"], tags=tags, run_name=operation["name"]
             )
             found = run.info.run_id
         self.runs[operation["run"]] = found
-        if operation["tags"].get("cache") == "miss":
+        # Who brings the files of a stored result stands in for whoever computed it.
+        if operation["tags"].get("cache") == "miss" or operation["run"] in self.orphans:
             self._producers.remember(operation["tags"]["graftwork.key"], found)
         return found
 
@@ -226,7 +253,8 @@ class Sender:
 
     def _files(self, run: str, operation: dict[str, Any]) -> None:
         folder = self._journal.files / operation["path"]
-        self._client.log_artifacts(run, str(folder))
+        with _patient():
+            self._client.log_artifacts(run, str(folder))
 
     def _end(self, run: str, operation: dict[str, Any]) -> None:
         self._client.set_terminated(run, operation["status"], operation["time"])

@@ -1,136 +1,281 @@
-"""A fitted method as an MLflow model: plain files, no pickle.
+"""What a run learned, as an MLflow model: plain files, no pickle.
 
 `mlflow.pyfunc.load_model("runs:/<run id>/model")` gives a model whose `predict` takes a table with
 a column `image` (encoded bytes, or base64 text as JSON has it) and returns the predicted class and
-its score. It needs this package and the backbone's weights; their fingerprint is checked.
+its score; with `params={"logits": True}` the scores of all classes, a column each. It needs this
+package and the backbone's weights, whose fingerprint is checked; where the weights are not at
+their old place, `GRAFTWORK_WEIGHTS` names the new one.
 """
 
 import base64
 import json
-from collections.abc import Mapping, Sequence
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
+from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from operators.scenario import seen_classes, stream_of
+from operators.errors import BadDataError, ConfigError, IncompatibleError
+from operators.keys import digest
+from operators.preprocessing import Preprocessing
+from operators.records import Artifacts
 from operators.store import Store, library_versions
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+WEIGHTS = "GRAFTWORK_WEIGHTS"
+"""Environment variable with the place of the backbone's weights, if it is another one now."""
+
+FORMAT = 1
+"""Of `model.json`. A newer one is refused."""
+
+FOLDER = "model"
+"""Of the model among the artifacts of its run."""
+
+Stored = tuple[str, str, str]
+"""Where a state is: operator and key of a stage, and the prefix of its tensors' names there."""
+
+
+def identity(description: Mapping[str, Any], states: Mapping[str, Stored]) -> str:
+    """Digest of what a model predicts with: runs with equal ones share a model."""
+    backbone = {k: v for k, v in description["backbone"].items() if k != "weights"}
+    return digest([{**description, "backbone": backbone}, {n: list(s) for n, s in states.items()}])
 
 
 def model_files(
-    store: Store,
-    fit: tuple[str, str],
-    tasks: Sequence[Mapping[str, Sequence[int]]],
-    description: Mapping[str, Any],
-) -> dict[str, bytes | str]:
-    """The files of the model after the last task.
+    store: Store, description: Mapping[str, Any], states: Mapping[str, Stored]
+) -> Artifacts:
+    """The files of a model, those of states to be written when they are wanted.
 
     Args:
-        fit: operator and key of the stored fit.
-        tasks: what the fit learned, in its order.
-        description: `method`, `seed`, `classes` (names), `backbone`, `preprocessing`, `precision`.
+        description: the content of `model.json`: `predictor` (see `operators.predictors`),
+            `columns` (ids of the classes seen, ascending), `classes` (names of all), `backbone`,
+            `preprocessing`, `size` (pixels of the images that the backbone takes; None for any),
+            `precision` and `dtype` of the features.
+        states: file name -> where the state is stored.
     """
-    # numpy, not torch: the driver does without torch.
-    from safetensors.numpy import load, save
-
-    tensors = load(store.read(*fit, "state.safetensors"))
-    last = f"{len(tasks) - 1}/"
-    state = {n.removeprefix(last): t for n, t in tensors.items() if n.startswith(last)}
-    learned = list(seen_classes(stream_of(tasks), len(tasks) - 1))
-    model = {**description, "learned": learned}
     versions = library_versions()
+    pillow = ".".join(versions["pillow"].split(".")[:2])
+    made_of = {name: {"operator": s[0], "key": s[1]} for name, s in states.items()}
     return {
-        "model/MLmodel": json.dumps(
-            # YAML reads JSON; MLflow looks for these keys.
-            {
-                "artifact_path": "model",
-                "flavors": {
-                    "python_function": {
-                        "loader_module": "operators.serving",
-                        "data": "data",
-                        "env": {"virtualenv": "python_env.yaml"},
-                        "python_version": versions["python"],
-                    }
-                },
-                "signature": {
-                    "inputs": json.dumps([{"name": "image", "type": "binary", "required": True}]),
-                    "outputs": json.dumps(
-                        [
-                            {"name": "class", "type": "string", "required": True},
-                            {"name": "score", "type": "double", "required": True},
-                        ]
-                    ),
-                },
-            },
-            indent=1,
-        ),
+        "model/MLmodel": json.dumps(_mlmodel(versions["python"]), indent=1),
         "model/python_env.yaml": json.dumps(
             {"python": versions["python"], "dependencies": ["-r requirements.txt"]}
         ),
-        "model/requirements.txt": f"graftwork=={versions['graftwork']}\n",
-        "model/data/model.json": json.dumps(model, indent=1),
-        "model/data/state.safetensors": save(state),
+        # Pixels are those of one version of Pillow, which preprocessing insists on.
+        "model/requirements.txt": f"graftwork=={versions['graftwork']}\npillow=={pillow}.*\n",
+        "model/data/model.json": json.dumps(
+            {"format": FORMAT, **description, "made_of": made_of}, indent=1
+        ),
+        **{f"model/data/{name}": partial(_write, store, *s) for name, s in states.items()},
     }
 
 
+def _mlmodel(python: str) -> dict[str, Any]:
+    """What MLflow reads of a model; YAML reads JSON."""
+    inputs = [{"name": "image", "type": "binary", "required": True}]
+    outputs = [
+        {"name": "class", "type": "string", "required": True},
+        {"name": "score", "type": "double", "required": True},
+    ]
+    params = [{"name": "logits", "type": "boolean", "default": False, "shape": None}]
+    return {
+        "artifact_path": FOLDER,
+        "flavors": {
+            "python_function": {
+                "loader_module": "operators.serving",
+                "data": "data",
+                "env": {"virtualenv": "python_env.yaml"},
+                "python_version": python,
+            }
+        },
+        "signature": {
+            "inputs": json.dumps(inputs),
+            "outputs": json.dumps(outputs),
+            "params": json.dumps(params),
+        },
+    }
+
+
+def _write(store: Store, operator: str, key: str, prefix: str, path: Path) -> None:
+    """Writes a state into a file; of a stage with several states the one with the prefix."""
+    if not prefix:
+        store.copy(operator, key, "state.safetensors", path)
+        return
+    # numpy, not torch: the driver does without torch.
+    from safetensors.numpy import load, save_file
+
+    tensors = load(store.read(operator, key, "state.safetensors"))
+    kept = {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+    save_file(kept, path)
+
+
 class Predictor:
-    """A fitted method with its backbone.
+    """A model on a device.
 
     Args:
         folder: the model's folder `data`.
+        device: "cpu" or "cuda".
+        weights: place of the backbone's weights; None for `GRAFTWORK_WEIGHTS`, or the place where
+            they were when the model was made.
 
     Raises:
-        IncompatibleError: the backbone's weights are not those that it was fitted on.
+        ConfigError: the backbone's weights are not found.
+        IncompatibleError: they are not those that the model was made with, or the model was
+            written by a newer version of this program.
     """
 
-    def __init__(self, folder: Path) -> None:
-        from safetensors.torch import load
+    def __init__(self, folder: Path, device: str = "cpu", weights: str | None = None) -> None:
+        from operators import loop, predictors
 
-        from operators import backbone, fit, models
-        from operators.preprocessing import Preprocessing
+        about = json.loads((folder / "model.json").read_text())
+        if about["format"] > FORMAT:
+            raise IncompatibleError(
+                f"{folder}: the model has format {about['format']}, this program reads up to "
+                f"{FORMAT}; update graftwork"
+            )
+        self._preprocessing = Preprocessing.from_json(about["preprocessing"])
+        self._device, self._size = device, about["size"]
+        self._batch = loop.PLAIN_BATCH[device]
+        self.classes: list[str] = [about["classes"][label] for label in about["columns"]]
+        """Names of the classes, one per column of the scores."""
+        place = weights or os.environ.get(WEIGHTS) or None
+        model = predictors.Model(folder=folder, about=about, device=device, weights=place)
+        try:
+            model.backbone()
+        except (ConfigError, IncompatibleError) as error:
+            raise type(error)(_about_weights(about["backbone"], place, error)) from error
+        self._score = predictors.open_predictor(model)
 
-        self._model = json.loads((folder / "model.json").read_text())
-        self._state = load((folder / "state.safetensors").read_bytes())
-        self._method = fit.build(self._model["method"])
-        self._preprocessing = Preprocessing.from_json(self._model["preprocessing"])
-        about = self._model["backbone"]
-        network = models.load_on_device(
-            about["model"],
-            backbone.place(about["model"], about["weights"]),
-            about["pooling"],
-            about["fingerprint"],
-            "cpu",
-            about.get("image_size"),
-        )
-        self._embed = models.embedder(network, about["pooling"])
+    def scores(
+        self, images: Iterable[bytes | str | None], decoders: int = 1
+    ) -> Iterator["Tensor | str"]:
+        """Of every image, in order: its scores [C] float32, or why it cannot be used.
 
-    def logits(self, images: Sequence[bytes]) -> Any:
-        """Scores [N, C] of encoded images, columns as in `learned`."""
-        import numpy as np
+        Streams: about three batches per decoder are in memory.
+
+        Args:
+            images: encoded images (JPEG, PNG, WEBP), or why one could not be read; None for an
+                empty cell of a table.
+            decoders: threads.
+        """
+        for chunk in self._decoded(images, decoders):
+            rows = iter(self._rows([item for item in chunk if not isinstance(item, str)]))
+            for item in chunk:
+                yield item if isinstance(item, str) else next(rows)
+
+    def logits(self, images: Sequence[bytes]) -> "Tensor":
+        """Scores [N, C] of encoded images.
+
+        Raises:
+            BadDataError: an image cannot be used.
+        """
         import torch
 
-        from operators.extract import extract
-
-        features = extract(
-            images,
-            self._embed,
-            self._preprocessing,
-            precision=self._model["precision"],
-        )
-        # As stored: the method was fitted on features of this type.
-        stored = torch.from_numpy(features.numpy().astype(np.dtype(self._model["dtype"])))
-        return self._method.logits(self._state, stored.float(), self._model["seed"])
+        found = list(self.scores(images))
+        for number, row in enumerate(found):
+            if isinstance(row, str):
+                raise BadDataError(f"image {number}: {row}")
+        rows: list[Any] = found
+        return torch.stack(rows) if rows else torch.zeros(0, len(self.classes))
 
     def predict(self, model_input: Any, params: Mapping[str, Any] | None = None) -> Any:
-        """MLflow's entry: a table with a column `image` to a table with `class` and `score`."""
+        """MLflow's entry: a table with a column `image` to a table with `class` and `score`.
+
+        Args:
+            params: `logits`: the scores of all classes instead, a column each.
+        """
         import pandas as pd
 
-        del params
         encoded = [
             base64.b64decode(value) if isinstance(value, str) else bytes(value)
             for value in model_input["image"]
         ]
-        best = self.logits(encoded).max(dim=1)
-        names = [self._model["classes"][self._model["learned"][i]] for i in best.indices.tolist()]
-        return pd.DataFrame({"class": names, "score": best.values.double().tolist()})
+        scores = self.logits(encoded)
+        if params and params.get("logits"):
+            return pd.DataFrame(scores.double().numpy(), columns=self.classes)
+        best = top(scores.numpy(), 1)[:, 0]
+        return pd.DataFrame(
+            {
+                "class": [self.classes[column] for column in best.tolist()],
+                "score": scores.double().numpy()[range(len(best)), best],
+            }
+        )
+
+    def _rows(self, pixels: list["Tensor"]) -> list["Tensor"]:
+        """Scores of prepared images [1, 3, h, w], those of one size together."""
+        import torch
+
+        from operators.pixels import normalise
+
+        rows: list[Any] = [None] * len(pixels)
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for position, image in enumerate(pixels):
+            groups[tuple(image.shape)].append(position)
+        for positions in groups.values():
+            # Always the same number of rows: no image's scores depend on how many there are.
+            filled = positions + positions[:1] * (self._batch - len(positions))
+            batch = torch.cat([pixels[position] for position in filled]).to(self._device)
+            with torch.no_grad():
+                found = self._score(normalise(batch, self._preprocessing)).cpu()
+            for position, row in zip(positions, found, strict=False):
+                finite = bool(torch.isfinite(row).all())
+                rows[position] = row if finite else "its scores are NaN or infinite"
+        return rows
+
+    def _decoded(
+        self, images: Iterable[bytes | str | None], decoders: int
+    ) -> Iterator[list["Tensor | str"]]:
+        """Batches of prepared images, decoded ahead by threads, in order."""
+        source = iter(images)
+        with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
+            waiting: list[list[Future[Tensor | str]]] = []
+            while True:
+                while len(waiting) <= 2 and (chunk := list(islice(source, self._batch))):
+                    waiting.append([pool.submit(self._prepared, image) for image in chunk])
+                if not waiting:
+                    return
+                yield [future.result() for future in waiting.pop(0)]
+
+    def _prepared(self, image: bytes | str | None) -> "Tensor | str":
+        """Pixels uint8 [1, 3, h, w] of an image, or why there are none."""
+        from operators.pixels import prepare
+
+        if image is None or isinstance(image, str):
+            return image or "no image bytes"
+        try:
+            pixels = prepare([image], self._preprocessing)
+        except BadDataError as error:
+            return str(error)
+        height, width = pixels.shape[2:]
+        if self._size not in (None, height) or self._size not in (None, width):
+            return f"has {width}x{height} pixels, the backbone takes {self._size}x{self._size}"
+        return pixels
+
+
+def top(scores: Any, count: int) -> Any:
+    """Columns [N, count] of the largest scores [N, C], largest first; of equal ones the first."""
+    import numpy as np
+
+    return np.argsort(-scores, axis=1, kind="stable")[:, :count]
+
+
+def _about_weights(backbone: Mapping[str, Any], place: str | None, error: Exception) -> str:
+    """What is wrong with the backbone's weights, and what to do."""
+    model, wanted = backbone["model"], backbone["fingerprint"][:12]
+    if isinstance(error, IncompatibleError) and "changed since the plan" in str(error):
+        where = place or backbone["weights"] or "timm's hub"
+        problem = f"weights at {where} are not those that the model was made with"
+    else:
+        problem = str(error).removeprefix("backbone.weights: ").removeprefix("backbone: ")
+        problem = problem.partition("; set backbone.weights")[0]
+    return (
+        f"backbone {model}: {problem}; name the file of its weights (state {wanted}) in {WEIGHTS}"
+    )
 
 
 def _load_pyfunc(path: str) -> Predictor:

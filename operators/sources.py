@@ -132,8 +132,8 @@ def identity(url: str) -> dict[str, Any]:
     try:
         if "://" not in url:
             return {"url": url} | _fingerprint(os.stat(url))
-        with _as_os_errors():
-            filesystem, path = _filesystem(url)
+        with as_os_errors():
+            filesystem, path = file_system(url)
             filesystem.invalidate_cache()
             return {"url": url, "ukey": str(filesystem.ukey(path))}
     except OSError as error:
@@ -148,8 +148,8 @@ def open_file(url: str) -> BinaryIO:
     """
     if "://" not in url:
         return open(url, "rb")
-    with _as_os_errors():
-        filesystem, path = _filesystem(url)
+    with as_os_errors():
+        filesystem, path = file_system(url)
         return filesystem.open(path, "rb", cache_type="readahead", block_size=4 << 20)
 
 
@@ -274,8 +274,8 @@ def _find(url: str) -> list[Source]:
             if not os.path.lexists(url) and any(c in url for c in "*?["):
                 return _matches(url, sorted(glob.glob(url, recursive=True)))
             return [_table(url)]
-        with _as_os_errors():
-            filesystem, path = _filesystem(url)
+        with as_os_errors():
+            filesystem, path = file_system(url)
             filesystem.invalidate_cache()
             if any(c in path for c in "*?["):
                 found = sorted(str(name) for name in filesystem.glob(path))
@@ -298,7 +298,7 @@ def _table(url: str) -> Source:
 
 
 def _folder(url: str) -> Source:
-    filesystem, path = _filesystem(url) if "://" in url else (None, url)
+    filesystem, path = file_system(url) if "://" in url else (None, url)
     classes, files = list_folder(url, filesystem, path)
     return Source(
         kind="files",
@@ -319,7 +319,7 @@ def _fingerprint(stat: os.stat_result) -> dict[str, int]:
 
 
 @contextmanager
-def _as_os_errors() -> Iterator[None]:
+def as_os_errors() -> Iterator[None]:
     """Clients of object stores have exceptions of their own for what is absent or unreachable."""
     try:
         yield
@@ -330,7 +330,12 @@ def _as_os_errors() -> Iterator[None]:
 
 
 @lru_cache(maxsize=64)
-def _filesystem(url: str) -> tuple[Any, str]:
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path as it knows it.
+
+    Raises:
+        ConfigError: its library is not installed.
+    """
     import fsspec
 
     try:
@@ -358,8 +363,8 @@ def _read_file(url: str) -> bytes | str:
     try:
         if "://" not in url:
             return Path(url).read_bytes()
-        with _as_os_errors():
-            filesystem, path = _filesystem(url)
+        with as_os_errors():
+            filesystem, path = file_system(url)
             return filesystem.cat_file(path)
     except OSError as error:
         if os.path.islink(url) and isinstance(error, FileNotFoundError):

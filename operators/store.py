@@ -22,6 +22,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
 from typing import Any
 
 from operators import __version__
@@ -32,6 +33,8 @@ from operators.stage import Order, Result
 
 SCHEMA = 1
 """Of the manifest. A newer one is refused, never overwritten."""
+PIECE = 4 << 20
+"""Bytes that a copy holds in memory."""
 
 
 @dataclass(frozen=True)
@@ -159,6 +162,30 @@ class Store:
                 operator, key, f"{name} has sha256 {found[:12]}, not {entry['sha256'][:12]}"
             )
         return data
+
+    def copy(self, operator: str, key: str, name: str, path: Path) -> None:
+        """Writes a file of a stored stage to a local path, piece by piece, and checks it.
+
+        Raises:
+            DamagedStage: the file is missing, truncated or altered; nothing is left at the path.
+        """
+        entry = self.manifest(operator, key)["files"].get(name)
+        if entry is None:
+            raise DamagedStage(operator, key, f"the manifest names no file {name}")
+        source = self.blobs.open(f"{operator}/{key}/{entry['stored']}")
+        if source is None:
+            raise DamagedStage(operator, key, f"{name} is missing")
+        total, size = hashlib.sha256(), 0
+        with source, path.open("wb") as target:
+            while piece := source.read(PIECE):
+                target.write(piece)
+                total.update(piece)
+                size += len(piece)
+        if size != entry["bytes"] or total.hexdigest() != entry["sha256"]:
+            path.unlink()
+            what = f"{name} has {size} bytes, sha256 {total.hexdigest()[:12]}"
+            wanted = f"{entry['bytes']} bytes, {entry['sha256'][:12]}"
+            raise DamagedStage(operator, key, f"{what}, not {wanted}")
 
     def verify(self, operator: str, key: str) -> None:
         """Reads everything of a stored stage.

@@ -57,6 +57,7 @@ class Tracker:
         self._stages: list[StageRun] = []
         self._early: dict[str, list[StageRun]] = {}  # stages whose method run is still to come
         self._jobs: list[tuple[str, Callable[[], Artifacts]]] = []
+        self._spare: list[tuple[str, Callable[[], Artifacts]]] = []  # perhaps held by another run
         self._lock = threading.RLock()
         self._wake, self._closing, self._stop = (threading.Event() for _ in range(3))
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
@@ -119,7 +120,12 @@ class Tracker:
             self._runs[run.key] = name
             early = self._early.pop(run.key, [])
         self._save(name, long)
-        self._attach(name, run.artifacts)
+        if run.cached and callable(run.artifacts):
+            with self._lock:
+                self._spare.append((name, run.artifacts))
+            self._wake.set()
+        else:
+            self._attach(name, run.artifacts)
         for stage in early:
             self._nest(stage, name)
 
@@ -237,7 +243,10 @@ class Tracker:
             for name, content in artifacts.items():
                 path = self._open().files / folder / name
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(content.encode() if isinstance(content, str) else content)
+                if callable(content):
+                    content(path)
+                else:
+                    path.write_bytes(content.encode() if isinstance(content, str) else content)
         except OSError as error:
             self._warn(f"artifacts are lost, the journal's disk refuses them: {error}")
             return
@@ -274,6 +283,8 @@ class Tracker:
                 if failures:
                     log.warning("tracking: MLflow takes records again")
                     failures, self.problem = 0, ""
+                if self._adopt_files(self._sender):
+                    continue
                 if self._closing.is_set() and not self._jobs and not self._open().unsent:
                     break
                 self._wake.wait(1.0)
@@ -298,6 +309,15 @@ class Tracker:
                 log.warning("tracking: artifacts of a run could not be made: %s", error)
             with self._lock:
                 self._jobs.pop(0)
+
+    def _adopt_files(self, sender: Sender) -> bool:
+        """Lets results from the store hold their files, where no run that MLflow knows does."""
+        with self._lock:
+            known = [job for job in self._spare if job[0] in sender.runs]
+            self._spare = [job for job in self._spare if job[0] not in sender.runs]
+            wanted = [job for job in known if job[0] in sender.orphans]
+            self._jobs += wanted
+        return bool(wanted)
 
     def _drain(self, sender: Sender, journal: Journal, *, again: bool = False) -> None:
         """Sends what is in a journal; lets files be made in between.

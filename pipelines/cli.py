@@ -267,6 +267,76 @@ def results(
     print(leaderboards.render(rows, format).rstrip("\n"))
 
 
+@app.command(
+    epilog="Example: graftwork predict quickstart/slda photos/ more/*.png --top 3  "
+    "Example: graftwork predict RUN_ID s3://bucket/images.parquet --output predictions.parquet"
+)
+def predict(
+    run: Annotated[
+        str,
+        typer.Argument(
+            metavar="RUN",
+            help="MLflow's id of a method's run, or PIPELINE/METHOD for its newest one.",
+        ),
+    ],
+    images: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="IMAGES",
+            help="Image files, folders (at any depth), globs, Parquet files, or URLs of them.",
+        ),
+    ],
+    top: Annotated[int, typer.Option(min=1, help="Classes named per image.")] = 1,
+    output: Annotated[
+        str | None,
+        typer.Option(metavar="FILE", help="Write them to a .parquet or .csv file instead."),
+    ] = None,
+    image_column: Annotated[
+        str, typer.Option(metavar="NAME", help="Column of the images in Parquet files.")
+    ] = "image",
+    on_bad_image: Annotated[
+        Literal["error", "skip"], typer.Option(help="What to do about images that are unusable.")
+    ] = "error",
+    device: Annotated[
+        Literal["auto", "cpu", "cuda"], typer.Option(help="Where the model runs.")
+    ] = "auto",
+    weights: Annotated[
+        str | None,
+        typer.Option(
+            envvar="GRAFTWORK_WEIGHTS",
+            metavar="FILE",
+            help="The backbone's weights, if they are not where they were.",
+        ),
+    ] = None,
+    store: StoreUrl = DEFAULT_STORE,
+    tracking: Tracking = None,
+    address: Address = None,
+    insecure: Insecure = False,
+    as_json: AsJson = False,
+) -> None:
+    """Use a result: what the model of a finished run says of images.
+
+    Scores are the method's own logits: larger is likelier, but they are no probabilities.
+    """
+    from pipelines import predict as predicting
+    from pipelines import show
+    from pipelines.progress import Display
+
+    where = _where(store, tracking, address, insecure)
+    if not tracking:
+        where.must_exist()
+    request = predicting.Request(
+        run=run,
+        words=images,
+        column=image_column,
+        top=top,
+        on_bad_image=on_bad_image,
+        device=device,
+        weights=weights,
+    )
+    show.predictions(request, where, Display(), Console(), output, as_json)
+
+
 @app.command(epilog="Example: graftwork methods ranpac")
 def methods(
     name: Annotated[str | None, typer.Argument(help="Fields and card of one method.")] = None,

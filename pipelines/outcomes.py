@@ -13,6 +13,7 @@ from operators import serving, sources
 from operators.keys import canonical
 from operators.metrics import Summary
 from operators.preprocessing import Preprocessing
+from operators.records import Artifacts
 from operators.store import Store, library_versions
 from operators.tracking import MethodRun, RunIds
 from pipelines import report as reports
@@ -82,17 +83,18 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
     """What MLflow shows of a result.
 
     Args:
-        with_model: attach the fitted model, so that `mlflow.pyfunc.load_model` can use it.
+        with_model: attach the model, so that `mlflow.pyfunc.load_model` can use it.
     """
     run, summary = finished.run, finished.summary
     stage = run.evaluate
     order = [c for task in run.tasks for c in task.classes]
+    model = model_identity(plan, run)
 
-    def artifacts() -> dict[str, bytes | str]:
+    def artifacts() -> Artifacts:
         from pipelines import plots
 
         return {
-            **(_model(plan, store, run) if with_model and run.servable else {}),
+            **(_model(plan, store, run) if with_model and model else {}),
             "predictions.parquet": store.read(stage.operator, stage.key, "predictions.parquet"),
             "class_order.json": canonical(order),
             **_made_of(finished.facts),
@@ -118,6 +120,8 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
         curves=summary.curves() | _training_curves(finished.facts["training"]),
         tags={
             "graftwork.backbone": plan.backbone.model,
+            "graftwork.label": run.method.label,
+            **({"graftwork.model": model} if model else {}),
             **(
                 {"graftwork.batch_information_at_test": "true"}
                 if run.method.card["batch_information_at_test"]
@@ -129,8 +133,7 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
                 else {}
             ),
         },
-        # The run that computed a cached result holds its files.
-        artifacts={} if finished.cached else artifacts,
+        artifacts=artifacts,
         dataset=(plan.spec.pipeline, plan.dataset.train.digest[:16]),
         cached=finished.cached,
     )
@@ -154,29 +157,52 @@ def _training_curves(training: Sequence[Mapping[str, Any]]) -> dict[str, list[fl
     return terms | {"images_per_second": [task["images_per_second"] for task in training]}
 
 
-def _model(plan: Plan, store: Store, run: Run) -> dict[str, bytes | str]:
+def model_identity(plan: Plan, run: Run) -> str | None:
+    """Digest of what a run predicts with; None if no model is kept of it."""
+    kept = plan.spec.tracking.models
+    if run.served is None or kept == "none" or (kept == "fitted" and run.method.trains):
+        return None
+    return serving.identity(*_description(plan, run))
+
+
+def _model(plan: Plan, store: Store, run: Run) -> Artifacts:
     """The files of the run's MLflow model."""
+    return serving.model_files(store, *_description(plan, run))
+
+
+def _description(plan: Plan, run: Run) -> tuple[dict[str, Any], dict[str, serving.Stored]]:
+    """`model.json` of a run, and where the states are that it names."""
+    assert run.served is not None
     weights, shipped = plan.backbone.weights, plan.spec.backbone.weights == "builtin"
-    return serving.model_files(
-        store,
-        (run.model.operator, run.model.key),
-        run.model.parameters["tasks"],
-        {
-            "method": run.model.parameters["method"],
-            "seed": run.seed,
-            "classes": list(plan.dataset.classes),
-            "backbone": {
-                "model": plan.backbone.model,
-                "weights": "builtin" if shipped else weights and sources.absolute(weights),
-                "pooling": plan.backbone.pooling,
-                "fingerprint": plan.backbone.fingerprint,
-                "image_size": plan.backbone.image_size,
-            },
-            "preprocessing": plan.preprocessing.to_json(),
-            "precision": plan.spec.backbone.precision,
-            "dtype": plan.spec.features.dtype,
+    fixed = plan.backbone.data_config.get("fixed_input_size", False)
+    description = {
+        "predictor": run.served.predictor,
+        "columns": run.classes,
+        "classes": list(plan.dataset.classes),
+        "backbone": {
+            "model": plan.backbone.model,
+            "weights": _place_of(weights, shipped),
+            "pooling": plan.backbone.pooling,
+            "fingerprint": plan.backbone.fingerprint,
+            "image_size": plan.backbone.image_size,
         },
-    )
+        "preprocessing": plan.preprocessing.to_json(),
+        "size": plan.backbone.data_config["input_size"][1] if fixed else None,
+        "precision": plan.spec.backbone.precision,
+        "dtype": plan.spec.features.dtype,
+    }
+    states = {
+        name: (stage.operator, stage.key, prefix)
+        for name, (stage, prefix) in run.served.states.items()
+    }
+    return description, states
+
+
+def _place_of(weights: str, shipped: bool) -> str:
+    """The backbone's weights, as any process on this machine can name them."""
+    if shipped:
+        return "builtin"
+    return weights if weights in ("", "random") else sources.absolute(weights)
 
 
 def pipeline_params(plan: Plan) -> dict[str, Any]:

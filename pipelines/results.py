@@ -9,10 +9,11 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from operators import tracking_uri
 from operators.errors import ConfigError
+from operators.found_models import pages
 
 METRICS = ("a_avg", "a_last", "forgetting", "bwt", "task_a_avg", "seconds")
 """Metrics of a row, each with mean and standard deviation; percent, `seconds` in seconds."""
@@ -138,7 +139,7 @@ def leaderboard(uri: str, pipeline: str | None = None) -> list[Row]:
     from operators.replay import connect
 
     client = connect(uri)
-    experiments = {e.name: e.experiment_id for e in _pages(client.search_experiments)}
+    experiments = {e.name: e.experiment_id for e in pages(client.search_experiments)}
     if pipeline is not None:
         if pipeline not in experiments:
             raise ConfigError(_unknown(pipeline, sorted(experiments)))
@@ -148,7 +149,7 @@ def leaderboard(uri: str, pipeline: str | None = None) -> list[Row]:
     if names:
         wanted = "tags.`graftwork.kind` = 'method' AND attributes.status = 'FINISHED'"
         order = ["attributes.start_time DESC"]
-        for run in _pages(client.search_runs, list(names), wanted, order_by=order):
+        for run in pages(client.search_runs, list(names), wanted, order_by=order):
             key = run.data.tags.get("graftwork.key", run.info.run_id)
             if "a_avg" in run.data.metrics:
                 record = Record(
@@ -158,17 +159,6 @@ def leaderboard(uri: str, pipeline: str | None = None) -> list[Row]:
                 )
                 newest.setdefault(f"{run.info.experiment_id}/{key}", record)
     return aggregate(newest.values())
-
-
-def _pages(search: Any, *args: Any, **kwargs: Any) -> Iterable[Any]:
-    """Everything that a paged search of MLflow's client finds."""
-    token = None
-    while True:
-        page = search(*args, page_token=token, **kwargs)
-        yield from page
-        token = page.token
-        if not token:
-            return
 
 
 def _unknown(pipeline: str, known: list[str]) -> str:

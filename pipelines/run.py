@@ -192,8 +192,9 @@ def _compute(
         if key in runs and event.kind in ("cached", "finished"):
             finished[key] = outcomes.read(store, runs[key], cached=event.kind == "cached")
             # Orders and seeds that share a fit share its model.
-            new = runs[key].model.key not in modelled
-            modelled.add(runs[key].model.key)
+            model = outcomes.model_identity(plan, runs[key])
+            new = model is not None and model not in modelled
+            modelled.add(model or "")
             tracker.method_run(outcomes.method_run(plan, store, finished[key], with_model=new))
 
     stored = {name: store.keys(name) for name in {stage.operator for stage in plan.stages}}

@@ -14,7 +14,7 @@ from operators.augmentation import AUGMENTATIONS
 from operators.dataset import Dataset
 from operators.errors import BadDataError, ConfigError
 from operators.exemplars import shares
-from operators.scenario import OrderName, Task, rows_of, seen_classes, tasks
+from operators.scenario import OrderName, Task, rows_of, seen_classes, stream_of, tasks
 from operators.stage import Resources, Stage
 from pipelines.trunk import Hints, Trunk
 
@@ -73,6 +73,21 @@ class Method:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Served:
+    """What a run predicts with in the end, to be used outside of the pipeline.
+
+    Args:
+        predictor: the description of one of `operators.predictors.KINDS`, in which file names
+            stand for states.
+        states: file name -> the stage that holds the state, and the prefix of its tensors' names
+            there.
+    """
+
+    predictor: dict[str, Any]
+    states: dict[str, tuple[Stage, str]]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """One method on one class order with one seed.
 
@@ -80,6 +95,7 @@ class Run:
         own: its stages before the evaluation: a fit, or trainings (and joins) and predictions.
         model: the stage that holds what it predicts with in the end.
         evaluate: what the run is for.
+        served: what it predicts with; None if that takes more than an image.
     """
 
     method: Method
@@ -89,11 +105,12 @@ class Run:
     own: tuple[Stage, ...]
     model: Stage
     evaluate: Stage
+    served: Served | None = None
 
     @property
-    def servable(self) -> bool:
-        """Whether the frozen backbone and the model's state are all that a prediction needs."""
-        return self.model.operator == "fit" and self.method.first_session is None
+    def classes(self) -> list[int]:
+        """Ids of the classes seen in the end, ascending."""
+        return sorted(seen_classes(self.tasks, len(self.tasks) - 1))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +133,9 @@ class _Cell:
     def num_classes(self) -> int:
         return len(self.trunk.dataset.classes)
 
-    def run(self, own: Iterable[Stage], model: Stage, evaluate: Stage) -> Run:
+    def run(
+        self, own: Iterable[Stage], model: Stage, evaluate: Stage, served: Served | None
+    ) -> Run:
         return Run(
             method=self.method,
             order=self.order,
@@ -125,6 +144,7 @@ class _Cell:
             own=tuple(own),
             model=model,
             evaluate=evaluate,
+            served=served,
         )
 
     def evaluation(self, parameters: dict[str, Any], inputs: dict[str, Any]) -> Stage:
@@ -202,6 +222,7 @@ def _fitted(cell: _Cell) -> Run:
     }
     description = {name: classifier[name] for name in ("name", "version", "hyperparameters")}
     own: list[Stage] = []
+    graft: dict[str, Any] | None = None
     train: dict[str, tuple[Stage, ...]] = {"features": trunk.features(dataset.train)}
     test: dict[str, tuple[Stage, ...]] = {"features": trunk.features(dataset.test)}
     if (first := method.first_session) is not None:
@@ -245,7 +266,27 @@ def _fitted(cell: _Cell) -> Run:
             "dataset": (dataset.test.stage(),),
         },
     )
-    return cell.run([*own, fit], fit, evaluate)
+    return cell.run([*own, fit], fit, evaluate, _served_fit(fit, own, graft, parts))
+
+
+def _served_fit(
+    fit: Stage, own: Sequence[Stage], graft: dict[str, Any] | None, parts: dict[str, Any]
+) -> Served:
+    """The classifier after the last task, and the first session that adapted its backbone."""
+    tasks = fit.parameters["tasks"]
+    predictor = {
+        "kind": "fitted",
+        "method": fit.parameters["method"],
+        "seed": fit.parameters["seed"] or 0,
+        "state": "state.safetensors",
+        "learned": list(seen_classes(stream_of(tasks), len(tasks) - 1)),
+        "graft": graft and {**graft, "state": "first_session.safetensors"},
+        "keeps_frozen": bool(parts.get("keeps_frozen")),
+    }
+    states = {"state.safetensors": (fit, f"{len(tasks) - 1}/")}
+    if own:
+        states["first_session.safetensors"] = (own[0], "")
+    return Served(predictor=predictor, states=states)
 
 
 def _trained(cell: _Cell) -> Run:
@@ -266,7 +307,10 @@ def _trained(cell: _Cell) -> Run:
             **({"experts": tuple(experts)} if experts else {}),
         },
     )
-    return cell.run([*experts, *models, *predictions], models[-1], evaluate)
+    # A vote over the neighbours in a batch is no prediction of an image.
+    votes = cell.method.card["batch_information_at_test"]
+    served = None if votes else served_learner(models[-1])
+    return cell.run([*experts, *models, *predictions], models[-1], evaluate, served)
 
 
 def _fused(cell: _Cell) -> Run:
@@ -313,7 +357,7 @@ def _fused(cell: _Cell) -> Run:
         },
     )
     own = [*evaluate.inputs["model"], *evaluate.inputs["beside"], *evaluate.inputs["branches"]]
-    return cell.run([*own, *evaluate.inputs["scores"], *blends], blends[-1], evaluate)
+    return cell.run([*own, *evaluate.inputs["scores"], *blends], blends[-1], evaluate, None)
 
 
 def _learned(cell: _Cell) -> list[int]:
@@ -393,6 +437,20 @@ def _predictions(cell: _Cell, models: Sequence[Stage]) -> list[Stage]:
             )
         )
     return predictions
+
+
+def served_learner(last: Stage) -> Served:
+    """A method's learner with what is stored after its last task.
+
+    Args:
+        last: has `method`, `seed`, `task` and `learned` among its parameters, and the learner's
+            state as its file.
+    """
+    shared = {name: last.parameters[name] for name in ("method", "seed", "task", "learned")}
+    return Served(
+        predictor={"kind": "trained", **shared, "state": "state.safetensors"},
+        states={"state.safetensors": (last, "")},
+    )
 
 
 def _chain(

@@ -10,12 +10,18 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from cluster.jobs import Job
 from operators.errors import BadDataError
 from operators.store import Store
+from pipelines.predict import Request
 from pipelines.progress import Display
+from pipelines.run import Where
 from pipelines.spec import Loaded
+
+SHOWN = 200
+"""Images of a table of predictions."""
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -121,14 +127,19 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
             print(json.dumps(cards, indent=1))
             return
         table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-        for column in ("method", "kind", "what it does", "paper"):
+        for column in ("method", "kind", "grows by", "what it does", "paper"):
             table.add_column(column, overflow="fold", no_wrap=column != "what it does")
         for method, card in cards.items():
             place = card["paper"].removeprefix("https://")
             arxiv = place.startswith("arxiv.org/abs/")
             paper = place.replace("arxiv.org/abs/", "arXiv:") if arxiv else place.partition("/")[0]
-            table.add_row(method, card["contract"], card["summary"], paper)
+            grows = "" if card["growth"] == "constant" else card["growth"]
+            table.add_row(method, card["contract"], grows, card["summary"], paper)
         console.print(table)
+        console.print(
+            "grows by: what the memory grows with, beside the rows of a classifier",
+            highlight=False,
+        )
         return
     card, fields = describe.card(name)
     if as_json:
@@ -146,6 +157,79 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
     for field in fields:
         table.add_row(field["name"], field["type"], json.dumps(field["default"]), field["doc"])
     console.print(table)
+
+
+def predictions(
+    request: Request,
+    where: Where,
+    display: Display,
+    console: Console,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """What a model says of images: a table, a JSON document, or a file and a line about it."""
+    from pipelines import predict as predicting
+
+    kept: list[Any] = []
+
+    def keep(prediction: Any) -> None:
+        # A table for people has an end; the other forms hold everything.
+        if as_json or len(kept) <= SHOWN:
+            kept.append(prediction)
+
+    if output is None:
+        answer = predicting.predict(request, where, display, keep)
+    else:
+        with predicting.writing(output) as write:
+            answer = predicting.predict(request, where, display, write)
+    if as_json:
+        print(json.dumps(_predicted(answer, kept, output), indent=1))
+    elif output is not None:
+        console.print(f"{answer.images} images: {output}", highlight=False, soft_wrap=True)
+    else:
+        _print_predictions(answer, kept, console)
+
+
+def _predicted(answer: Any, kept: list[Any], output: str | None) -> dict[str, Any]:
+    """The document that `graftwork predict --json` prints."""
+    return {
+        "run_id": answer.run_id,
+        "run": answer.name,
+        "pipeline": answer.pipeline,
+        "images": answer.images,
+        "score": "logit",
+        "output": output,
+        "predictions": [
+            {
+                "file": prediction.place[0],
+                "row": prediction.place[1],
+                "top": [{"class": label, "score": score} for label, score in prediction.best],
+            }
+            for prediction in kept
+        ],
+        "skipped": [{"image": place, "reason": why} for place, why in answer.skipped],
+    }
+
+
+def _print_predictions(answer: Any, kept: list[Any], console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("logit", justify="right", no_wrap=True)
+    for prediction in kept[:SHOWN]:
+        for rank, (label, score) in enumerate(prediction.best):
+            name = Text("" if rank else prediction.name)
+            table.add_row(name, Text(label), f"{score:.4g}")
+    console.print(table)
+    if answer.images > SHOWN:
+        console.print(
+            f"... and {answer.images - SHOWN} more images; --output FILE.csv or --json has them all"
+        )
+    console.print(
+        f"{answer.images} images; a logit is the method's own score: larger is likelier, "
+        "no probability",
+        highlight=False,
+    )
 
 
 def job(found: Job, console: Console, as_json: bool) -> None:

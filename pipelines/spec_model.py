@@ -161,6 +161,15 @@ class Resources(Section):
     train: TrainResources = Field(default=TrainResources(), description="per training")
 
 
+class Recording(Section):
+    """What MLflow is given beside numbers; part of no key."""
+
+    models: Annotated[Literal["all", "fitted", "none"], choice(("all", "fitted", "none"))] = Field(
+        default="all",
+        description="results kept as MLflow models; fitted: those that trained no network",
+    )
+
+
 Method = tuple[str, dict[str, Any]]
 """A method's name and its hyper-parameters as written."""
 
@@ -227,6 +236,7 @@ class PipelineSpec(Section):
         AfterValidator(no_duplicates),
     ] = Field(default=(0,), description="one run of every method per seed")
     resources: Resources = Field(default=Resources(), description="sizes on the cluster")
+    tracking: Recording = Field(default=Recording(), description="what MLflow keeps")
 
     @field_validator("scenario")
     @classmethod

@@ -8,6 +8,7 @@ HEAVY = {
     "test_jobs",
     "test_pipeline",
     "test_results",
+    "test_serving",
     "test_session",
     "test_tracking",
     "test_training",

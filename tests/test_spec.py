@@ -98,6 +98,7 @@ def test_defaults(folder: Path) -> None:
                 "checkpoint_minutes": 5,
             },
         },
+        "tracking": {"models": "all"},
     }
     assert spec.methods == (("simplecil", {}), ("ranpac", {"projection_dim": 2000, "lr": 0.001}))
     assert good(text=DOMAINS).scenario.orders == ("natural",)

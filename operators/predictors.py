@@ -1,0 +1,171 @@
+"""Kinds of predictors: how the parts of a stored model score images.
+
+A model is a folder: `model.json` describes it, `*.safetensors` hold its tensors. The description
+names a predictor, which is a kind (a key of `KINDS`) and what this kind needs; file names in it
+stand for states. A predictor may hold others, so that a rule over several models is one more kind.
+
+Shapes: B batch, D width, C columns.
+"""
+
+import copy
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods import vit as seams
+from methods.base import State
+from methods.trained import Learner
+from operators import backbone, fit, loop, models, train
+from operators.errors import IncompatibleError
+
+Scores = Callable[[Tensor], Tensor]
+"""Scores [B, C] float32 of normalised images [B, 3, h, w]; each row decided on its own."""
+
+KINDS: dict[str, str] = {
+    "fitted": "operators.predictors:fitted",
+    "trained": "operators.predictors:trained",
+}
+"""Kind -> `module:function` of `(predictor, Model) -> Scores`, columns as in its `learned`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """A model's folder, as a kind of predictor sees it.
+
+    Args:
+        folder: with `model.json` and the states.
+        about: the content of `model.json`.
+        device: "cpu" or "cuda".
+        weights: where the backbone's weights are, if not where the description says.
+    """
+
+    folder: Path
+    about: Mapping[str, Any]
+    device: str = "cpu"
+    weights: str | None = None
+
+    def backbone(self) -> nn.Module:
+        """The frozen backbone, shared by all that only read its features.
+
+        Raises:
+            ConfigError: its weights are not found.
+            IncompatibleError: they are not those that the model was made with.
+        """
+        about = self.about["backbone"]
+        place = self.weights or backbone.place(about["model"], about["weights"])
+        return models.load_on_device(
+            about["model"],
+            place,
+            about["pooling"],
+            about["fingerprint"],
+            self.device,
+            about["image_size"],
+        )
+
+    def own_backbone(self) -> VisionTransformer:
+        """A copy of the backbone, for a learner that attaches to it or changes it."""
+        return seams.check(copy.deepcopy(self.backbone()))
+
+    def state(self, name: str) -> State:
+        """The tensors of a file."""
+        return load_file(self.folder / name)
+
+    def features(self, embed: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+        """Features [B, D] float32 as the pipeline's cache has them: rounded to its type.
+
+        Args:
+            embed: features [B, D] of normalised images [B, 3, h, w].
+        """
+        with self.autocast():
+            found = embed(images)
+        return found.float().to(getattr(torch, self.about["dtype"])).float()
+
+    def frozen(self, images: Tensor) -> Tensor:
+        """Features [B, D] of the frozen backbone."""
+        embed = models.embedder(self.backbone(), self.about["backbone"]["pooling"])
+        return self.features(embed, images)
+
+    def autocast(self) -> torch.autocast:
+        """The precision of the pipeline's forward passes."""
+        dtype = models.PRECISIONS[self.about["precision"]]
+        return torch.autocast(self.device, dtype=dtype, enabled=dtype is not None)
+
+    def learner(self, described: Mapping[str, Any]) -> Learner:
+        """The learner of `{method, task, seed, state}`, in eval mode."""
+        learner, _ = loop.open_learner(
+            train.build(described["method"]),
+            self.own_backbone(),
+            train.task_of(dict(described)),
+            self.state(described["state"]),
+            loop.Settings(seed=described["seed"], device=self.device),
+        )
+        return learner.eval()
+
+
+def open_predictor(model: Model) -> Scores:
+    """The predictor of a model; columns as in its `columns`, class ids in ascending order."""
+    return open_part(model.about["predictor"], model)
+
+
+def open_part(part: Mapping[str, Any], model: Model) -> Scores:
+    """A predictor of a description, or one within it; columns as in the model's `columns`.
+
+    Raises:
+        IncompatibleError: the kind is not known to this version of the program.
+    """
+    if part["kind"] not in KINDS:
+        raise IncompatibleError(
+            f"model: unknown kind of predictor {part['kind']!r} (known: {', '.join(KINDS)}); "
+            "update graftwork"
+        )
+    module, _, name = KINDS[part["kind"]].partition(":")
+    score = getattr(importlib.import_module(module), name)(part, model)
+    place = {label: column for column, label in enumerate(part["learned"])}
+    columns = [place[label] for label in model.about["columns"]]
+    return lambda images: score(images)[:, columns]
+
+
+def fitted(part: Mapping[str, Any], model: Model) -> Scores:
+    """A closed-form classifier on features of the frozen backbone, an adapted one, or both.
+
+    Args:
+        part: `method`, `seed` and `state` of the classifier; `graft`, None or the `{method, task,
+            seed, state}` of the first session; `keeps_frozen`, whether the frozen features stand
+            before the adapted ones.
+    """
+    method, state = fit.build(part["method"]), model.state(part["state"])
+    embeds: list[Scores] = []
+    if part["graft"] is None or part["keeps_frozen"]:
+        embeds.append(model.frozen)
+    if part["graft"] is not None:
+        adapted = model.learner(part["graft"]).features
+        embeds.append(lambda images: model.features(adapted, images))
+
+    def score(images: Tensor) -> Tensor:
+        features = torch.cat([embed(images) for embed in embeds], dim=1)
+        return method.logits(state, features.cpu(), part["seed"]).float()
+
+    return score
+
+
+def trained(part: Mapping[str, Any], model: Model) -> Scores:
+    """What a trained method learned, after its last task.
+
+    Args:
+        part: `method`, `task`, `seed` and `state`.
+    """
+    learner = model.learner(part)
+
+    def score(images: Tensor) -> Tensor:
+        query = model.frozen(images) if learner.needs_query else None
+        with model.autocast():
+            return learner.logits(images, query).float().cpu()
+
+    return score

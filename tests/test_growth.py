@@ -1,0 +1,143 @@
+"""How memory grows with the number of tasks: measured, and compared with what cards say.
+
+Counted are the numbers that pass from task to task, after streams of one, two and four tasks of
+three classes each, of two tasks with the same classes, and of one task with twice the images.
+"""
+
+import dataclasses
+from collections.abc import Callable
+
+import pytest
+import torch
+
+import methods
+from methods.base import Growth, Rows, State
+from methods.trained import Task
+from tests import test_conformance as conformance
+from tests import test_methods, tiny
+
+PUBLISHED = (
+    *("finetune", "joint", "vpt_shallow", "vpt_deep", "l2p", "dualprompt", "coda_prompt", "dap"),
+    *("simplecil", "aper_finetune", "aper_vpt_shallow", "aper_vpt_deep", "aper_ssf"),
+    *("aper_adapter", "ranpac", "slca", "esn", "promptfusion", "proof", "lae", "zscl", "cofima"),
+    *("fecam", "slda", "acil", "ease"),
+)
+"""Methods that this program promises."""
+
+ARRIVING = {"esn", "promptfusion", "proof", "lae", "zscl", "cofima"}
+"""Promised, and not there yet."""
+
+WIDTH, CLASSES = 8, 3
+SMALL = {"ranpac": {"projection_dim": 16}}
+"""Changes with which a few rows are more than the dimensions, as in real streams."""
+
+Stream = tuple[int, bool, int]
+"""Tasks, whether each brings classes of its own, images per class and task."""
+
+TRAINED = {case.name: case for case in reversed(conformance.CASES)}
+
+
+def growth(count: Callable[[Stream], int], width: int, rows: bool) -> Growth:
+    """The class of growth that the numbers kept after some streams show.
+
+    Args:
+        width: D; a classifier's row has at most twice as many numbers, and two more.
+        rows: whether the number of images can matter at all.
+    """
+    one = count((1, True, 8))
+    if rows and count((1, True, 16)) - one >= width:
+        return "rows"
+    if count((2, False, 8)) - one >= width:
+        return "tasks"
+    two, four = count((2, True, 8)), count((4, True, 8))
+    steps = [(two - one) / CLASSES, (four - two) / (2 * CLASSES)]
+    assert steps[0] == pytest.approx(steps[1], rel=0.2, abs=width)
+    return "classes" if max(steps) > 2 * (width + 1) else "constant"
+
+
+def numbers(*states: State) -> int:
+    return sum(tensor.numel() for state in states for tensor in state.values())
+
+
+def after_training(name: str) -> Callable[[Stream], int]:
+    """Numbers stored after the last task of a stream."""
+    case = TRAINED[name].but(epochs=1, batch_size=64)
+
+    def count(stream: Stream) -> int:
+        total, new, _ = stream
+        return numbers(conformance.train(case, tasks_of(total, new))[-1])
+
+    return count
+
+
+def tasks_of(total: int, new: bool) -> list[Task]:
+    if new:
+        return [tiny.task(index, CLASSES, total) for index in range(total)]
+    first = tiny.task(0, CLASSES, total)
+    return [
+        dataclasses.replace(first, index=index, before=CLASSES if index else 0)
+        for index in range(total)
+    ]
+
+
+def after_fitting(name: str) -> Callable[[Stream], int]:
+    """Numbers of the statistics, and of what is served, after the last task of a stream."""
+    method = methods.build(name, SMALL.get(name, {}))
+
+    def count(stream: Stream) -> int:
+        total, new, per_class = stream
+        parts = [method.statistics(rows_of(task, new, per_class), 0) for task in range(total)]
+        summed = parts[0]
+        for part in parts[1:]:
+            summed = method.add(summed, part)
+        seen = list(range(CLASSES * total if new else CLASSES))
+        return numbers(summed, method.solve(summed, parts[-1], seen, 0))
+
+    return count
+
+
+def rows_of(task: int, new: bool, per_class: int) -> Rows:
+    """Rows of a task, every class around a point of its own."""
+    labels = torch.arange(CLASSES * per_class) % CLASSES + (CLASSES * task if new else 0)
+    generator = torch.Generator().manual_seed(task)
+    noise = torch.randn(len(labels), WIDTH, generator=generator)
+    return Rows(
+        features=noise + 3 * torch.nn.functional.one_hot(labels % WIDTH, WIDTH),
+        labels=labels,
+        samples=torch.randint(-(2**62), 2**62, (len(labels),), generator=generator),
+        num_classes=4 * CLASSES,
+    )
+
+
+def classifier_of(name: str) -> str:
+    """What is fitted after every task; a first session trains once, on the first."""
+    method = methods.load(name)()
+    parts = method.parts() if method.card.contract == "adapted" else None
+    return parts.classifier[0] if parts and parts.classifier else name
+
+
+@pytest.mark.parametrize("name", methods.METHODS)
+def test_memory_grows_as_the_card_says(name: str) -> None:
+    card = methods.load(name).card
+    if card.contract != "trained":
+        found = growth(after_fitting(classifier_of(name)), WIDTH, rows=True)
+    elif card.upper_bound:
+        found = "rows"  # it passes nothing on: it needs every image of all tasks again
+    else:
+        found = growth(after_training(name), tiny.WIDTH, rows=False)
+    assert (name, card.growth) == (name, found)
+    assert card.memory
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_promised_methods_are_there_and_held_to_the_laws(name: str) -> None:
+    if name in ARRIVING and name not in methods.METHODS:
+        pytest.skip("arrives from elsewhere")
+    fitted = {variant for variant, _ in test_methods.VARIANTS}
+    contract = methods.load(name).card.contract
+    if contract == "trained":
+        assert name in TRAINED
+        return
+    assert classifier_of(name) in fitted
+    if contract == "adapted" and (session := methods.load(name)().parts().first_session):
+        assert f"first_session-{session.peft}" in {case.label for case in conformance.CASES}
