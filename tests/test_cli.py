@@ -28,6 +28,7 @@ from operators.store import Store
 from pipelines import cli
 from pipelines.plan import make_plan
 from pipelines.spec import load_resolved
+from tests.processes import started
 
 ROOT = Path(__file__).parent.parent
 WEIGHTS = ROOT / "operators/backbones/vit_micro_patch4_32.safetensors"
@@ -684,17 +685,10 @@ def command(*words: str) -> list[str]:
 
 
 def test_a_reader_that_goes_away(tmp_path: Path) -> None:
-    process = subprocess.Popen(
-        command("methods", "--json"),
-        cwd=tmp_path,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-    )
-    assert process.stdout is not None and process.stderr is not None
-    process.stdout.close()
-    assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)
-    process.stderr.close()
+    with started(command("methods", "--json"), cwd=tmp_path, env=environment()) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()
+        assert (process.stderr.read(), process.wait(timeout=60)) == (b"", 0)
 
 
 def test_an_old_locale(tmp_path: Path) -> None:
@@ -733,15 +727,8 @@ def stop_a_run(folder: Path, number: signal.Signals, code: int, before: set[Path
     def stored() -> set[Path]:
         return set(folder.glob("store/features/*/manifest.json"))
 
-    process = subprocess.Popen(
-        command("run", "spec.yaml", "--store", "store", "--json"),
-        cwd=folder,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        start_new_session=True,
-    )
-    try:
+    words = command("run", "spec.yaml", "--store", "store", "--json")
+    with started(words, cwd=folder, env=environment(), start_new_session=True) as process:
         until = time.monotonic() + 100
         while stored() <= before:
             assert process.poll() is None and time.monotonic() < until
@@ -749,9 +736,7 @@ def stop_a_run(folder: Path, number: signal.Signals, code: int, before: set[Path
         process.send_signal(number)
         begin = time.monotonic()
         out, err = process.communicate(timeout=60)
-    finally:
-        process.kill()
-    assert time.monotonic() - begin < 10  # about two seconds on an idle machine
+        assert time.monotonic() - begin < 10  # about two seconds on an idle machine
     assert (process.returncode, out) == (code, b"")
     assert err.decode().splitlines()[-1] == "interrupted; run the same command again to resume"
     assert b"Traceback" not in err

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from PIL import Image
 
 from operators.predictions import read
 from operators.store import Store
+from tests.processes import started
 
 ROOT = Path(__file__).parent.parent
 METHODS = ["simplecil", "slda", "fecam", "acil", {"ranpac": {"projection_dim": 64}}, "joint_linear"]
@@ -219,16 +221,14 @@ def test_a_killed_driver_loses_nothing(
 ) -> None:
     spec, store = write_spec(data), tmp_path / "store"
     words = command("run", str(spec), "--store", str(store), "--json")
-    driver = subprocess.Popen(
-        words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE
-    )
-    # Somewhere between the first committed shard and the end.
-    until = time.monotonic() + 120
-    while not list(store.glob("features/*/manifest.json")) and time.monotonic() < until:
-        time.sleep(0.01)
-    time.sleep(random.Random(seed).uniform(0, 1.5))
-    driver.send_signal(signal.SIGKILL)
-    driver.communicate()
+    with started(words, cwd=ROOT, env=environment()) as driver:
+        # Somewhere between the first committed shard and the end.
+        until = time.monotonic() + 120
+        while not list(store.glob("features/*/manifest.json")) and time.monotonic() < until:
+            time.sleep(0.01)
+        time.sleep(random.Random(seed).uniform(0, 1.5))
+        driver.send_signal(signal.SIGKILL)
+        driver.communicate()
     before = {path: path.stat().st_mtime_ns for path in store.glob("*/*/manifest.json")}
     document = run(spec, store)
     assert before == {path: path.stat().st_mtime_ns for path in before}  # nothing done twice
@@ -269,14 +269,12 @@ def test_two_runs_at_once_share_a_store(
     data: Path, first: tuple[Path, dict[str, Any]], tmp_path: Path
 ) -> None:
     words = command("run", str(write_spec(data)), "--store", str(tmp_path), "--json")
-    runs = [
-        subprocess.Popen(
-            words, cwd=ROOT, env=environment(), stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            text=True,
-        )
-        for _ in range(2)
-    ]  # fmt: skip
-    outputs = [process.communicate(timeout=200) for process in runs]
+    with ExitStack() as stack:
+        runs = [
+            stack.enter_context(started(words, cwd=ROOT, env=environment(), text=True))
+            for _ in range(2)
+        ]
+        outputs = [process.communicate(timeout=200) for process in runs]
     assert [process.returncode for process in runs] == [0, 0], outputs
     for out, _ in outputs:
         assert substance(json.loads(out)) == substance(first[1])
