@@ -165,7 +165,7 @@ def train(
     """What is stored after each task, by the real loop; goes on after `states`."""
     states = list(states or [])
     settings = loop.Settings(seed=seed, precision=precision)
-    for task in (tasks or stream(case))[len(states) :]:
+    for task in (stream(case) if tasks is None else tasks)[len(states) :]:
         before = states[-1] if states else None
         own = vit(**network)
         state, _ = loop.train_task(case.method, own, task, images(task), before, settings, say=say)
@@ -177,6 +177,35 @@ def train(
 def trained(case: Case) -> list[State]:
     """Shared by the checks that only look at it."""
     return train(case)
+
+
+@dataclass(frozen=True)
+class Again:
+    """The same training once more, and what was to be seen on the way."""
+
+    states: list[State]
+    backbone: State
+    """The tensors of the network that the first task was trained on, known from before it."""
+    snapshots: list[loop.Snapshot]
+    """One after each step of the last task."""
+
+
+@functools.cache
+def trained_again(case: Case) -> Again:
+    """Shared, too: three checks ask what a second training does."""
+    states: list[State] = []
+    backbones: list[State] = []
+    kept: list[loop.Snapshot] = []
+    for task in stream(case):
+        network, before = tiny.vit(), states[-1] if states else None
+        backbones.append(dict(network.state_dict(keep_vars=True)))
+        kept.clear()
+        settings = loop.Settings(seed=0, every=0)
+        state, _ = loop.train_task(
+            case.method, network, task, images(task), before, settings, keep=kept.append
+        )
+        states.append(state)
+    return Again(states, backbones[0], kept)
 
 
 def opened(case: Case, task: Task, state: State | None, **network: Any) -> Learner:
@@ -228,13 +257,10 @@ def test_card_and_learner_agree(case: Case) -> None:
 
 @every
 def test_a_frozen_backbone_is_unchanged_and_has_no_gradient(case: Case) -> None:
-    network = tiny.vit()
-    tensors = dict(network.state_dict(keep_vars=True))
-    copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    task = stream(case)[0]
-    loop.train_task(case.method, network, task, images(task), None, loop.Settings(seed=0))
+    tensors, untouched = trained_again(case).backbone, tiny.vit().state_dict()
+    assert tensors.keys() == untouched.keys()
     frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
-    assert [n for n in frozen if not torch.equal(frozen[n], copies[n])] == []
+    assert [n for n in frozen if not torch.equal(frozen[n], untouched[n])] == []
     assert [n for n in frozen if frozen[n].grad is not None] == []
 
 
@@ -271,21 +297,19 @@ def test_start_is_the_untouched_backbone(case: Case) -> None:
 
 @every
 def test_one_seed_twice_gives_the_same_bits_and_another_seed_others(case: Case) -> None:
-    again, other = train(case), train(case, seed=1)
-    for a, b in zip(trained(case), again, strict=True):
+    for a, b in zip(trained(case), trained_again(case).states, strict=True):
         assert_same(a, b)
-    assert any(not torch.equal(other[-1][n], t) for n, t in trained(case)[-1].items())
+    (other,) = train(case, stream(case)[:1], seed=1)
+    assert any(not torch.equal(other[n], t) for n, t in trained(case)[0].items())
 
 
 @every
 def test_interrupted_and_resumed_is_uninterrupted(case: Case) -> None:
     task, states = stream(case)[-1], trained(case)
     before = states[-2] if len(states) > 1 else None
-    kept: list[loop.Snapshot] = []
     settings = loop.Settings(seed=0, every=0)
-    loop.train_task(case.method, tiny.vit(), task, images(task), before, settings, keep=kept.append)
     # The first step of the second epoch is taken, the second is not.
-    snapshot = kept[2]
+    snapshot = trained_again(case).snapshots[2]
     assert (snapshot.epoch, snapshot.step) == (1, 1)
     snapshot = dataclasses.replace(snapshot, tensors=load(save(snapshot.tensors)))
     resumed, _ = loop.train_task(
@@ -368,7 +392,9 @@ def test_stored_is_what_was_trained_and_nothing_more(case: Case) -> None:
 def test_learns_an_easy_task(case: Case) -> None:
     case = case.but(epochs=8, lr=0.05, augmentation="none").but(**QUICK.get(case.name, {}))
     tasks = stream(case)
-    state = train(case, tasks, gain=5.0)[-1]
+    # What is asked is the last task, which has to be learned after others.
+    before = train(case.but(epochs=1), tasks[:-1], gain=5.0)
+    state = train(case, tasks, states=before, gain=5.0)[-1]
     test = tiny.images(tasks[-1], 10, seed=0)
     learner = opened(case, tasks[-1], state, gain=5.0)
     found = scores(learner, test.pixels)[:, list(tasks[-1].current)]
@@ -476,7 +502,12 @@ def still(case: Case) -> Case:
     return case.but(dropout=0.0, optimizer="sgd", batch_size=5, epochs=1)
 
 
+# A test process of its own: a pair of workers spends most of its time on its start.
+elsewhere_alone = pytest.mark.xdist_group("test_conformance elsewhere")
+
+
 @every
+@elsewhere_alone
 def test_a_fresh_process_gives_the_same_logits(case: Case, elsewhere: Elsewhere) -> None:
     learner, task = last(case)
     own = scores(learner, images(task).pixels)
@@ -484,6 +515,7 @@ def test_a_fresh_process_gives_the_same_logits(case: Case, elsewhere: Elsewhere)
 
 
 @every
+@elsewhere_alone
 def test_two_workers_are_one(case: Case, elsewhere: Elsewhere) -> None:
     both = elsewhere.read(case, "both")
     first = load_file(elsewhere.folder / f"{case.label}.first")
