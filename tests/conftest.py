@@ -1,5 +1,9 @@
 """Two test processes at once: one works through the files that start Ray, in turn."""
 
+import re
+from pathlib import PurePath
+from typing import Any
+
 import pytest
 
 from tests import ray_cluster
@@ -8,38 +12,50 @@ HEAVY = ("test_executor", "test_training", "test_pipeline", "test_session", "tes
 """Two of them at once would wait for each other's clusters on a small machine. In this order: the
 two that share a cluster come last, so that it can end before the other files begin."""
 SHARED = ("test_session", "test_jobs")
+SIGNALS = "test_signals_end_a_run_in_order"
+"""The one test of its file that starts Ray."""
+ELSEWHERE = ("test_a_fresh_process_gives_the_same_logits", "test_two_workers_are_one")
+"""Tests of all methods that share a pair of processes, whose start takes most of their time."""
 
 
-# Before xdist's own, which reads the groups.
-@pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Keeps the tests of a group in one process, and begins with the groups that take longest.
-
-    A group is what a test says by a mark of its own, all heavy files, or its file. The tests of one
-    method in `test_conformance` share trainings, those of two methods do not.
-    """
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(_group(item)))
-    items.sort(key=_turn)
-
-
-def _group(item: pytest.Item) -> str:
-    file = item.path.stem
-    if file in HEAVY:
+def group(nodeid: str) -> str:
+    """The tests that one process has to run, named by what they share: all heavy ones, those of one
+    method in `test_conformance` (trainings), otherwise those of a file (fixtures)."""
+    path, _, name = nodeid.partition("::")
+    file = PurePath(path).stem
+    if file in HEAVY or name == SIGNALS:
         return "heavy"
-    case = getattr(item, "callspec", None) and item.callspec.params.get("case")
-    return f"{file} {case.label}" if file == "test_conformance" and case else file
+    if file != "test_conformance":
+        return file
+    function, _, case = name.partition("[")
+    case = re.sub(r"^(registers|no class token)-", "", case)
+    return f"{file} elsewhere" if function in ELSEWHERE else f"{file} {case.rstrip(']')}"
 
 
-def _turn(item: pytest.Item) -> tuple[int, int, str]:
-    """Heavy files come first, then the many groups of `test_conformance`, small ones at the end."""
-    file, mark = item.path.stem, item.get_closest_marker("xdist_group")
-    assert mark is not None
-    group = str(mark.args[0])
-    if group == "heavy":
+def turn(nodeid: str) -> tuple[int, int, str]:
+    """What takes long comes first: the heavy files, then the groups of `test_conformance`."""
+    found, file = group(nodeid), PurePath(nodeid.partition("::")[0]).stem
+    if found == "heavy":
         return 0, HEAVY.index(file) if file in HEAVY else -1, ""
-    return (1, 0, group) if file == "test_conformance" else (2, 0, "")
+    return (1, 0, found) if file == "test_conformance" else (2, 0, "")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: turn(item.nodeid))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Our groups in our order. The mark `xdist_group` would not do: with pytest 9.2, xdist 3.8
+    ignores it without a word, and every test goes to any process."""
+    from xdist.scheduler.loadscope import LoadScopeScheduling
+
+    class Groups(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            return group(nodeid)
+
+    config.option.loadscopereorder = False
+    return Groups(config, log)
 
 
 @pytest.hookimpl(trylast=True)

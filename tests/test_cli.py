@@ -723,7 +723,6 @@ def test_a_crash_of_a_library_says_where_it_was(tmp_path: Path) -> None:
     assert "Segmentation fault" in done.stderr and "in main" in done.stderr
 
 
-@pytest.mark.xdist_group("heavy")
 def test_signals_end_a_run_in_order(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write_spec(
         tmp_path / "spec.yaml",

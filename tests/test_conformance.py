@@ -502,12 +502,7 @@ def still(case: Case) -> Case:
     return case.but(dropout=0.0, optimizer="sgd", batch_size=5, epochs=1)
 
 
-# A test process of its own: a pair of workers spends most of its time on its start.
-elsewhere_alone = pytest.mark.xdist_group("test_conformance elsewhere")
-
-
 @every
-@elsewhere_alone
 def test_a_fresh_process_gives_the_same_logits(case: Case, elsewhere: Elsewhere) -> None:
     learner, task = last(case)
     own = scores(learner, images(task).pixels)
@@ -515,7 +510,6 @@ def test_a_fresh_process_gives_the_same_logits(case: Case, elsewhere: Elsewhere)
 
 
 @every
-@elsewhere_alone
 def test_two_workers_are_one(case: Case, elsewhere: Elsewhere) -> None:
     both = elsewhere.read(case, "both")
     first = load_file(elsewhere.folder / f"{case.label}.first")
