@@ -14,7 +14,7 @@ quickstart: .venv/installed
 	@echo "MLflow:  $(BIN)/graftwork ui --store $(STORE)"
 
 test: .venv/installed-test
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 lint: .venv/installed-test
 	$(BIN)/ruff check

@@ -40,6 +40,13 @@ QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": "."}
 It tells there of every worker that died, whatever `log_to_driver` says; the policy tells it, too.
 """
 
+SETTLED = {"PYTHONBREAKPOINT": ""}
+"""What Ray sets at a time when its own threads run, which may be reading the environment.
+
+To replace a variable is harmless then. To add one is not: it can move the environment in memory,
+and a thread that is looking something up ends the process with SIGSEGV.
+"""
+
 
 @contextmanager
 def client_environment() -> Iterator[None]:
@@ -47,7 +54,7 @@ def client_environment() -> Iterator[None]:
 
     Ray itself sends a token to an explicit address only when RAY_AUTH_MODE=token is set as well.
     """
-    changes: dict[str, str | None] = {**dict.fromkeys(FOLLOWED), **QUIET}
+    changes: dict[str, str | None] = {**dict.fromkeys(FOLLOWED), **QUIET, **SETTLED}
     if "RAY_AUTH_MODE" not in os.environ and token():
         changes["RAY_AUTH_MODE"] = "token"
     with environment(changes):

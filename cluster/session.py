@@ -117,6 +117,7 @@ def _local(
                 {
                     **dict.fromkeys(auth.FOLLOWED),
                     **auth.QUIET,
+                    **auth.SETTLED,
                     "PYTHONPATH": os.pathsep.join(path),
                     "RAY_AUTH_MODE": "token",
                     "RAY_AUTH_TOKEN": None,

@@ -51,13 +51,23 @@ class Rejected(Exception):
     """MLflow will never take this operation; the message says why."""
 
 
+def settle_environment() -> None:
+    """Sets the variables that MLflow reads, as far as the user has not.
+
+    To be called before other threads run. A new variable can move the whole environment in memory
+    while a thread of C or C++ looks something up there, which ends the process with SIGSEGV; and
+    Ray starts such threads.
+    """
+    for name, value in SETTINGS.items():
+        os.environ.setdefault(name, value)
+
+
 def connect(uri: str) -> "MlflowClient":
     """A client that is quiet and gives up on a call after four seconds.
 
     Takes seconds the first time: MLflow is imported, and a new database is filled with tables.
     """
-    for name, value in SETTINGS.items():
-        os.environ.setdefault(name, value)
+    settle_environment()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 

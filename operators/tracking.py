@@ -23,7 +23,7 @@ from operators import records, tracking_uri
 from operators.errors import StorageError
 from operators.journal import Journal, Operation
 from operators.records import Artifacts, MethodRun, RunIds, StageRun
-from operators.replay import Rejected, Sender, connect
+from operators.replay import Rejected, Sender, connect, settle_environment
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -98,6 +98,7 @@ class Tracker:
         first = records.start("pipeline", None, name, tags, records.now())
         self._append([first, *records.data("pipeline", params=short)])
         self._save("pipeline", {**artifacts, **long})
+        settle_environment()
         self._thread.start()
 
     def log(

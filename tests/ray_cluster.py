@@ -10,6 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -28,7 +29,7 @@ class Cluster:
 
 @cache
 def two_nodes() -> Cluster:
-    """Starts the cluster once per test run; it ends with the process, by process group."""
+    """Starts the cluster unless it runs; `stop`, or the end of this process, ends it."""
     folder = Path(tempfile.mkdtemp(prefix="gwt-", dir="/tmp"))
     (folder / "token").write_text(secrets.token_hex(32))
     (folder / "token").chmod(0o600)
@@ -67,7 +68,7 @@ def two_nodes() -> Cluster:
                 process.wait()
         shutil.rmtree(folder, ignore_errors=True)
 
-    atexit.register(stop)
+    _stops.append(stop)
     start(
         "--head",
         f"--port={gcs}",
@@ -83,6 +84,17 @@ def two_nodes() -> Cluster:
     start(f"--address={address}", "--min-worker-port=20400", "--max-worker-port=20699")
     wait_for(board)
     return Cluster(address, f"http://127.0.0.1:{board}", str(folder / "token"))
+
+
+_stops: list[Callable[[], None]] = []
+
+
+@atexit.register
+def stop() -> None:
+    """Ends the cluster if it runs."""
+    while _stops:
+        _stops.pop()()
+    two_nodes.cache_clear()
 
 
 def _own_address(folder: Path) -> str:

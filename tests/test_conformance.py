@@ -240,7 +240,7 @@ def train(
     """What is stored after each task, by the real loop; goes on after `states`."""
     states = list(states or [])
     settings = loop.Settings(seed=seed, precision=precision)
-    for task in (tasks or stream(case))[len(states) :]:
+    for task in (stream(case) if tasks is None else tasks)[len(states) :]:
         start, own = start_of(case, states), network(case, **changes)
         state, _ = loop.train_task(
             trains(case.method),
@@ -260,6 +260,41 @@ def train(
 def trained(case: Case) -> list[State]:
     """Shared by the checks that only look at it."""
     return train(case)
+
+
+@dataclass(frozen=True)
+class Again:
+    """The same training once more, and what was to be seen on the way."""
+
+    states: list[State]
+    backbone: State
+    """The tensors of the network that the first task was trained on, known from before it."""
+    snapshots: list[loop.Snapshot]
+    """One after each step of the last task."""
+
+
+@functools.cache
+def trained_again(case: Case) -> Again:
+    """Shared, too: three checks ask what a second training does."""
+    states: list[State] = []
+    backbones: list[State] = []
+    kept: list[loop.Snapshot] = []
+    for task in stream(case):
+        own = network(case)
+        backbones.append(dict(own.state_dict(keep_vars=True)))
+        kept.clear()
+        state, _ = loop.train_task(
+            trains(case.method),
+            own,
+            task,
+            images(task),
+            start_of(case, states),
+            loop.Settings(seed=0, every=0),
+            reference=reference(case),
+            keep=kept.append,
+        )
+        states.append(joined(case, task, states, state))
+    return Again(states, backbones[0], kept)
 
 
 def opened(case: Case, task: Task, state: State | None, **changes: Any) -> Learner:
@@ -314,14 +349,10 @@ def test_card_and_learner_agree(case: Case) -> None:
 
 @every
 def test_a_frozen_backbone_is_unchanged_and_has_no_gradient(case: Case) -> None:
-    own = network(case)
-    tensors = dict(own.state_dict(keep_vars=True))
-    copies = {name: tensor.detach().clone() for name, tensor in tensors.items()}
-    task = stream(case)[0]
-    method, settings = trains(case.method), loop.Settings(seed=0)
-    loop.train_task(method, own, task, images(task), None, settings, reference=reference(case))
+    tensors, untouched = trained_again(case).backbone, network(case).state_dict()
+    assert tensors.keys() == untouched.keys()
     frozen = {name: tensor for name, tensor in tensors.items() if not tensor.requires_grad}
-    assert [n for n in frozen if not torch.equal(frozen[n], copies[n])] == []
+    assert [n for n in frozen if not torch.equal(frozen[n], untouched[n])] == []
     assert [n for n in frozen if frozen[n].grad is not None] == []
 
 
@@ -358,29 +389,30 @@ def test_start_is_the_untouched_backbone(case: Case) -> None:
 
 @every
 def test_one_seed_twice_gives_the_same_bits_and_another_seed_others(case: Case) -> None:
-    again, other = train(case), train(case, seed=1)
-    for a, b in zip(trained(case), again, strict=True):
+    for a, b in zip(trained(case), trained_again(case).states, strict=True):
         assert_same(a, b)
-    assert any(not torch.equal(other[-1][n], t) for n, t in trained(case)[-1].items())
+    (other,) = train(case, stream(case)[:1], seed=1)
+    assert any(not torch.equal(other[n], t) for n, t in trained(case)[0].items())
 
 
 @every
 def test_interrupted_and_resumed_is_uninterrupted(case: Case) -> None:
     task, (*states, whole) = stream(case)[-1], trained(case)
-    kept: list[loop.Snapshot] = []
-    method, settings = trains(case.method), loop.Settings(seed=0, every=0)
-    given = (task, images(task), start_of(case, states), settings)
-
-    def run(**more: Any) -> State:
-        state, _ = loop.train_task(method, network(case), *given, reference=reference(case), **more)
-        return state
-
-    run(keep=kept.append)
     # The first step of the second epoch is taken, the second is not.
-    snapshot = kept[2]
+    snapshot = trained_again(case).snapshots[2]
     assert (snapshot.epoch, snapshot.step) == (1, 1)
     snapshot = dataclasses.replace(snapshot, tensors=load(save(snapshot.tensors)))
-    assert_same(joined(case, task, states, run(resume=snapshot)), whole)
+    resumed, _ = loop.train_task(
+        trains(case.method),
+        network(case),
+        task,
+        images(task),
+        start_of(case, states),
+        loop.Settings(seed=0, every=0),
+        reference=reference(case),
+        resume=snapshot,
+    )
+    assert_same(joined(case, task, states, resumed), whole)
 
 
 @every
@@ -460,7 +492,9 @@ def test_stored_is_what_was_trained_and_nothing_more(case: Case) -> None:
 def test_learns_an_easy_task(case: Case) -> None:
     case = case.but(epochs=8, lr=0.05, augmentation="none").but(**QUICK.get(case.name, {}))
     tasks, gain = stream(case), 5.0 if case.on == "vit" else 2.0
-    state = train(case, tasks, gain=gain)[-1]
+    # What is asked is the last task, which has to be learned after others.
+    before = train(case.but(epochs=1), tasks[:-1], gain=gain)
+    state = train(case, tasks, states=before, gain=gain)[-1]
     test = tiny.images(tasks[-1], 10, seed=0)
     learner = opened(case, tasks[-1], state, gain=gain)
     found = scores(learner, test.pixels)[:, list(tasks[-1].current)]

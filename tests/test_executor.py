@@ -8,7 +8,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from operators.errors import (
 )
 from operators.stage import OPERATORS, Resources, Stage
 from operators.store import Store
+from tests.processes import started
 from tests.ray_operators import stage
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -368,37 +369,38 @@ except GraftworkError as error:
 
 def test_signals_end_a_driver_within_seconds(tmp_path: Path) -> None:
     stores = [Store(str(tmp_path / name)) for name in ("term", "interrupt")]
-    drivers = [
-        subprocess.Popen(
-            [sys.executable, "-c", DRIVER.format(root=str(ROOT), store=store.url)],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={n: v for n, v in os.environ.items() if not n.startswith("RAY_")},
-        )
-        for store in stores
-    ]
-    for driver in drivers:
-        assert driver.stdout is not None
-        assert any(line.startswith("finished") for line in driver.stdout)
-    time.sleep(0.5)
-    cases = zip(drivers, stores, (signal.SIGTERM, signal.SIGINT), (143, 130), strict=True)
-    for driver, store, number, status in cases:
-        start = time.monotonic()
-        driver.send_signal(number)
-        out, err = driver.communicate(timeout=30)
-        assert (driver.returncode, out) == (
-            status,
-            "interrupted; run the same command again to resume\n",
-        ), err
-        assert time.monotonic() - start < 4.0
-        assert len(store.keys("work")) == 1
-        assert not list(Path(store.url).rglob("*.tmp"))
-        deadline = time.monotonic() + 5
-        while members(driver.pid) and time.monotonic() < deadline:
-            time.sleep(0.1)
-        assert members(driver.pid) == []
+    with ExitStack() as stack:
+        drivers = [
+            stack.enter_context(
+                started(
+                    [sys.executable, "-c", DRIVER.format(root=str(ROOT), store=store.url)],
+                    text=True,
+                    start_new_session=True,
+                    env={n: v for n, v in os.environ.items() if not n.startswith("RAY_")},
+                )
+            )
+            for store in stores
+        ]
+        for driver in drivers:
+            assert driver.stdout is not None
+            assert any(line.startswith("finished") for line in driver.stdout)
+        time.sleep(0.5)
+        cases = zip(drivers, stores, (signal.SIGTERM, signal.SIGINT), (143, 130), strict=True)
+        for driver, store, number, status in cases:
+            start = time.monotonic()
+            driver.send_signal(number)
+            out, err = driver.communicate(timeout=30)
+            assert (driver.returncode, out) == (
+                status,
+                "interrupted; run the same command again to resume\n",
+            ), err
+            assert time.monotonic() - start < 4.0
+            assert len(store.keys("work")) == 1
+            assert not list(Path(store.url).rglob("*.tmp"))
+            deadline = time.monotonic() + 5
+            while members(driver.pid) and time.monotonic() < deadline:
+                time.sleep(0.1)
+            assert members(driver.pid) == []
 
 
 def members(session_id: int) -> list[str]:

@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import subprocess
 import sys
 import time
 from datetime import timedelta
@@ -16,6 +15,7 @@ from operators import lease
 from operators.errors import RunHeld
 from operators.lease import held, process_start
 from operators.store import Store
+from tests.processes import started
 
 NAME = {"ab" * 32: "l2p order 1993 seed 0"}
 FILE = f"leases/{'ab' * 32}.json"
@@ -92,22 +92,20 @@ def test_a_process_holds_it_against_itself(store: Store) -> None:
 
 
 def test_a_process_that_ended_holds_nothing(store: Store) -> None:
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
-    dead = {"machine": lease.machine(), "pid": child.pid, "started": process_start(child.pid)}
-    record(store, **dead)
-    with pytest.raises(RunHeld), held(store, NAME):
-        pass
-    child.kill()
-    child.wait()
+    with started([sys.executable, "-c", "import time; time.sleep(60)"]) as child:
+        dead = {"machine": lease.machine(), "pid": child.pid, "started": process_start(child.pid)}
+        record(store, **dead)
+        with pytest.raises(RunHeld), held(store, NAME):
+            pass
     with held(store, NAME):
         assert json.loads(store.blobs.get(FILE) or b"")["pid"] == os.getpid()
 
 
 def test_a_zombie_is_dead() -> None:
-    child = subprocess.Popen([sys.executable, "-c", ""])
-    while process_start(child.pid) is not None:  # not waited for yet: it stays in the table
-        time.sleep(0.01)
-    assert child.wait() == 0
+    with started([sys.executable, "-c", ""]) as child:
+        while process_start(child.pid) is not None:  # not waited for yet: it stays in the table
+            time.sleep(0.01)
+        assert child.wait() == 0
 
 
 def test_another_process_with_its_number_holds_nothing(store: Store) -> None:

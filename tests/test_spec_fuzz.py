@@ -51,7 +51,7 @@ ANYTHING = st.recursive(
 KEYS = st.sampled_from([key.path for key in keys()] + ["methods.0", "methods.1.ranpac.x", "x", "0"])
 FUZZ = settings(
     derandomize=True,
-    max_examples=1000,
+    max_examples=400,
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )

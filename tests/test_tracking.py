@@ -23,7 +23,7 @@ import pytest
 from operators import records
 from operators.errors import ConfigError
 from operators.journal import Journal
-from operators.replay import connect
+from operators.replay import SETTINGS, connect
 from operators.tracking import MethodRun, Tracker
 from operators.tracking_uri import artifact_root, check, default_uri, mask
 
@@ -228,6 +228,24 @@ def test_what_a_killed_run_left_is_sent_once(uri: str, tmp_path: Path, fault: st
     killed = next(r for r in pipelines if r.info.run_name == "killed")
     assert {r.data.tags["mlflow.parentRunId"] for r in methods.values()} == {killed.info.run_id}
     assert not list(folder.glob("*.jsonl")) + list(folder.glob("*.files"))
+
+
+def test_the_environment_is_settled_before_the_thread_starts(
+    uri: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in SETTINGS:
+        monkeypatch.delenv(name, raising=False)
+    tracker = Tracker(uri, "exp", tmp_path / "journal")
+    begin, settled = tracker._thread.start, []
+
+    def start() -> None:
+        settled.append(SETTINGS.keys() <= os.environ.keys())
+        begin()
+
+    monkeypatch.setattr(tracker._thread, "start", start)
+    tracker.start("run", {}, {}, {})
+    tracker.finish("FINISHED")
+    assert settled == [True]
 
 
 Serve = Callable[[], "subprocess.Popen[bytes]"]

@@ -7,7 +7,7 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import pytest
@@ -22,6 +22,7 @@ from cluster.training import judge
 from operators.errors import Diverged, RunHeld, StageFailed
 from operators.stage import Stage
 from operators.store import Store
+from tests.processes import started
 from tests.ray_operators import chain, stage
 from tests.test_executor import members
 
@@ -227,18 +228,16 @@ def test_driver_killed_and_then_stopped_in_the_middle(tmp_path: Path) -> None:
     program = DRIVER.format(root=str(ROOT), store=store.url, log=str(log), go=str(go))
     a = chain("a", 3)
 
-    def driver(until: str) -> subprocess.Popen[str]:
-        started = subprocess.Popen(
-            [sys.executable, "-c", program],
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-            start_new_session=True,
-            env={n: v for n, v in os.environ.items() if not n.startswith("RAY_")},
-        )
-        assert started.stdout is not None
-        assert any(line == f"{until}\n" for line in started.stdout)
-        return started
+    environment = {n: v for n, v in os.environ.items() if not n.startswith("RAY_")}
+
+    @contextmanager
+    def driver(until: str) -> Iterator[subprocess.Popen[str]]:
+        with started(
+            [sys.executable, "-c", program], text=True, start_new_session=True, env=environment
+        ) as process:
+            assert process.stdout is not None
+            assert any(line == f"{until}\n" for line in process.stdout)
+            yield process
 
     def gone(ended: subprocess.Popen[str], within: float) -> None:
         deadline = time.monotonic() + within
@@ -246,19 +245,19 @@ def test_driver_killed_and_then_stopped_in_the_middle(tmp_path: Path) -> None:
             time.sleep(0.1)
         assert left == []
 
-    killed = driver(until="progress a 1")
-    # A second run does not train the same beside it.
-    with pytest.raises(RunHeld, match=rf"a is being trained by \S+/{killed.pid} since"):
-        execute([a[2]], store, connect=lambda: pytest.fail("Ray is not needed"))
-    killed.kill()
-    killed.communicate(timeout=30)
+    with driver(until="progress a 1") as killed:
+        # A second run does not train the same beside it.
+        with pytest.raises(RunHeld, match=rf"a is being trained by \S+/{killed.pid} since"):
+            execute([a[2]], store, connect=lambda: pytest.fail("Ray is not needed"))
+        killed.kill()
+        killed.communicate(timeout=30)
     gone(killed, within=20)
 
     # The same command again: it takes the lease of the dead, and goes on at the second task.
     go.touch()
-    stopped = driver(until="progress a 2")
-    stopped.send_signal(signal.SIGTERM)
-    out, err = stopped.communicate(timeout=30)
+    with driver(until="progress a 2") as stopped:
+        stopped.send_signal(signal.SIGTERM)
+        out, err = stopped.communicate(timeout=30)
     assert stopped.returncode == 143, err
     assert "(raylet)" not in out
     assert out.splitlines()[-1] == "interrupted; run the same command again to resume"
