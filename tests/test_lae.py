@@ -88,7 +88,8 @@ def test_i_with_decay_0_offline_is_online_and_the_ensemble_is_one_model(pet: str
 
 
 def test_ii_offline_has_no_gradient_and_is_in_no_group() -> None:
-    learner = opened(method(), 1, train(method(), 1)[0]).train()
+    learner = opened(method(), 1, train(method(), 1)[0])
+    learner.train()
     learner.begin()
     learner(pixels(1), tiny.images(tiny.task(1)).targets, None)["loss"].backward()
     given = {id(p) for group in learner.groups() for p in group["params"]}

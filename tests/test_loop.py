@@ -1,7 +1,7 @@
 """The training loop, and what it is made of: orders of rows, schedules, snapshots, seeds."""
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from methods import optim
+from methods.base import Card
 from methods.finetune import Finetune, FinetuneLearner
 from methods.heads import current_cross_entropy
 from methods.trained import Recipe, restore
@@ -271,7 +272,7 @@ def test_epochs_begin_with_their_number_also_after_an_interruption() -> None:
             begun.append(epoch)
 
     class Method:
-        card = METHOD.card
+        card: ClassVar[Card] = METHOD.card
 
         def recipe(self, task: Any) -> Recipe:
             return recipe(epochs=2, batch_size=6)
