@@ -166,8 +166,11 @@ def model_identity(plan: Plan, run: Run) -> str | None:
 
 
 def _model(plan: Plan, store: Store, run: Run) -> Artifacts:
-    """The files of the run's MLflow model."""
-    return serving.model_files(store, *_description(plan, run))
+    """The files of the run's MLflow model; none if the store has dropped a state meanwhile."""
+    description, states = _description(plan, run)
+    if not all(store.has(operator, key) for operator, key, _ in states.values()):
+        return {}
+    return serving.model_files(store, description, states)
 
 
 def _description(plan: Plan, run: Run) -> tuple[dict[str, Any], dict[str, serving.Stored]]:
