@@ -1,0 +1,168 @@
+"""Named tensors that are read one at a time, and a safetensors file that is written so.
+
+The format: 8 bytes with the header's length, a JSON header, the tensors' bytes.
+"""
+
+import json
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Protocol
+
+import torch
+from torch import Tensor
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+
+
+@dataclass(frozen=True)
+class Spec:
+    """Kind of a tensor."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+
+    @property
+    def bytes(self) -> int:
+        """Size of its content."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+class Reader(Protocol):
+    """Named tensors."""
+
+    @property
+    def specs(self) -> Mapping[str, Spec]:
+        """Kinds of all of them, by name."""
+        ...
+
+    def read(self, name: str) -> Tensor:
+        """A tensor of the caller's own, on the CPU."""
+        ...
+
+
+class InMemory:
+    """Tensors that are there already."""
+
+    def __init__(self, state: Mapping[str, Tensor]) -> None:
+        self._state = state
+        self.specs = {name: Spec(t.dtype, tuple(t.shape)) for name, t in state.items()}
+
+    def read(self, name: str) -> Tensor:
+        return self._state[name].detach().to("cpu", copy=True).contiguous()
+
+
+class TensorFile:
+    """A safetensors file, of which each tensor is read when it is asked for."""
+
+    def __init__(self, path: str | Path) -> None:
+        self._file = open(path, "rb")  # noqa: SIM115  (read until the object goes)
+        size = int.from_bytes(self._file.read(8), "little")
+        header = json.loads(self._file.read(size))
+        header.pop("__metadata__", None)
+        self.specs = {
+            name: Spec(DTYPES[entry["dtype"]], tuple(entry["shape"]))
+            for name, entry in header.items()
+        }
+        self._starts = {name: 8 + size + entry["data_offsets"][0] for name, entry in header.items()}
+
+    def __enter__(self) -> "TensorFile":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._file.close()
+
+    def read(self, name: str) -> Tensor:
+        spec = self.specs[name]
+        tensor = torch.empty(spec.shape, dtype=spec.dtype)
+        view = memoryview(tensor.view(-1).view(torch.uint8).numpy()) if spec.bytes else b""
+        at = self._starts[name]
+        while view:
+            count = os.preadv(self._file.fileno(), [view], at)
+            if not count:
+                raise ValueError(f"{self._file.name} ends within {name}")
+            view, at = view[count:], at + count
+        return tensor
+
+
+class Mean:
+    """Means of sums that several files hold, with the number of rows of each sum."""
+
+    COUNT = "__count__"
+    """Name of the number of rows, int64 []."""
+
+    def __init__(self, parts: Sequence[Reader]) -> None:
+        self._parts = parts
+        self._count = sum(int(part.read(self.COUNT)) for part in parts)
+        self.specs = {n: s for n, s in parts[0].specs.items() if n != self.COUNT}
+
+    def read(self, name: str) -> Tensor:
+        total = self._parts[0].read(name).double()
+        for part in self._parts[1:]:
+            total += part.read(name)
+        return (total / max(1, self._count)).to(self.specs[name].dtype)
+
+
+def order(specs: Mapping[str, Spec]) -> list[str]:
+    """Names in the order of a file: widest types first, so that all are aligned."""
+    return sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
+
+
+def write(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], file: BinaryIO) -> None:
+    """Writes a safetensors file as the tensors come.
+
+    Args:
+        specs: of all tensors.
+        tensors: exactly these, in the order of `order(specs)`.
+    """
+    for piece in _pieces(specs, tensors):
+        file.write(piece)
+
+
+def to_bytes(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]) -> bytearray:
+    """As `write`, in memory; nothing of the content is held twice."""
+    content = bytearray(len(_header(specs)) + sum(spec.bytes for spec in specs.values()))
+    view, at = memoryview(content), 0
+    for piece in _pieces(specs, tensors):
+        view[at : at + len(piece)] = piece
+        at += len(piece)
+    return content
+
+
+def _header(specs: Mapping[str, Spec]) -> bytes:
+    header, start = {}, 0
+    for name in order(specs):
+        spec = specs[name]
+        header[name] = {
+            "dtype": _CODES[spec.dtype],
+            "shape": list(spec.shape),
+            "data_offsets": [start, start + spec.bytes],
+        }
+        start += spec.bytes
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
+
+
+def _pieces(
+    specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]
+) -> Iterator[memoryview]:
+    yield memoryview(_header(specs))
+    for expected, (name, tensor) in zip(order(specs), tensors, strict=True):
+        found = Spec(tensor.dtype, tuple(tensor.shape))
+        assert (name, found) == (expected, specs[expected]), (name, found, expected)
+        if tensor.numel():
+            yield memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
