@@ -17,7 +17,7 @@ from operators.keys import digest
 if TYPE_CHECKING:
     from operators.store import Store
 
-Files = dict[str, bytes]
+Files = Mapping[str, bytes | bytearray]
 """What an operator returns: file name -> content, committed together or not at all."""
 
 
@@ -162,5 +162,8 @@ OPERATORS: dict[str, Operator] = {
     "fit": Operator(version=1, function="operators.fit:run"),
     "train": Operator(version=1, function="operators.train:run"),
     "predict": Operator(version=2, function="operators.predict:run"),
+    "statistics": Operator(version=1, function="operators.statistics:run"),
+    "merge": Operator(version=1, function="operators.merge:run"),
+    "ensemble": Operator(version=1, function="operators.ensemble:run"),
     "evaluate": Operator(version=1, function="operators.evaluate:run"),
 }

@@ -75,6 +75,15 @@ def result(finished: Finished, ids: RunIds) -> dict[str, Any]:
         "seconds": round(finished.seconds, 3),
         "cached": finished.cached,
         "mlflow_run_id": ids.methods.get(run.evaluate.key),
+        "parents": [
+            {
+                "label": parent.method.label,
+                "order": parent.order,
+                "seed": parent.seed,
+                "mlflow_run_id": ids.methods.get(parent.evaluate.key),
+            }
+            for parent in run.parents
+        ],
     }
 
 
@@ -121,6 +130,12 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
             **(
                 {"graftwork.batch_information_at_test": "true"}
                 if run.method.card["batch_information_at_test"]
+                else {}
+            ),
+            # Tag graftwork.key of each of them.
+            **(
+                {"graftwork.parents": " ".join(parent.evaluate.key for parent in run.parents)}
+                if run.parents
                 else {}
             ),
         },

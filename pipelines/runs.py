@@ -74,6 +74,7 @@ class Run:
         own: its stages before the evaluation: a fit, or trainings and predictions.
         model: the stage that holds what it predicts with in the end.
         evaluate: what the run is for.
+        parents: runs whose models or scores it combines.
     """
 
     method: Method
@@ -83,6 +84,7 @@ class Run:
     own: tuple[Stage, ...]
     model: Stage
     evaluate: Stage
+    parents: tuple["Run", ...] = ()
 
     @property
     def servable(self) -> bool:
@@ -91,8 +93,14 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Cell:
-    """What a run is made of."""
+class Cell:
+    """What a run is made of.
+
+    Args:
+        trunk: what all runs share.
+        stream: its tasks.
+        described: the same as keys hold them.
+    """
 
     trunk: Trunk
     method: Method
@@ -109,7 +117,9 @@ class _Cell:
     def num_classes(self) -> int:
         return len(self.trunk.dataset.classes)
 
-    def run(self, own: Iterable[Stage], model: Stage, evaluate: Stage) -> Run:
+    def run(
+        self, own: Iterable[Stage], model: Stage, evaluate: Stage, parents: Iterable[Run] = ()
+    ) -> Run:
         return Run(
             method=self.method,
             order=self.order,
@@ -118,6 +128,7 @@ class _Cell:
             own=tuple(own),
             model=model,
             evaluate=evaluate,
+            parents=tuple(parents),
         )
 
     def evaluation(self, parameters: dict[str, Any], inputs: dict[str, Any]) -> Stage:
@@ -158,13 +169,13 @@ def make_runs(trunk: Trunk, methods: Iterable[Method]) -> Iterator[Run]:
                 order,
             )[: scenario.tasks]
         )
-        described = [_task_json(task) for task in stream]
+        described = [task_json(task) for task in stream]
         _check_rows(dataset, described, order)
         streams.append((order, stream, described))
     for method in methods:
         for order, stream, described in streams:
             for seed in spec.seeds:
-                cell = _Cell(
+                cell = Cell(
                     trunk=trunk,
                     method=method,
                     order=order,
@@ -175,7 +186,7 @@ def make_runs(trunk: Trunk, methods: Iterable[Method]) -> Iterator[Run]:
                 yield _trained(cell) if method.card["contract"] == "trained" else _fitted(cell)
 
 
-def _fitted(cell: _Cell) -> Run:
+def _fitted(cell: Cell) -> Run:
     """A fit on the features of the frozen backbone, of one adapted on the first task, or both."""
     trunk, method = cell.trunk, cell.method
     dataset, cpus = trunk.dataset, trunk.spec.resources.fit.cpus
@@ -210,7 +221,7 @@ def _fitted(cell: _Cell) -> Run:
             "method": description,
             "seed": cell.seed if classifier["uses_seed"] else None,
             "num_classes": cell.num_classes,
-            "tasks": [_task_json(everything)] if separable else cell.described,
+            "tasks": [task_json(everything)] if separable else cell.described,
         },
         inputs={**train, "dataset": (dataset.train.stage(),)},
         hints={"cpus": cpus},
@@ -229,17 +240,32 @@ def _fitted(cell: _Cell) -> Run:
     return cell.run([*own, fit], fit, evaluate)
 
 
-def _trained(cell: _Cell) -> Run:
+def _trained(cell: Cell) -> Run:
     """A chain of tasks, and predictions after each."""
-    trunk, method, stream = cell.trunk, cell.method, cell.stream
+    method, stream = cell.method, cell.stream
     joint = method.card["upper_bound"]
     learned = list(seen_classes(stream, len(stream) - 1))
     parts = [_union(cell.described)] if joint else cell.described
     chain = _chain(cell, method.description, parts, learned)
+    predictions = predicted(cell, method, chain)
+    evaluate = cell.evaluation(
+        {"method": method.description}, {"predictions": tuple(predictions), "model": tuple(chain)}
+    )
+    return cell.run([*chain, *predictions], chain[-1], evaluate)
+
+
+def predicted(cell: Cell, method: Method, models: Sequence[Stage]) -> list[Stage]:
+    """Predictions of each model: after its task, or after all for a method that sees all at once.
+
+    Args:
+        method: whose learner the models are states of.
+        models: stages with the parameters of a training.
+    """
+    trunk, stream, joint = cell.trunk, cell.stream, method.card["upper_bound"]
     test, resources = trunk.dataset.test, trunk.spec.resources.extract
     vote = method.hyperparameters.get("eval_selection") == "batch_vote"
     predictions = []
-    for number, model in enumerate(chain):
+    for number, model in enumerate(models):
         after = list(range(len(stream))) if joint else [number]
         shown = cell.described[: after[-1] + 1]
         predictions.append(
@@ -278,14 +304,11 @@ def _trained(cell: _Cell) -> Run:
                 label=f"predict {cell.label} task {after[-1] + 1}/{len(stream)}",
             )
         )
-    evaluate = cell.evaluation(
-        {"method": method.description}, {"predictions": tuple(predictions), "model": tuple(chain)}
-    )
-    return cell.run([*chain, *predictions], chain[-1], evaluate)
+    return predictions
 
 
 def _chain(
-    cell: _Cell, method: dict[str, Any], parts: Described, learned: Sequence[int]
+    cell: Cell, method: dict[str, Any], parts: Described, learned: Sequence[int]
 ) -> list[Stage]:
     """One training stage per task, each with the one before as its input."""
     trunk, train = cell.trunk, cell.trunk.dataset.train
@@ -368,5 +391,5 @@ def _check_rows(dataset: Dataset, stream: Described, order: OrderName) -> None:
                 )
 
 
-def _task_json(task: Task) -> dict[str, list[int]]:
+def task_json(task: Task) -> dict[str, list[int]]:
     return {"classes": list(task.classes), "domains": list(task.domains)}

@@ -114,14 +114,20 @@ class Trunk:
         return Hints(
             lambda: _places(split, rows()),
             {
-                "model": self.backbone.model,
-                "weights": self.backbone.weights,
-                "pooling": self.spec.features.pooling,
-                "image_size": self.backbone.image_size,
+                **self.where(),
                 "max_pixels": None if isinstance(given, BuiltinDataset) else given.max_pixels,
                 **more,
             },
         )
+
+    def where(self) -> dict[str, Any]:
+        """Where the backbone's weights are, as hints."""
+        return {
+            "model": self.backbone.model,
+            "weights": self.backbone.weights,
+            "pooling": self.spec.features.pooling,
+            "image_size": self.backbone.image_size,
+        }
 
     def counts(self, split: Split, task: Mapping[str, Sequence[int]]) -> np.ndarray:
         """Images of each class of a task `{classes, domains}`, in the order of its classes."""

@@ -16,6 +16,8 @@ from operators.merging.keys import Entry, Policy, decide
 from operators.merging.readers import InMemory, Reader, Spec, TensorFile
 
 State = dict[str, Tensor]
+PLAIN = Policy()
+"""Nothing is known of the tensors beside their shapes."""
 
 
 class Merged:
@@ -39,7 +41,7 @@ class Merged:
         models: Sequence[Reader],
         base: Reader | None = None,
         statistics: Sequence[Reader] | None = None,
-        policy: Policy = Policy(),
+        policy: Policy = PLAIN,
     ) -> None:
         card = merge.card
         if card.base and base is None:
@@ -140,7 +142,7 @@ def merge_states(
     states: Sequence[Mapping[str, Tensor]],
     base: Mapping[str, Tensor] | None = None,
     statistics: Sequence[Mapping[str, Tensor]] | None = None,
-    policy: Policy = Policy(),
+    policy: Policy = PLAIN,
 ) -> State:
     """The merged state of states in memory, which stay as they are; see `Merged`."""
     return dict(
@@ -159,7 +161,7 @@ def merge_files(
     places: Sequence[str | Path],
     target: str | Path,
     base: str | Path | None = None,
-    policy: Policy = Policy(),
+    policy: Policy = PLAIN,
 ) -> None:
     """Merges safetensors files into a new one, without holding any of them; see `Merged`."""
     with ExitStack() as opened:

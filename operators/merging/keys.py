@@ -3,7 +3,7 @@
 | tensor | what happens |
 |---|---|
 | float, same shape in all models | merged |
-| first axes differ (a classifier that grows) | the rows that all have are merged, the others taken |
+| first axes differ (a classifier that grows) | rows that all have are merged, others taken |
 | integers, booleans | of the newest model that has them |
 | in some models only | as it is, of the newest model that has it |
 | float buffer | the mean, if the merge is one; otherwise of the newest model |
