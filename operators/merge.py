@@ -43,8 +43,7 @@ def run(order: Order, store: Store) -> Result:
     with ExitStack() as open_files:
 
         def opened(stage: tuple[str, str], name: str) -> TensorFile:
-            path = open_files.enter_context(store.file(*stage, name))
-            return open_files.enter_context(TensorFile(path))
+            return TensorFile(open_files.enter_context(store.file(*stage, name)))
 
         states = [opened(stage, FILE) for stage in given]
         base, policy = _surroundings(order, merge)

@@ -157,7 +157,7 @@ def fit_temperature(logits: Tensor, targets: Tensor, steps: int = 100) -> float:
         return loss
 
     optimizer.step(closure)
-    return float(raw.exp())
+    return float(raw.detach().exp())
 
 
 def _mean(values: Tensor, able: Tensor) -> Tensor:

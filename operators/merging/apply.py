@@ -4,7 +4,6 @@ Beside the result, memory holds what one tensor of all models takes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -67,7 +66,7 @@ class Merged:
             yield name, self.read(name)
 
     def read(self, name: str) -> Tensor:
-        """A merged tensor."""
+        """A merged tensor; where nothing is merged, the model's own."""
         entry = self._entries[name]
         owner = self._models[entry.owner]
         if entry.action == "copy":
@@ -77,7 +76,7 @@ class Merged:
         merged = merged.to(entry.spec.dtype)
         if entry.rows is None:
             return merged
-        whole = owner.read(name)
+        whole = owner.read(name).clone()
         whole[: entry.rows] = merged
         return whole
 
@@ -145,15 +144,18 @@ def merge_states(
     policy: Policy = PLAIN,
 ) -> State:
     """The merged state of states in memory, which stay as they are; see `Merged`."""
-    return dict(
-        Merged(
-            merge,
-            [InMemory(state) for state in states],
-            None if base is None else InMemory(base),
-            None if statistics is None else [InMemory(s) for s in statistics],
-            policy,
-        )
+    merged = Merged(
+        merge,
+        [InMemory(state) for state in states],
+        None if base is None else InMemory(base),
+        None if statistics is None else [InMemory(s) for s in statistics],
+        policy,
     )
+    given = {t.untyped_storage().data_ptr() for state in states for t in state.values()}
+    return {
+        name: tensor.clone() if tensor.untyped_storage().data_ptr() in given else tensor
+        for name, tensor in merged
+    }
 
 
 def merge_files(
@@ -164,9 +166,7 @@ def merge_files(
     policy: Policy = PLAIN,
 ) -> None:
     """Merges safetensors files into a new one, without holding any of them; see `Merged`."""
-    with ExitStack() as opened:
-        files = [opened.enter_context(TensorFile(place)) for place in places]
-        started = None if base is None else opened.enter_context(TensorFile(base))
-        merged = Merged(merge, files, started, policy=policy)
-        with open(target, "wb") as file:
-            readers.write(merged.specs, merged, file)
+    files, started = [TensorFile(p) for p in places], None if base is None else TensorFile(base)
+    merged = Merged(merge, files, started, policy=policy)
+    with open(target, "wb") as file:
+        readers.write(merged.specs, merged, file)

@@ -41,10 +41,7 @@ class MergeCard:
 
 
 class Group(Protocol):
-    """One tensor of all models, read when it is asked for.
-
-    What is read may be changed; it is read anew the next time.
-    """
+    """One tensor of all models, read when it is asked for, and not to be changed."""
 
     name: str
 

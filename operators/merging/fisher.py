@@ -37,7 +37,7 @@ def fisher(
         part = share * model
         total = part if total is None else total.add_(part)
         norm = share if norm is None else norm.add_(share)
-        plain = model.double() if plain is None else plain.add_(model)
+        plain = model.to(torch.float64, copy=True) if plain is None else plain.add_(model)
     assert total is not None and norm is not None and plain is not None, "no model"
     merged = torch.where(norm > 0, total / norm, plain / len(models))
     return merged.to(models[0].dtype)

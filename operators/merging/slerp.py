@@ -25,7 +25,7 @@ def slerp(start: Tensor, end: Tensor, alpha: float, straight_above: float = 0.99
     norms = [float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in (start, end)]
     if not all(norms):
         return interpolate(start, end, alpha)
-    cosine = float((start.double().flatten() @ end.double().flatten()) / (norms[0] * norms[1]))
+    cosine = float(start.flatten() @ end.flatten()) / (norms[0] * norms[1])
     if abs(cosine) > straight_above:
         return interpolate(start, end, alpha)
     angle = math.acos(cosine)
