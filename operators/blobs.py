@@ -22,7 +22,11 @@ class Blobs(Protocol):
 
     root: str
 
-    def put(self, name: str, data: bytes) -> None:
+    def path(self, name: str) -> Path | None:
+        """Where a file lies on this machine, whether it exists or not; None if nowhere."""
+        ...
+
+    def put(self, name: str, data: bytes | bytearray) -> None:
         """Writes a file durably; the name must be new and unique to the caller."""
         ...
 
@@ -84,7 +88,10 @@ class LocalBlobs:
     def _path(self, name: str) -> Path:
         return Path(self.root, name)
 
-    def put(self, name: str, data: bytes) -> None:
+    def path(self, name: str) -> Path | None:
+        return self._path(name)
+
+    def put(self, name: str, data: bytes | bytearray) -> None:
         path = self._path(name)
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -206,7 +213,10 @@ class ObjectBlobs:
     def _path(self, name: str) -> str:
         return f"{self._base.rstrip('/')}/{name}" if name else self._base
 
-    def put(self, name: str, data: bytes) -> None:
+    def path(self, name: str) -> Path | None:
+        return None
+
+    def put(self, name: str, data: bytes | bytearray) -> None:
         # One put of the whole object: a stream that breaks off would leave a partial one behind.
         try:
             self.fs.pipe_file(self._path(name), data)

@@ -5,7 +5,11 @@ from dataclasses import asdict
 from typing import Any
 
 import methods
+from operators import ensembling, merging
 from operators.errors import ConfigError
+
+COMBINATIONS: dict[str, Any] = {"merge": merging, "ensemble": ensembling}
+"""Section of a spec -> the package that knows its names."""
 
 
 def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple[str, str]]]:
@@ -56,6 +60,34 @@ def _branches(built: Any) -> dict[str, Any]:
     return found
 
 
+def combination(
+    section: str, name: str, given: dict[str, Any]
+) -> tuple[dict[str, Any], list[tuple[str, str]]]:
+    """As `method`, for a merge or a rule of an ensemble.
+
+    Args:
+        section: "merge" or "ensemble".
+
+    Returns:
+        The paths are below the entry with its name; an unknown name is said at the entry.
+    """
+    package = COMBINATIONS[section]
+    names = list(package.RULES if section == "ensemble" else package.MERGES)
+    if name not in names:
+        return {}, [("", _unknown(section, name, names))]
+    known = [field.name for field in package.fields(name)]
+    strangers = [
+        (f".{field}", _unknown("field", field, [*known, "of", "over", "name"]))
+        for field in given
+        if field not in known
+    ]
+    try:
+        built = package.build(name, {k: v for k, v in given.items() if k in known})
+    except methods.HyperparameterError as error:
+        return {}, strangers + [(f".{field}", what) for field, what in error.problems]
+    return {"hyperparameters": asdict(built), "card": asdict(built.card)}, strangers
+
+
 def _parts(name: str, built: Any) -> dict[str, Any]:
     """What an adapted method consists of; every part with all hyper-parameters."""
     parts = built.parts()
@@ -83,19 +115,38 @@ def _parts(name: str, built: Any) -> dict[str, Any]:
 
 
 def cards() -> dict[str, dict[str, Any]]:
-    """The card of every method, by name."""
-    return {name: asdict(methods.load(name).card) for name in methods.METHODS}
+    """The card of every method, merge and rule, by name."""
+    return {name: card(name)[0] for name in _known()}
 
 
 def card(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Card and hyper-parameters of a method.
+    """Card and hyper-parameters of a method, a merge or a rule; `contract` says which it is.
 
     Raises:
-        ConfigError: no method of this name.
+        ConfigError: nothing of this name.
     """
-    if name not in methods.METHODS:
-        raise ConfigError(f"methods: {_unknown('method', name, list(methods.METHODS))}")
-    return asdict(methods.load(name).card), [asdict(field) for field in methods.fields(name)]
+    if name not in (known := _known()):
+        raise ConfigError(f"methods: {_unknown('method', name, list(known))}")
+    contract, package, name = known[name]
+    facts = asdict(package.load(name).card)
+    facts = facts if contract is None else {**facts, "contract": contract}
+    return facts, [asdict(field) for field in package.fields(name)]
+
+
+def _known() -> dict[str, tuple[str | None, Any, str]]:
+    """Everything that has a card: contract (None: the card names it), package, name there."""
+    known: dict[str, tuple[str | None, Any, str]] = {
+        name: (None, methods, name) for name in methods.METHODS
+    }
+    for contract, package, names in (
+        ("merge", merging, merging.MERGES),
+        ("ensemble", ensembling, ensembling.RULES),
+    ):
+        for name in names:
+            # A method may have the name of the merge that it uses.
+            shown = f"{name} ({contract})" if name in known else name
+            known[shown] = (contract, package, name)
+    return known
 
 
 def _unknown(kind: str, name: str, known: list[str]) -> str:

@@ -59,7 +59,7 @@ def _predict(order: Order, store: Store) -> predictions.Table:
     for number in range(len(stream)):
         rows = predictions.seen_rows(true_task, number)
         classes = np.array(sorted(seen_classes(stream, number)))
-        scores = _scores(order, store, number, rows, classes)
+        scores = fitted_scores(order, store, number, rows, classes)
         tables.append(predictions.decide(index, stream, true_task, number, rows, classes, scores))
     return predictions.join(tables)
 
@@ -75,6 +75,8 @@ def _facts(order: Order, store: Store) -> dict[str, Any]:
         for role in ("predictions", "branches", "scores")
         for stage in order.inputs(role)
     ]
+    if not models:  # an ensemble: its predictions are all that it has
+        models, made = made, []
     learning = [*first, *experts, *models]
     everything = [*learning, *beside, *made]
     return {
@@ -105,10 +107,10 @@ def _training(manifest: Mapping[str, Any]) -> dict[str, Any]:
     return {"seconds": manifest["seconds"], **{name: facts[name] for name in names}}
 
 
-def _scores(
+def fitted_scores(
     order: Order, store: Store, number: int, rows: np.ndarray[Any, Any], classes: Any
 ) -> np.ndarray[Any, Any]:
-    """Scores [N, C] of the given test rows after a task; columns as in `classes`."""
+    """Scores [N, C] of a fitted method on test rows after a task; columns as in `classes`."""
     keyed, [model] = order.parameters, order.inputs("model")
     roles = features.roles(order)
     if keyed["separable"]:

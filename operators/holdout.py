@@ -1,4 +1,7 @@
-"""A validation part of the training images, to choose hyper-parameters without the test images.
+"""Parts of the training images that are chosen by the images alone.
+
+A validation part serves to choose hyper-parameters without the test images, a sample to measure
+what does not need all of them.
 
 Shapes: N training images.
 """
@@ -41,3 +44,16 @@ def held_out(
             )
         held[chosen] = True
     return held
+
+
+def sampled(digests: np.ndarray, rows: np.ndarray, count: int) -> np.ndarray:
+    """The rows of at most `count` images, ascending: those with the smallest digests.
+
+    The choice depends on the images alone, not on their order or on a seed.
+
+    Args:
+        digests: uint8 [N, 32] of all images.
+        rows: from which to choose.
+    """
+    first = np.ascontiguousarray(digests[rows, :8]).view(">u8").reshape(-1)
+    return np.sort(rows[np.argsort(first, kind="stable")[:count]])

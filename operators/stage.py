@@ -17,7 +17,7 @@ from operators.keys import digest
 if TYPE_CHECKING:
     from operators.store import Store
 
-Files = dict[str, bytes]
+Files = Mapping[str, bytes | bytearray]
 """What an operator returns: file name -> content, committed together or not at all."""
 
 
@@ -167,5 +167,8 @@ OPERATORS: dict[str, Operator] = {
     "predict": Operator(version=2, function="operators.predict:run"),
     "score": Operator(version=1, function="operators.blend:score"),
     "blend": Operator(version=1, function="operators.blend:run"),
+    "statistics": Operator(version=1, function="operators.statistics:run"),
+    "merge": Operator(version=1, function="operators.merge:run"),
+    "ensemble": Operator(version=1, function="operators.ensemble:run"),
     "evaluate": Operator(version=1, function="operators.evaluate:run"),
 }

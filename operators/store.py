@@ -16,9 +16,11 @@ import hashlib
 import json
 import platform
 import socket
+import tempfile
 import time
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, cached_property
 from importlib.metadata import PackageNotFoundError, version
@@ -186,6 +188,35 @@ class Store:
             what = f"{name} has {size} bytes, sha256 {total.hexdigest()[:12]}"
             wanted = f"{entry['bytes']} bytes, {entry['sha256'][:12]}"
             raise DamagedStage(operator, key, f"{what}, not {wanted}")
+
+    @contextmanager
+    def file(self, operator: str, key: str, name: str) -> Iterator[Path]:
+        """A path under which a file of a stored stage can be read in parts, once it was checked.
+
+        A local store's own file, whose content is not held in memory; of an object store a copy
+        that goes with the context.
+
+        Raises:
+            DamagedStage: the file is missing, truncated or altered.
+        """
+        entry = self.manifest(operator, key)["files"].get(name)
+        path = entry and self.blobs.path(f"{operator}/{key}/{entry['stored']}")
+        if path is None:
+            with tempfile.NamedTemporaryFile() as copy:
+                copy.write(self.read(operator, key, name))
+                copy.flush()
+                yield Path(copy.name)
+            return
+        try:
+            with open(path, "rb") as file:
+                found = hashlib.file_digest(file, "sha256").hexdigest()
+        except FileNotFoundError as error:
+            raise DamagedStage(operator, key, f"{name} is missing") from error
+        if found != entry["sha256"]:
+            raise DamagedStage(
+                operator, key, f"{name} has sha256 {found[:12]}, not {entry['sha256'][:12]}"
+            )
+        yield path
 
     def verify(self, operator: str, key: str) -> None:
         """Reads everything of a stored stage.

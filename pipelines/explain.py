@@ -126,8 +126,13 @@ def _plain(path: str) -> str:
         "parameters.images.classes": "classes of the task",
         "parameters.images.domains": "domains of the task",
         "parameters.learned": "class order",
+        "inputs.models": "models",
     }
-    plain = path.removeprefix("parameters.").removeprefix("method.hyperparameters.")
+    plain = (
+        path.removeprefix("inputs.")
+        .removeprefix("parameters.")
+        .removeprefix("method.hyperparameters.")
+    )
     return names.get(path, plain)
 
 
@@ -168,6 +173,8 @@ def group(stage: Stage) -> str:
     """Shards of a split, and tasks of a run, share a node or a line."""
     if stage.operator == "features":
         return stage.label.rpartition(" ")[0]
-    if stage.operator in ("train", "join", "predict"):
+    if stage.operator == "statistics":
+        return stage.label.rpartition(" shard ")[0].rpartition(" task ")[0]
+    if stage.operator in ("train", "join", "predict", "merge"):
         return stage.label.rpartition(" task ")[0]
     return stage.label or stage.key[:8]

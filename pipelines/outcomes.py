@@ -76,6 +76,15 @@ def result(finished: Finished, ids: RunIds) -> dict[str, Any]:
         "seconds": round(finished.seconds, 3),
         "cached": finished.cached,
         "mlflow_run_id": ids.methods.get(run.evaluate.key),
+        "parents": [
+            {
+                "label": parent.method.label,
+                "order": parent.order,
+                "seed": parent.seed,
+                "mlflow_run_id": ids.methods.get(parent.evaluate.key),
+            }
+            for parent in run.parents
+        ],
     }
 
 
@@ -128,8 +137,14 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
                 else {}
             ),
             **(
-                {"graftwork.exemplars": str(run.method.card["exemplars"])}
-                if run.method.card["exemplars"]
+                {"graftwork.exemplars": str(run.method.card.get("exemplars"))}
+                if run.method.card.get("exemplars")
+                else {}
+            ),
+            # Tag graftwork.key of each of them.
+            **(
+                {"graftwork.parents": " ".join(parent.evaluate.key for parent in run.parents)}
+                if run.parents
                 else {}
             ),
         },

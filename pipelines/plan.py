@@ -5,6 +5,7 @@ and is pure from there on: the same bytes give the same keys on any machine.
 """
 
 import hashlib
+import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from operators.errors import BadDataError, ConfigError, IncompatibleError
 from operators.preprocessing import Preprocessing
 from operators.stage import Stage
 from operators.store import Memo
+from pipelines import combined
 from pipelines.runs import Method, Run, make_runs
 from pipelines.spec import Loaded
 from pipelines.spec_model import PipelineSpec
@@ -69,7 +71,7 @@ def make_plan(loaded: Loaded, memo: Memo) -> Plan:
 
 def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     spec = loaded.spec
-    methods, backbone = _resolve(loaded, memo)
+    methods, combinations, backbone = _resolve(loaded, memo)
     dataset = datasets.index(spec.dataset.model_dump(mode="json"), memo)
     given = spec.backbone.preprocessing
     preprocessing = preprocessings.resolve(
@@ -86,13 +88,14 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     )
     check_trainable(trunk, methods)
     beside = _beside(trunk, memo, [m for m in methods if m.card["contract"] == "fused"])
+    runs = tuple(make_runs(trunk, methods, beside))
     return Plan(
         spec=spec,
         dataset=dataset,
         backbone=backbone,
         preprocessing=preprocessing,
         features={split.name: trunk.features(split) for split in (dataset.train, dataset.test)},
-        runs=tuple(make_runs(trunk, methods, beside)),
+        runs=(*runs, *combined.combine(trunk, combinations, runs)),
     )
 
 
@@ -157,12 +160,15 @@ def _reference(spec: PipelineSpec, memo: Memo) -> Reference:
     return Reference(images=images, texts=tuple(texts))
 
 
-def _resolve(loaded: Loaded, memo: Memo) -> tuple[tuple[Method, ...], Backbone]:
-    """Methods and backbone, before a look at the data, which may take long."""
+def _resolve(
+    loaded: Loaded, memo: Memo
+) -> tuple[tuple[Method, ...], tuple[combined.Combined, ...], Backbone]:
+    """Methods, what combines them, and backbone, before a look at the data, which may take long."""
     problems: list[ConfigError | IncompatibleError] = []
-    methods, backbone, spec = None, None, loaded.spec
+    methods, combinations, backbone, spec = None, (), None, loaded.spec
     try:
         methods = resolve_methods(loaded, memo)
+        combinations = combined.resolve(loaded, methods, memo, _source_digest("operators"))
     except ConfigError as error:
         problems.append(error)
     try:
@@ -175,9 +181,9 @@ def _resolve(loaded: Loaded, memo: Memo) -> tuple[tuple[Method, ...], Backbone]:
         )
     except (ConfigError, IncompatibleError) as error:
         problems.append(error)
-    if methods is None or backbone is None:
+    if methods is None or backbone is None or problems:
         raise type(problems[0])("\n".join(map(str, problems))) from problems[0]
-    return methods, backbone
+    return methods, combinations, backbone
 
 
 def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
@@ -186,7 +192,7 @@ def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
     Raises:
         ConfigError: unknown methods or hyper-parameters, all of them at once.
     """
-    source = _source_digest()
+    source = _source_digest("methods")
     requested = loaded.spec.methods
     names = [name for name, _ in requested]
     resolved, problems = [], []
@@ -227,11 +233,16 @@ def _short(given: dict[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in given.items())
 
 
-def _source_digest() -> str:
-    """Digest of the methods' sources: what the memo remembers of them holds for these alone."""
-    import methods
-
+def _source_digest(folder: str) -> str:
+    """Digest of the sources of methods, or of merges and rules: what the memo remembers of them
+    holds for these alone."""
+    place = Path(next(iter(importlib.import_module(folder).__path__)))
+    paths = (
+        place.glob("*.py")
+        if folder == "methods"
+        else [p for part in ("merging", "ensembling") for p in (place / part).glob("*.py")]
+    )
     total = hashlib.sha256()
-    for path in sorted(Path(next(iter(methods.__path__))).glob("*.py")):
+    for path in sorted(paths):
         total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
     return total.hexdigest()

@@ -96,6 +96,7 @@ class Run:
         model: the stage that holds what it predicts with in the end.
         evaluate: what the run is for.
         served: what it predicts with; None if that takes more than an image.
+        parents: runs whose models or scores it combines.
     """
 
     method: Method
@@ -106,6 +107,7 @@ class Run:
     model: Stage
     evaluate: Stage
     served: Served | None = None
+    parents: tuple["Run", ...] = ()
 
     @property
     def classes(self) -> list[int]:
@@ -114,8 +116,14 @@ class Run:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Cell:
-    """What a run is made of."""
+class Cell:
+    """What a run is made of.
+
+    Args:
+        trunk: what all runs share.
+        stream: its tasks.
+        described: the same as keys hold them.
+    """
 
     trunk: Trunk
     method: Method
@@ -134,7 +142,12 @@ class _Cell:
         return len(self.trunk.dataset.classes)
 
     def run(
-        self, own: Iterable[Stage], model: Stage, evaluate: Stage, served: Served | None
+        self,
+        own: Iterable[Stage],
+        model: Stage,
+        evaluate: Stage,
+        served: Served | None,
+        parents: Iterable[Run] = (),
     ) -> Run:
         return Run(
             method=self.method,
@@ -145,6 +158,7 @@ class _Cell:
             model=model,
             evaluate=evaluate,
             served=served,
+            parents=tuple(parents),
         )
 
     def evaluation(self, parameters: dict[str, Any], inputs: dict[str, Any]) -> Stage:
@@ -190,13 +204,13 @@ def make_runs(
                 order,
             )[: scenario.tasks]
         )
-        described = [_task_json(task) for task in stream]
+        described = [task_json(task) for task in stream]
         _check_rows(dataset, described, order)
         streams.append((order, stream, described))
     for method in methods:
         for order, stream, described in streams:
             for seed in spec.seeds:
-                cell = _Cell(
+                cell = Cell(
                     trunk=trunk,
                     method=method,
                     order=order,
@@ -210,7 +224,7 @@ def make_runs(
                 )
 
 
-def _fitted(cell: _Cell) -> Run:
+def _fitted(cell: Cell) -> Run:
     """A fit on the features of the frozen backbone, of one adapted on the first task, or both."""
     trunk, method = cell.trunk, cell.method
     dataset, cpus = trunk.dataset, trunk.spec.resources.fit.cpus
@@ -246,7 +260,7 @@ def _fitted(cell: _Cell) -> Run:
             "method": description,
             "seed": cell.seed if classifier["uses_seed"] else None,
             "num_classes": cell.num_classes,
-            "tasks": [_task_json(everything)] if separable else cell.described,
+            "tasks": [task_json(everything)] if separable else cell.described,
         },
         inputs={
             **train,
@@ -289,7 +303,7 @@ def _served_fit(
     return Served(predictor=predictor, states=states)
 
 
-def _trained(cell: _Cell) -> Run:
+def _trained(cell: Cell) -> Run:
     """Tasks in a chain, or side by side and then joined, and predictions after each."""
     joint = cell.method.card["upper_bound"]
     parts = [_union(cell.described)] if joint else cell.described
@@ -298,7 +312,7 @@ def _trained(cell: _Cell) -> Run:
         experts, models = _side_by_side(cell, parts, _learned(cell))
     else:
         models = _chain(cell, cell.method.description, parts, _learned(cell))
-    predictions = _predictions(cell, models)
+    predictions = predicted(cell, cell.method, models)
     evaluate = cell.evaluation(
         {"method": cell.method.description},
         {
@@ -313,7 +327,7 @@ def _trained(cell: _Cell) -> Run:
     return cell.run([*experts, *models, *predictions], models[-1], evaluate, served)
 
 
-def _fused(cell: _Cell) -> Run:
+def _fused(cell: Cell) -> Run:
     """Two chains side by side, and a blend of their scores after each task."""
     method, described, trunk = cell.method, cell.described, cell.trunk
     assert cell.beside is not None, "check_networks asks for it"
@@ -323,7 +337,7 @@ def _fused(cell: _Cell) -> Run:
     for role, network in (("clip", trunk), ("vit", cell.beside)):
         branch = replace(cell, trunk=network, method=method.branch(role))
         chains[role] = _chain(branch, branch.method.description, described, _learned(cell))
-        tests[role] = _predictions(branch, chains[role])
+        tests[role] = predicted(branch, branch.method, chains[role])
         scores[role] = [_score(branch, stage) for stage in chains[role]]
     cpus = trunk.spec.resources.fit.cpus
     blends = [
@@ -360,12 +374,12 @@ def _fused(cell: _Cell) -> Run:
     return cell.run([*own, *evaluate.inputs["scores"], *blends], blends[-1], evaluate, None)
 
 
-def _learned(cell: _Cell) -> list[int]:
+def _learned(cell: Cell) -> list[int]:
     """Classes in the order learned."""
     return list(seen_classes(cell.stream, len(cell.stream) - 1))
 
 
-def _score(cell: _Cell, model: Stage) -> Stage:
+def _score(cell: Cell, model: Stage) -> Stage:
     """Scores of a trained task on the rows that it was trained on."""
     resources, hints = cell.trunk.spec.resources.extract, model.hints
     assert isinstance(hints, Hints), "they were made by _chain"
@@ -385,12 +399,16 @@ def _score(cell: _Cell, model: Stage) -> Stage:
     )
 
 
-def _predictions(cell: _Cell, models: Sequence[Stage]) -> list[Stage]:
-    """Predictions on the test images of all tasks seen, after each task."""
-    trunk, method, stream = cell.trunk, cell.method, cell.stream
+def predicted(cell: Cell, method: Method, models: Sequence[Stage]) -> list[Stage]:
+    """Predictions of each model: after its task, or after all for a method that sees all at once.
+
+    Args:
+        method: whose learner the models are states of.
+        models: stages with the parameters of a training.
+    """
+    trunk, stream, joint = cell.trunk, cell.stream, method.card["upper_bound"]
     test, resources = trunk.dataset.test, trunk.spec.resources.extract
     vote = method.hyperparameters.get("eval_selection", "instance") != "instance"
-    joint = method.card["upper_bound"]
     predictions = []
     for number, model in enumerate(models):
         after = list(range(len(stream))) if joint else [number]
@@ -454,7 +472,7 @@ def served_learner(last: Stage) -> Served:
 
 
 def _chain(
-    cell: _Cell, method: dict[str, Any], parts: Described, learned: Sequence[int]
+    cell: Cell, method: dict[str, Any], parts: Described, learned: Sequence[int]
 ) -> list[Stage]:
     """One training stage per task, each with the one before as its input."""
     stages: list[Stage] = []
@@ -465,7 +483,7 @@ def _chain(
 
 
 def _side_by_side(
-    cell: _Cell, parts: Described, learned: Sequence[int]
+    cell: Cell, parts: Described, learned: Sequence[int]
 ) -> tuple[list[Stage], list[Stage]]:
     """One training stage per task, each on its own, and what joins them one after the other."""
     trunk, method, train = cell.trunk, cell.method, cell.trunk.dataset.train
@@ -506,7 +524,7 @@ def _side_by_side(
 
 
 def _training(
-    cell: _Cell,
+    cell: Cell,
     method: dict[str, Any],
     parts: Described,
     learned: Sequence[int],
@@ -590,7 +608,7 @@ class _Memory:
     images: int
 
 
-def _memory(cell: _Cell, hyper: dict[str, Any], earlier: Described) -> _Memory:
+def _memory(cell: Cell, hyper: dict[str, Any], earlier: Described) -> _Memory:
     """What a task may train on again.
 
     Raises:
@@ -611,7 +629,7 @@ def _memory(cell: _Cell, hyper: dict[str, Any], earlier: Described) -> _Memory:
     )
 
 
-def _names(cell: _Cell, learned: Sequence[int]) -> dict[str, list[str]]:
+def _names(cell: Cell, learned: Sequence[int]) -> dict[str, list[str]]:
     """Names of classes in the order learned, and templates, for a method that reads them."""
     if cell.method.card["network"] != "clip":
         return {}
@@ -639,5 +657,5 @@ def _check_rows(dataset: Dataset, stream: Described, order: OrderName) -> None:
                 )
 
 
-def _task_json(task: Task) -> dict[str, list[int]]:
+def task_json(task: Task) -> dict[str, list[int]]:
     return {"classes": list(task.classes), "domains": list(task.domains)}

@@ -73,7 +73,7 @@ def plan(value: dict[str, Any], console: Console) -> None:
     for row in value["stages"]:
         # The digest of the images differs from shard to shard: one example speaks for all. Of a
         # chain of tasks the first says why, the others follow from it.
-        chain = row["operator"] in ("train", "join", "predict")
+        chain = row["operator"] in ("train", "join", "predict", "merge", "statistics")
         why = "" if chain else row["why"].split(":")[0]
         lines[row["group"], row["status"], why].append(row["why"])
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
@@ -114,7 +114,7 @@ def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> Non
 
 
 def methods(name: str | None, console: Console, as_json: bool) -> None:
-    """All methods, or the hyper-parameters and the card of one.
+    """All methods, merges and rules, or the hyper-parameters and the card of one.
 
     Raises:
         ConfigError: no method of this name.

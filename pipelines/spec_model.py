@@ -5,6 +5,7 @@ reads its spec, finds everything in the store, and never needs them.
 """
 
 import json
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -35,6 +36,8 @@ from pipelines.fields import (
     text,
 )
 from pipelines.problems import parse_path, shown
+from pipelines.spec_combine import Entry
+from pipelines.spec_combine import rule as combination
 from pipelines.spec_data import (
     BUILTIN_DATASETS,
     MAX_COUNT,
@@ -195,15 +198,20 @@ def _method(value: Any) -> Method:
     return name, dict(parameters)
 
 
-def _different(methods: tuple[Method, ...]) -> tuple[Method, ...]:
-    first: dict[str, int] = {}
-    for index, method in enumerate(methods):
-        # Not `keys.canonical`: values it refuses (NaN) get a message of their own.
-        text = json.dumps(plain(method), sort_keys=True, default=str)
-        earlier = first.setdefault(text, index)
-        if earlier != index:
-            raise refuse(f"same as methods.{earlier}; keep one", (index,))
-    return methods
+def _different(section: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
+    """Refuses equal entries of a section."""
+
+    def check(entries: tuple[Any, ...]) -> tuple[Any, ...]:
+        first: dict[str, int] = {}
+        for index, entry in enumerate(entries):
+            # Not `keys.canonical`: values it refuses (NaN) get a message of their own.
+            text = json.dumps(plain(entry), sort_keys=True, default=str)
+            earlier = first.setdefault(text, index)
+            if earlier != index:
+                raise refuse(f"same as {section}.{earlier}; keep one", (index,))
+        return entries
+
+    return check
 
 
 class PipelineSpec(Section):
@@ -228,8 +236,18 @@ class PipelineSpec(Section):
     methods: Annotated[
         tuple[Annotated[Method, Rule(_method, "method")], ...],
         listing("names or {name: {hyper-parameter: value}}"),
-        AfterValidator(_different),
+        AfterValidator(_different("methods")),
     ] = Field(description="methods to compare")
+    merge: Annotated[
+        tuple[Annotated[Entry, Rule(combination("merge").check, "merge")], ...],
+        listing("{merge: {of: method, field: value}}", least=0),
+        AfterValidator(_different("merge")),
+    ] = Field(default=(), description="merged checkpoints of methods, as further results")
+    ensemble: Annotated[
+        tuple[Annotated[Entry, Rule(combination("ensemble").check, "ensemble")], ...],
+        listing("{rule: {of: [methods], field: value}}", least=0),
+        AfterValidator(_different("ensemble")),
+    ] = Field(default=(), description="combined scores of methods, as further results")
     seeds: Annotated[
         tuple[Annotated[int, seed], ...],
         listing(f"integers in 0..{MAX_SEED}"),
@@ -270,4 +288,6 @@ class PipelineSpec(Section):
         value["methods"] = [
             {name: plain(parameters)} if parameters else name for name, parameters in self.methods
         ]
+        for section in ("merge", "ensemble"):
+            value[section] = [{name: plain(given)} for name, given in getattr(self, section)]
         return value

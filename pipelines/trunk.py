@@ -140,7 +140,7 @@ class Trunk:
                 "open_clip": library_versions()["open_clip"],
                 "numerics": numerics,
             },
-            hints={**self._where(), "cpus": resources.cpus},
+            hints={**self.where(), "cpus": resources.cpus},
             resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
             label="text features",
         )
@@ -181,14 +181,14 @@ class Trunk:
         return Hints(
             lambda: _places(split, rows()),
             {
-                **self._where(),
+                **self.where(),
                 "max_pixels": None if isinstance(given, BuiltinDataset) else given.max_pixels,
                 **more,
             },
         )
 
-    def _where(self) -> dict[str, Any]:
-        """Where the backbone is."""
+    def where(self) -> dict[str, Any]:
+        """Where the backbone is, as hints."""
         return {
             "model": self.backbone.model,
             "weights": self.backbone.weights,

@@ -86,6 +86,8 @@ def test_defaults(folder: Path) -> None:
         },
         "features": {"dtype": "float16", "shard_size": 512, "pooling": "token"},
         "methods": ["simplecil", {"ranpac": {"projection_dim": 2000, "lr": 0.001}}],
+        "merge": [],
+        "ensemble": [],
         "seeds": [0],
         "resources": {
             "extract": {"cpus": 1, "gpus": 0, "batch_size": None},

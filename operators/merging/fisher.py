@@ -1,0 +1,115 @@
+"""Fisher merging: means weighted by how much each entry matters to each model."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from methods.hyperparameters import require
+from operators.merging.contract import Group, Groups, MergeCard
+from operators.merging.means import mean
+
+LEAST = 1e-12
+"""Floor of every entry that is above 0 after normalisation, whatever the others are."""
+
+
+def fisher(
+    models: Sequence[Tensor],
+    importance: Sequence[Tensor],
+    weights: Sequence[float] | None = None,
+    floors: Sequence[float] | None = None,
+) -> Tensor:
+    """sum of w F th over sum of w F; the mean where all F are 0.
+
+    Args:
+        importance: F of each model, at least 0, in the models' shape.
+        weights: w of each model; 1 if not given.
+        floors: smallest F of each model; 0 if not given.
+    """
+    weights, floors = weights or [1.0] * len(models), floors or [0.0] * len(models)
+    total, plain, norm = None, None, None
+    for model, given, weight, floor in zip(models, importance, weights, floors, strict=True):
+        # In float64: squares of small gradients leave the range of float32.
+        share = given[: len(model)] if given.ndim else given
+        share = share.to(torch.float64, copy=True).clamp_(min=floor).mul_(weight)
+        part = share * model
+        total = part if total is None else total.add_(part)
+        norm = share if norm is None else norm.add_(share)
+        plain = model.to(torch.float64, copy=True) if plain is None else plain.add_(model)
+    assert total is not None and norm is not None and plain is not None, "no model"
+    merged = torch.where(norm > 0, total / norm, plain / len(models))
+    return merged.to(models[0].dtype)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fisher:
+    """The mean weighted by diagonal Fisher information, measured on training images.
+
+    Matena and Raffel, https://arxiv.org/abs/2111.09832. Squared gradients are taken per image: of
+    a batch's mean loss they are no Fisher information.
+
+    Args:
+        labels: whose gradient is squared: of one label drawn from the model's own distribution, of
+            all of them weighted by their probabilities (both the true Fisher), or of the true
+            label (the empirical one).
+        images: so many training images of each model's newest task, fewer where there are fewer.
+        floor: smallest value, as a share of the mean over the whole model. Biases of keys have no
+            gradient at all.
+        normalise: divide by the mean over the whole model, so that no task outweighs the others.
+    """
+
+    labels: Literal["model_sample", "model_expectation", "ground_truth"] = "model_sample"
+    images: int = 256
+    floor: float = 1e-6
+    normalise: bool = False
+
+    card: ClassVar[MergeCard] = MergeCard(
+        title="Fisher merging",
+        paper="https://arxiv.org/abs/2111.09832",
+        summary="The mean of all models, weighted by diagonal Fisher information.",
+        statistics="fisher",
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            {
+                "images": (self.images >= 1, "at least 1"),
+                "floor": (self.floor >= 0, "at least 0"),
+            },
+        )
+
+    def merger(self, groups: Groups) -> Callable[[Group], Tensor]:
+        means = whole_means(groups)
+        weights = [1 / value if self.normalise and value else 1.0 for value in means]
+        floors = [
+            max(self.floor * value, LEAST / weight) if self.floor else 0.0
+            for value, weight in zip(means, weights, strict=True)
+        ]
+
+        def merge(group: Group) -> Tensor:
+            if group.statistics is None:  # not trained, such as a frozen scale
+                return mean(group.models)
+            return fisher(group.models, group.statistics, weights, floors)
+
+        return merge
+
+
+def whole_means(groups: Groups) -> list[float]:
+    """Mean Fisher information of each model over all measured tensors."""
+    totals: list[float] = []
+    size = 0
+    for group in _measured(groups):
+        statistics = group.statistics
+        assert statistics is not None
+        totals = totals or [0.0] * len(statistics)
+        for number, tensor in enumerate(statistics):
+            totals[number] += float(tensor.sum(dtype=torch.float64))
+        size += statistics[0].numel()
+    return [total / size for total in totals]
+
+
+def _measured(groups: Groups) -> Iterator[Group]:
+    return (group for group in groups() if group.statistics is not None)

@@ -1,0 +1,185 @@
+"""Weighted means of models: uniform and greedy soups, EMA, SWA, WiSE-FT."""
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from methods.hyperparameters import require
+from operators.merging.contract import Group, Groups, MergeCard
+
+
+def mean(models: Iterable[Tensor]) -> Tensor:
+    """The mean of tensors of one shape; at least one."""
+    tensors = iter(models)
+    total, count = next(tensors).clone(), 1
+    for tensor in tensors:
+        total += tensor
+        count += 1
+    return total.div_(count)
+
+
+def ema(models: Iterable[Tensor], decay: float) -> Tensor:
+    """Exponential moving average: e <- decay * e + (1 - decay) * th, starting with the first."""
+    tensors = iter(models)
+    average = next(tensors).clone()
+    for tensor in tensors:
+        average.lerp_(tensor, 1 - decay)
+    return average
+
+
+def interpolate(start: Tensor, end: Tensor, alpha: float) -> Tensor:
+    """(1 - alpha) * start + alpha * end; exactly `start` for 0 and `end` for 1."""
+    if alpha in (0, 1):
+        # Not 0 * x: x may be infinite.
+        return (end if alpha else start).clone()
+    return torch.lerp(start, end, alpha)
+
+
+def greedy_soup(
+    states: Sequence[Mapping[str, Tensor]],
+    evaluate: Callable[[Mapping[str, Tensor]], float],
+    accept: Literal["ge", "gt"] = "ge",
+) -> tuple[dict[str, Tensor], list[int]]:
+    """Adds models to a soup as long as it gets no worse: greedy soup.
+
+    Wortsman et al., https://arxiv.org/abs/2203.05482. Models are tried best first. In continual
+    learning held-out images are those of the current task, so that the soup leans to it.
+
+    Args:
+        states: of models with the same tensors.
+        evaluate: accuracy of a state on held-out images, never on test images.
+        accept: a model stays if the soup is not worse ("ge", the paper's), or if it is better
+            ("gt", the authors' code).
+
+    Returns:
+        The soup, and the numbers of its models in the order in which they were added.
+    """
+    from operators.merging.apply import merge_states
+
+    alone = [evaluate(state) for state in states]
+    order = sorted(range(len(states)), key=lambda i: -alone[i])
+    chosen, best = order[:1], alone[order[0]]
+    soup = merge_states(Mean(), [states[i] for i in chosen])
+    for candidate in order[1:]:
+        trial = merge_states(Mean(), [states[i] for i in [*chosen, candidate]])
+        reached = evaluate(trial)
+        if reached > best or (accept == "ge" and reached == best):
+            chosen, soup, best = [*chosen, candidate], trial, reached
+    return soup, chosen
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mean:
+    """The mean of all models: uniform soup.
+
+    Wortsman et al., https://arxiv.org/abs/2203.05482.
+    """
+
+    card: ClassVar[MergeCard] = MergeCard(
+        title="Uniform soup",
+        paper="https://arxiv.org/abs/2203.05482",
+        summary="The mean of all models.",
+        least=1,
+    )
+
+    def merger(self, groups: Groups) -> Callable[[Group], Tensor]:
+        return lambda group: mean(group.models)
+
+
+@dataclass(frozen=True, kw_only=True)
+class EMA:
+    """Exponential moving average of models in their order; the first one is the start.
+
+    Polyak and Juditsky, https://doi.org/10.1137/0330046. After N more models the start has the
+    weight decay^N.
+
+    Args:
+        decay: weight of the average when a model is added; 0 gives the newest model, 1 the oldest.
+    """
+
+    decay: float = 0.5
+
+    card: ClassVar[MergeCard] = MergeCard(
+        title="Exponential moving average",
+        paper="https://doi.org/10.1137/0330046",
+        summary="A mean in which newer models weigh more.",
+        least=1,
+        ordered=True,
+    )
+
+    def __post_init__(self) -> None:
+        require(self, {"decay": (0 <= self.decay <= 1, "in 0..1")})
+
+    def merger(self, groups: Groups) -> Callable[[Group], Tensor]:
+        return lambda group: ema(group.models, self.decay)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SWA:
+    """Stochastic weight averaging: the mean of every n-th model from a certain one on.
+
+    Izmailov et al., https://arxiv.org/abs/1803.05407. Before the first of them, the newest model.
+
+    Args:
+        start: number of the first model that counts, from 0.
+        every: from there on every n-th counts.
+    """
+
+    start: int = 0
+    every: int = 1
+
+    card: ClassVar[MergeCard] = MergeCard(
+        title="Stochastic weight averaging",
+        paper="https://arxiv.org/abs/1803.05407",
+        summary="The mean of every n-th model of a series.",
+        least=1,
+        ordered=True,
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            {
+                "start": (self.start >= 0, "at least 0"),
+                "every": (self.every >= 1, "at least 1"),
+            },
+        )
+
+    def merger(self, groups: Groups) -> Callable[[Group], Tensor]:
+        def merge(group: Group) -> Tensor:
+            models = group.models
+            places = range(self.start, len(models), self.every) or [len(models) - 1]
+            return mean(models[place] for place in places)
+
+        return merge
+
+
+@dataclass(frozen=True, kw_only=True)
+class WiSEFT:
+    """Between the state before training and the newest model.
+
+    Wortsman et al., https://arxiv.org/abs/2109.01903.
+
+    Args:
+        alpha: share of the newest model; 0 gives the state before training.
+    """
+
+    alpha: float = 0.5
+
+    card: ClassVar[MergeCard] = MergeCard(
+        title="WiSE-FT",
+        paper="https://arxiv.org/abs/2109.01903",
+        summary="Interpolates between the state before training and the newest model.",
+        least=1,
+        most=1,
+        base=True,
+    )
+
+    def __post_init__(self) -> None:
+        require(self, {"alpha": (0 <= self.alpha <= 1, "in 0..1")})
+
+    def merger(self, groups: Groups) -> Callable[[Group], Tensor]:
+        return lambda group: interpolate(group.base, group.models[-1], self.alpha)
