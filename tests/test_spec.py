@@ -85,6 +85,8 @@ def test_defaults(folder: Path) -> None:
             "precision": "fp32",
         },
         "features": {"dtype": "float16", "shard_size": 512, "pooling": "token"},
+        "text": {"templates": ["a photo of a {}."]},
+        "reference": None,
         "methods": ["simplecil", {"ranpac": {"projection_dim": 2000, "lr": 0.001}}],
         "merge": [],
         "ensemble": [],
