@@ -114,6 +114,11 @@ def _plain(path: str) -> str:
         "inputs.model": "model",
         "inputs.previous": "the task before",
         "inputs.predictions": "predictions",
+        "inputs.exemplars": "exemplars",
+        "parameters.memory.exemplars": "number of exemplars",
+        "parameters.memory.earlier": "the tasks before",
+        "inputs.clip": "scores of the CLIP branch",
+        "inputs.vit": "scores of the ViT branch",
         "inputs.graft": "first session",
         "inputs.first_session": "first session",
         "inputs.adapted": "adapted features",
@@ -162,6 +167,6 @@ def group(stage: Stage) -> str:
     """Shards of a split, and tasks of a run, share a node or a line."""
     if stage.operator == "features":
         return stage.label.rpartition(" ")[0]
-    if stage.operator in ("train", "predict"):
+    if stage.operator in ("train", "predict", "score", "blend"):
         return stage.label.rpartition(" task ")[0]
     return stage.label or stage.key[:8]
