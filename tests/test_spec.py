@@ -84,7 +84,10 @@ def test_defaults(folder: Path) -> None:
             "preprocessing": "timm_default",
             "precision": "fp32",
         },
+        "vit": None,
         "features": {"dtype": "float16", "shard_size": 512, "pooling": "token"},
+        "text": {"templates": ["a photo of a {}."]},
+        "reference": None,
         "methods": ["simplecil", {"ranpac": {"projection_dim": 2000, "lr": 0.001}}],
         "seeds": [0],
         "resources": {
