@@ -10,7 +10,7 @@ Shapes: B batch, N rows of a task, D width, C classes seen (columns of the logit
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Generic, Literal, Protocol
+from typing import Any, ClassVar, Generic, Literal, Protocol, Self
 
 import torch
 from timm.models.vision_transformer import VisionTransformer
@@ -172,7 +172,7 @@ class Learner(nn.Module, Generic[N]):
         """Features [B, D] of the adapted backbone, where another method builds on them."""
         raise NotImplementedError
 
-    def train(self, mode: bool = True) -> "Learner":
+    def train(self, mode: bool = True) -> Self:
         """As always; a frozen backbone stays in eval mode, or its dropout would blur queries."""
         super().train(mode)
         if not any(p.requires_grad for p in self.vit.parameters()):
@@ -202,7 +202,7 @@ class Trained(Protocol):
         ...
 
 
-def restore(learner: Learner, state: Mapping[str, Tensor]) -> None:
+def restore(learner: Learner[Any], state: Mapping[str, Tensor]) -> None:
     """Copies what was stored after the task before; rows that are new since keep their start.
 
     Raises:
@@ -222,7 +222,7 @@ def restore(learner: Learner, state: Mapping[str, Tensor]) -> None:
             (place[: len(stored)] if stored.ndim else place).copy_(stored)
 
 
-def learned(learner: Learner, backbone: Iterable[Tensor]) -> State:
+def learned(learner: Learner[Any], backbone: Iterable[Tensor]) -> State:
     """What a learner holds beyond the untouched backbone: what is stored after a task.
 
     Args:

@@ -125,7 +125,7 @@ class ZSCLLearner(Learner[Clip]):
         super().__init__(vit, task)
         self._method = method
         # A tuple hides it from state, optimiser and workers. Made now: `restore` comes next.
-        self._zero_shot = (copy.deepcopy(vit),) if method.needs_reference else ()
+        self._zero_shot: tuple[Clip, ...] = (copy.deepcopy(vit),) if method.needs_reference else ()
         vit.requires_grad_(True)
         vit.logit_scale.requires_grad_(False)
         current = [task.names[column] for column in task.current]
@@ -203,7 +203,6 @@ class ZSCLLearner(Learner[Clip]):
     def _trained(self) -> Iterator[Tensor]:
         return (p for p in self.vit.parameters() if p.requires_grad)
 
-    @torch.compiler.disable
     def _reference_images(self) -> Tensor:
         """The reference images of this step, the same on all workers."""
         assert self.reference is not None and self.steps is not None
@@ -214,7 +213,9 @@ class ZSCLLearner(Learner[Clip]):
 
     def _distilled(self) -> Tensor:
         """Both terms of the distillation; texts are those of the frozen tower on either side."""
-        [zero_shot], images = self._zero_shot, self._reference_images()
+        # Reading images is nothing to compile.
+        images: Tensor = torch.compiler.disable(self._reference_images)()
+        zero_shot = self._zero_shot[0]
         texts, scale = self._reference_texts, self.vit.logit_scale.exp()
         assert texts is not None, "begin comes first"
         own = scale * cosines(self.vit.image(images), texts)
@@ -226,7 +227,7 @@ class ZSCLLearner(Learner[Clip]):
     @torch.no_grad()
     def _encode(self, texts: list[str]) -> Tensor:
         """Features [N, E] of unit length, of the zero-shot text tower."""
-        [zero_shot] = self._zero_shot
+        zero_shot = self._zero_shot[0]
         parts = [texts[start : start + TEXTS] for start in range(0, len(texts), TEXTS)]
         return torch.cat([unit(zero_shot.text(zero_shot.tokenise(part))) for part in parts])
 

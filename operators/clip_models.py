@@ -44,7 +44,7 @@ def build(model: str, image_size: int | None = None) -> Clip:
     vision["timm_model_pretrained"] = False
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        own = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
+        own: Any = (open_clip.CustomTextCLIP if custom else open_clip.CLIP)(**config)
         try:
             network = Clip(own)
         except TypeError as error:

@@ -205,7 +205,8 @@ def read_weights(place: str) -> dict[str, Tensor]:
         raise ConfigError(f"backbone.weights: {place}: is a folder; name a file in it") from error
     except OSError as error:
         raise ConfigError(f"backbone.weights: {place}: {error.strerror or error}") from error
-    if data[:2] == b"PK" or data[:1] == b"\x80":
+    # The length that a safetensors file begins with may start with a pickle's first byte.
+    if data[:2] == b"PK" or (data[:1] == b"\x80" and data[8:9] != b"{"):
         return _read_pickle(place, data)
     try:
         return load_safetensors(data)

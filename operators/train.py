@@ -91,8 +91,11 @@ def build(method: dict[str, Any]) -> Trained:
 
 def task_of(keyed: dict[str, Any]) -> Task:
     """What the method may know of the task of a key."""
-    given = keyed["task"].items()
-    return Task(**{k: tuple(value) if isinstance(value, list) else value for k, value in given})
+    given: dict[str, Any] = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in keyed["task"].items()
+    }
+    return Task(**given)
 
 
 def settings(keyed: dict[str, Any], hints: dict[str, Any]) -> loop.Settings:

@@ -80,7 +80,7 @@ def test_files_of_every_form_are_loaded_in_float32(form: str, tmp_path: Path) ->
         (f"{B16}-quickgelu", "weights/openai/model.safetensors", None),
         (B16, "weights/mine.safetensors", None),
         # These weights of LAION were trained with QuickGELU.
-        ("open_clip:ViT-B-32", "laion400m_e32.pt", None),
+        ("open_clip:ViT-B-32", "laion400m_e32.pt", "ViT-B-32-quickgelu"),
         ("open_clip:ViT-B-32-quickgelu", "laion400m_e32.pt", None),
     ],
 )

@@ -96,7 +96,7 @@ class TensorImages:
 class Reference:
     """Random images and a few texts of no task."""
 
-    texts = ("a river", "two people", "a street at night", "a red car", "snow")
+    texts: tuple[str, ...] = ("a river", "two people", "a street at night", "a red car", "snow")
 
     def __init__(self, count: int = 16) -> None:
         generator = torch.Generator().manual_seed(7)
