@@ -111,10 +111,14 @@ def _surroundings(order: Order, merge: Merge) -> tuple[Reader | None, Policy]:
 def _network(order: Order) -> Any:
     """The ViT as loaded, not kept for other stages: a copy of it would be one more checkpoint."""
     hints, keyed = order.hints, order.parameters
-    return models.load_on_device.__wrapped__(
-        hints["model"], hints["weights"], hints["pooling"], keyed["backbone"], "cpu",
+    return models.load_checked(
+        hints["model"],
+        hints["weights"],
+        hints["pooling"],
+        keyed["backbone"],
+        "cpu",
         hints["image_size"],
-    )  # fmt: skip
+    )
 
 
 def _heads(order: Order, state: State, task: Task) -> frozenset[str]:

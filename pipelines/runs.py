@@ -363,11 +363,11 @@ def _fused(cell: Cell) -> Run:
     evaluate = cell.evaluation(
         {"method": method.description},
         {
-            "predictions": tuple(blends),
             "model": tuple(chains["clip"]),
             "beside": tuple(chains["vit"]),
             "branches": (*tests["clip"], *tests["vit"]),
             "scores": (*scores["clip"], *scores["vit"]),
+            "predictions": tuple(blends),
         },
     )
     own = [*evaluate.inputs["model"], *evaluate.inputs["beside"], *evaluate.inputs["branches"]]

@@ -280,10 +280,10 @@ def test_a_merge_that_is_not_finite_is_not_stored(whole: tuple[Store, Plan], fol
 class Given:
     """Images that are there."""
 
-    query = None
-
     def __init__(self, pixels: Tensor, targets: Tensor) -> None:
         self.pixels, self.targets = pixels, targets
+        self.query: Tensor | None = None
+        self.exemplars = torch.zeros(len(targets), dtype=torch.bool)
 
     def batch(self, rows: Any, epoch: int, augmentation: str) -> Tensor:
         return self.pixels[list(rows)]

@@ -84,6 +84,7 @@ def test_defaults(folder: Path) -> None:
             "preprocessing": "timm_default",
             "precision": "fp32",
         },
+        "vit": None,
         "features": {"dtype": "float16", "shard_size": 512, "pooling": "token"},
         "text": {"templates": ["a photo of a {}."]},
         "reference": None,

@@ -137,7 +137,7 @@ class Ties:
                 density=self.density,
                 scale=self.scale,
                 combine=self.combine,
-                cuts=cuts and cuts[group.name],
+                cuts=cuts[group.name] if cuts else None,
                 majority=majority if self.trim == "global" else None,
             )
 
