@@ -172,11 +172,20 @@ def load_on_device(
     if fingerprint_ not in known:  # the file may have changed since this process read it
         _kept.cache_clear()
         network, known = _kept(model, weights, pooling, device, image_size)
-    if fingerprint_ not in known:
-        raise IncompatibleError(
-            f"backbone: weights of {model} changed since the plan: "
-            f"expected {fingerprint_[:12]}, loaded {known[0][:12]}; run again"
-        )
+    _check_fingerprint(model, fingerprint_, known)
+    return network
+
+
+def load_apart(
+    model: str, weights: str, pooling: str, fingerprint_: str, image_size: int | None = None
+) -> nn.Module:
+    """As `load_on_device`, on the CPU and for the caller alone: nothing of it is kept.
+
+    Raises:
+        IncompatibleError: the weights changed since the plan was made.
+    """
+    network = load(model, weights, pooling, image_size)
+    _check_fingerprint(model, fingerprint_, _fingerprints(network))
     return network
 
 
@@ -186,8 +195,20 @@ def _kept(
 ) -> tuple[nn.Module, tuple[str, ...]]:
     """A network on its device, and its fingerprints."""
     network = load(model, weights, pooling, image_size)
-    known = (fingerprint(network), *tower_fingerprints(network))
+    known = _fingerprints(network)
     return network.to(device), known
+
+
+def _fingerprints(network: nn.Module) -> tuple[str, ...]:
+    return fingerprint(network), *tower_fingerprints(network)
+
+
+def _check_fingerprint(model: str, wanted: str, known: tuple[str, ...]) -> None:
+    if wanted not in known:
+        raise IncompatibleError(
+            f"backbone: weights of {model} changed since the plan: "
+            f"expected {wanted[:12]}, loaded {known[0][:12]}; run again"
+        )
 
 
 def read_weights(place: str) -> dict[str, Tensor]:

@@ -133,8 +133,10 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
             place = card["paper"].removeprefix("https://")
             arxiv = place.startswith("arxiv.org/abs/")
             paper = place.replace("arxiv.org/abs/", "arXiv:") if arxiv else place.partition("/")[0]
-            grows = "" if card["growth"] == "constant" else card["growth"]
-            table.add_row(method, card["contract"], grows, card["summary"], paper)
+            growth = card.get("growth", "constant")  # merges and rules keep nothing
+            kind = card["contract"] + ("\non CLIP" if card.get("network") == "clip" else "")
+            grows = "" if growth == "constant" else growth
+            table.add_row(method, kind, grows, card["summary"], paper)
         console.print(table)
         console.print(
             "grows by: what the memory grows with, beside the rows of a classifier",
@@ -149,7 +151,7 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
     facts = Table(box=None, show_header=False, pad_edge=False)
     for fact, value in card.items():
         if fact not in ("title", "paper", "summary"):
-            facts.add_row(fact.replace("_", " "), str(value))
+            facts.add_row(fact.replace("_", " "), _in_words(value))
     console.print(facts)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("hyper-parameter", "type", "default", "meaning"):
@@ -157,6 +159,15 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
     for field in fields:
         table.add_row(field["name"], field["type"], json.dumps(field["default"]), field["doc"])
     console.print(table)
+
+
+def _in_words(value: Any) -> str:
+    """A fact of a card, for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value)
 
 
 def predictions(

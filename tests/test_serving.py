@@ -254,7 +254,7 @@ def test_a_shorter_stream_offers_the_classes_it_saw(made: Made) -> None:
 
 
 def test_weights_are_looked_for_and_checked(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    models.load_on_device.cache_clear()
+    models._kept.cache_clear()
     place, moved = made.folder / "weights.st", made.folder / "moved.st"
     place.rename(moved)
     try:
