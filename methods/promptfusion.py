@@ -56,6 +56,7 @@ class Stabiliser:
         memory="C * M * W + L * V + C floats; images",
         exemplars=5000,
         uses_seed=True,
+        growth="classes",
         network="clip",
         contract="trained",
     )
@@ -173,6 +174,7 @@ class PromptFusion:
         memory="C * M * W + L * V + L * D + C * (D + 3) + 1 floats; images",
         exemplars=5000,
         uses_seed=True,
+        growth="classes",
         network="clip",
         contract="fused",
     )

@@ -135,6 +135,7 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
             paper = place.replace("arxiv.org/abs/", "arXiv:") if arxiv else place.partition("/")[0]
             growth = card.get("growth", "constant")  # merges and rules keep nothing
             kind = card["contract"] + ("\non CLIP" if card.get("network") == "clip" else "")
+            kind += ",\na ViT" if card["contract"] == "fused" else ""
             grows = "" if growth == "constant" else growth
             table.add_row(method, kind, grows, card["summary"], paper)
         console.print(table)
@@ -149,6 +150,8 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
         return
     console.print(f"[bold]{card['title']}[/bold]  {card['paper']}\n{card['summary']}")
     facts = Table(box=None, show_header=False, pad_edge=False)
+    if card["contract"] == "fused":
+        card = {**card, "network": ("clip", "vit")}
     for fact, value in card.items():
         if fact not in ("title", "paper", "summary"):
             facts.add_row(fact.replace("_", " "), _in_words(value))
@@ -167,7 +170,7 @@ def _in_words(value: Any) -> str:
         return "yes" if value else "no"
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
-    return str(value)
+    return str(value) or "none"
 
 
 def predictions(

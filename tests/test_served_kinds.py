@@ -246,16 +246,13 @@ def test_an_ensemble_holds_its_models(
 def test_only_what_trained_no_network_counts_as_fitted(on_vit: Made) -> None:
     spec = str(on_vit.folder / "spec.yaml")
     names = f"dataset.classes={json.dumps(NAMES)}"
-    both = [
-        {"of": ["simplecil", "slda"], "name": "closed"},
-        {"of": ["slda", "esn"], "name": "open"},
-    ]
-    ensembles = f"ensemble={json.dumps([{'vote': entry} for entry in both])}"
+    both = [{"vote": {"of": ["slda", of], "name": of + " too"}} for of in ("simplecil", "esn")]
+    ensembles = f"ensemble={json.dumps(both)}"
     methods = "methods=[simplecil, slda, {finetune: {epochs: 1}}, {esn: {epochs: 1}}]"
     chosen = [names, methods, ensembles, "tracking.models=fitted"]
     plan = make_plan(load_resolved(spec, chosen), on_vit.store.memo)
     found = [run.method.label for run in plan.runs if outcomes.model_identity(plan, run)]
-    assert found == ["simplecil", "slda", "closed"]
+    assert found == ["simplecil", "slda", "simplecil too"]
 
 
 def test_an_ensemble_with_a_vote_over_the_test_batch_is_no_model(on_vit: Made) -> None:
