@@ -83,6 +83,7 @@ class CoFiMA:
         memory="backbone twice (weights, Fisher information); C * D * D + 3 * C * D + 4 * C "
         "numbers of Gaussians and heads",
         uses_seed=True,
+        growth="classes",
         contract="trained",
     )
 

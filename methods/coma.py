@@ -71,6 +71,7 @@ class CoMA:
         "features.",
         memory="backbone; C * D * D + 3 * C * D + 4 * C numbers of Gaussians and heads",
         uses_seed=True,
+        growth="classes",
         contract="trained",
     )
 

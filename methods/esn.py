@@ -77,6 +77,7 @@ class ESN:
         memory="L * D floats; T * (5 D^2 + 10.5 D + 1); classifiers of C * (D + 2) floats if "
         "class-incremental, T * C * (D + 2) if domain-incremental",
         uses_seed=True,
+        growth="tasks",
         independent=True,
         shared=("prompt",),
         contract="trained",

@@ -59,6 +59,7 @@ class MagMaxIndependent:
         memory="backbone, once, however many tasks; classifiers of C * (D + 2) floats if "
         "class-incremental, T * C * (D + 2) if domain-incremental",
         uses_seed=True,
+        growth="tasks",
         independent=True,
         contract="trained",
     )

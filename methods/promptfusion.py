@@ -55,6 +55,7 @@ class PromptFusion:
         memory="C * M * W + L * V + L * D + C * (D + 3) + 1 floats; images",
         exemplars=5000,
         uses_seed=True,
+        growth="classes",
         network="clip",
         contract="fused",
     )

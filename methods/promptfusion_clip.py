@@ -51,6 +51,7 @@ class Stabiliser:
         memory="C * M * W + L * V + C floats; images",
         exemplars=5000,
         uses_seed=True,
+        growth="classes",
         network="clip",
         contract="trained",
     )

@@ -54,6 +54,7 @@ class PROOF:
         memory="T * (2 * E * (E + 1) + 3 * E) + 4 * E * E + 3 * E + C * (E + 1) + 1 floats; images",
         exemplars=2000,
         uses_seed=True,
+        growth="tasks",
         query=True,
         images=False,
         network="clip",

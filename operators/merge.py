@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from methods import networks
 from methods.base import State
 from methods.trained import Task, learned
 from operators import loop, merging, models, train
@@ -109,16 +110,12 @@ def _surroundings(order: Order, merge: Merge) -> tuple[Reader | None, Policy]:
 
 
 def _network(order: Order) -> Any:
-    """The ViT as loaded, not kept for other stages: a copy of it would be one more checkpoint."""
+    """The network as loaded, not kept for other stages: a copy would be one more checkpoint."""
     hints, keyed = order.hints, order.parameters
-    return models.load_checked(
-        hints["model"],
-        hints["weights"],
-        hints["pooling"],
-        keyed["backbone"],
-        "cpu",
-        hints["image_size"],
+    network = models.load_apart(
+        hints["model"], hints["weights"], hints["pooling"], keyed["backbone"], hints["image_size"]
     )
+    return networks.check(network)
 
 
 def _heads(order: Order, state: State, task: Task) -> frozenset[str]:

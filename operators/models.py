@@ -169,47 +169,46 @@ def load_on_device(
         IncompatibleError: the weights changed since the plan was made.
     """
     network, known = _kept(model, weights, pooling, device, image_size)
-    if fingerprint_ in known:
-        return network
-    # The file may have changed since this process read it.
-    _kept.cache_clear()
-    network, known = _kept(model, weights, pooling, device, image_size)
-    _check(model, fingerprint_, known)
+    if fingerprint_ not in known:  # the file may have changed since this process read it
+        _kept.cache_clear()
+        network, known = _kept(model, weights, pooling, device, image_size)
+    _check_fingerprint(model, fingerprint_, known)
     return network
 
 
-def load_checked(
-    model: str,
-    weights: str,
-    pooling: str,
-    fingerprint_: str,
-    device: str,
-    image_size: int | None = None,
+def load_apart(
+    model: str, weights: str, pooling: str, fingerprint_: str, image_size: int | None = None
 ) -> nn.Module:
-    """As `load_on_device`, a network of the caller's own that nothing keeps."""
-    network, known = _on_device(model, weights, pooling, device, image_size)
-    _check(model, fingerprint_, known)
+    """As `load_on_device`, on the CPU and for the caller alone: nothing of it is kept.
+
+    Raises:
+        IncompatibleError: the weights changed since the plan was made.
+    """
+    network = load(model, weights, pooling, image_size)
+    _check_fingerprint(model, fingerprint_, _fingerprints(network))
     return network
 
 
-def _check(model: str, wanted: str, known: tuple[str, ...]) -> None:
+@lru_cache(maxsize=2)
+def _kept(
+    model: str, weights: str, pooling: str, device: str, image_size: int | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network on its device, and its fingerprints."""
+    network = load(model, weights, pooling, image_size)
+    known = _fingerprints(network)
+    return network.to(device), known
+
+
+def _fingerprints(network: nn.Module) -> tuple[str, ...]:
+    return fingerprint(network), *tower_fingerprints(network)
+
+
+def _check_fingerprint(model: str, wanted: str, known: tuple[str, ...]) -> None:
     if wanted not in known:
         raise IncompatibleError(
             f"backbone: weights of {model} changed since the plan: "
             f"expected {wanted[:12]}, loaded {known[0][:12]}; run again"
         )
-
-
-def _on_device(
-    model: str, weights: str, pooling: str, device: str, image_size: int | None
-) -> tuple[nn.Module, tuple[str, ...]]:
-    """A network on its device, and its fingerprints."""
-    network = load(model, weights, pooling, image_size)
-    known = (fingerprint(network), *tower_fingerprints(network))
-    return network.to(device), known
-
-
-_kept = lru_cache(maxsize=2)(_on_device)
 
 
 def read_weights(place: str) -> dict[str, Tensor]:

@@ -2,7 +2,8 @@
 
 A model is a folder: `model.json` describes it, `*.safetensors` hold its tensors. The description
 names a predictor, which is a kind (a key of `KINDS`) and what this kind needs; file names in it
-stand for states. A predictor may hold others, so that a rule over several models is one more kind.
+stand for states. A predictor may hold others: the branches of a fused method, the models of an
+ensemble.
 
 Shapes: B batch, D width, C columns.
 """
@@ -10,27 +11,37 @@ Shapes: B batch, D width, C columns.
 import copy
 import importlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import load_file
-from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods import vit as seams
+import methods
+from methods import networks
 from methods.base import State
+from methods.fused import Fused
+from methods.networks import Network
 from methods.trained import Learner
-from operators import backbone, fit, loop, models, train
+from operators import backbone, ensembling, fit, loop, models, train
+from operators.ensembling.rules import RuleOf
+from operators.ensembling.scores import align
 from operators.errors import IncompatibleError
+from operators.serving import BESIDE, MAIN
 
-Scores = Callable[[Tensor], Tensor]
-"""Scores [B, C] float32 of normalised images [B, 3, h, w]; each row decided on its own."""
+Images = Mapping[str, Tensor]
+"""A batch of normalised images [B, 3, h, w], as each network takes them: `MAIN`, `BESIDE`."""
+
+Scores = Callable[[Images], Tensor]
+"""Scores [B, C] float32 of images, of ensembles float64; each row decided on its own."""
 
 KINDS: dict[str, str] = {
     "fitted": "operators.predictors:fitted",
     "trained": "operators.predictors:trained",
+    "fused": "operators.predictors:fused",
+    "ensemble": "operators.predictors:ensemble",
 }
 """Kind -> `module:function` of `(predictor, Model) -> Scores`, columns as in its `learned`."""
 
@@ -43,13 +54,24 @@ class Model:
         folder: with `model.json` and the states.
         about: the content of `model.json`.
         device: "cpu" or "cuda".
-        weights: where the backbone's weights are, if not where the description says.
+        weights: where the weights of a network are, if not where the description says.
+        network: the one of the model's networks that is meant, `MAIN` or `BESIDE`.
     """
 
     folder: Path
     about: Mapping[str, Any]
     device: str = "cpu"
-    weights: str | None = None
+    weights: Mapping[str, str] = field(default_factory=dict)
+    network: str = MAIN
+
+    def beside(self) -> "Model":
+        """The same model, as a branch on the second network sees it."""
+        return replace(self, network=BESIDE)
+
+    @property
+    def _network(self) -> Mapping[str, Any]:
+        """Backbone and precision of the network."""
+        return self.about if self.network == MAIN else self.about[self.network]
 
     def backbone(self) -> nn.Module:
         """The frozen backbone, shared by all that only read its features.
@@ -58,8 +80,9 @@ class Model:
             ConfigError: its weights are not found.
             IncompatibleError: they are not those that the model was made with.
         """
-        about = self.about["backbone"]
-        place = self.weights or backbone.place(about["model"], about["weights"])
+        about = self._network["backbone"]
+        given = self.weights.get(self.network)
+        place = given or backbone.place(about["model"], about["weights"])
         return models.load_on_device(
             about["model"],
             place,
@@ -69,9 +92,9 @@ class Model:
             about["image_size"],
         )
 
-    def own_backbone(self) -> VisionTransformer:
+    def own_backbone(self) -> Network:
         """A copy of the backbone, for a learner that attaches to it or changes it."""
-        return seams.check(copy.deepcopy(self.backbone()))
+        return networks.check(copy.deepcopy(self.backbone()))
 
     def state(self, name: str) -> State:
         """The tensors of a file."""
@@ -89,12 +112,12 @@ class Model:
 
     def frozen(self, images: Tensor) -> Tensor:
         """Features [B, D] of the frozen backbone."""
-        embed = models.embedder(self.backbone(), self.about["backbone"]["pooling"])
+        embed = models.embedder(self.backbone(), self._network["backbone"]["pooling"])
         return self.features(embed, images)
 
     def autocast(self) -> torch.autocast:
         """The precision of the pipeline's forward passes."""
-        dtype = models.PRECISIONS[self.about["precision"]]
+        dtype = models.PRECISIONS[self._network["precision"]]
         return torch.autocast(self.device, dtype=dtype, enabled=dtype is not None)
 
     def learner(self, described: Mapping[str, Any]) -> Learner:
@@ -141,31 +164,63 @@ def fitted(part: Mapping[str, Any], model: Model) -> Scores:
             before the adapted ones.
     """
     method, state = fit.build(part["method"]), model.state(part["state"])
-    embeds: list[Scores] = []
+    embeds: list[Callable[[Tensor], Tensor]] = []
     if part["graft"] is None or part["keeps_frozen"]:
         embeds.append(model.frozen)
     if part["graft"] is not None:
         adapted = model.learner(part["graft"]).features
         embeds.append(lambda images: model.features(adapted, images))
 
-    def score(images: Tensor) -> Tensor:
-        features = torch.cat([embed(images) for embed in embeds], dim=1)
+    def score(images: Images) -> Tensor:
+        features = torch.cat([embed(images[model.network]) for embed in embeds], dim=1)
         return method.logits(state, features.cpu(), part["seed"]).float()
 
     return score
 
 
 def trained(part: Mapping[str, Any], model: Model) -> Scores:
-    """What a trained method learned, after its last task.
+    """What a trained method learned, after its last task; also joined or merged.
 
     Args:
         part: `method`, `task`, `seed` and `state`.
     """
-    learner = model.learner(part)
+    learner, reads_images = model.learner(part), train.build(part["method"]).card.images
 
-    def score(images: Tensor) -> Tensor:
-        query = model.frozen(images) if learner.needs_query else None
+    def score(images: Images) -> Tensor:
+        own = images[model.network]
+        query = model.frozen(own) if learner.needs_query else None
+        given = own if reads_images else own.new_empty(len(own), 0)
         with model.autocast():
-            return learner.logits(images, query).float().cpu()
+            return learner.logits(given, query).float().cpu()
+
+    return score
+
+
+def fused(part: Mapping[str, Any], model: Model) -> Scores:
+    """The blend of two branches: one on the backbone, one on the network beside it.
+
+    Args:
+        part: `method` and `state` of the blend after the last task; `clip` and `vit`, the branches
+            as parts of kind `trained`.
+    """
+    given, state = part["method"], model.state(part["state"])
+    method: Fused = methods.build(given["name"], given["hyperparameters"])
+    clip, vit = trained(part["clip"], model), trained(part["vit"], model.beside())
+    return lambda images: method.blend(state, clip(images), vit(images))
+
+
+def ensemble(part: Mapping[str, Any], model: Model) -> Scores:
+    """A rule over the scores of several models, each over the classes of `columns`.
+
+    Args:
+        part: `rule`, its name and hyper-parameters; `members`, predictors of any kind.
+    """
+    given, columns = part["rule"], model.about["columns"]
+    rule: RuleOf = ensembling.build(given["name"], given["hyperparameters"])
+    members = [open_part(member, model) for member in part["members"]]
+
+    def score(images: Images) -> Tensor:
+        stack, _ = align([member(images) for member in members], [columns] * len(members))
+        return rule.combine(stack)
 
     return score

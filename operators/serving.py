@@ -4,7 +4,8 @@
 a column `image` (encoded bytes, or base64 text as JSON has it) and returns the predicted class and
 its score; with `params={"logits": True}` the scores of all classes, a column each. It needs this
 package and the backbone's weights, whose fingerprint is checked; where the weights are not at
-their old place, `GRAFTWORK_WEIGHTS` names the new one.
+their old place, `GRAFTWORK_WEIGHTS` names the new one. A method with a second network has two
+places, with a comma between them; an empty one stays as it was.
 """
 
 import base64
@@ -13,6 +14,7 @@ import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -27,8 +29,14 @@ from operators.store import Store, library_versions
 if TYPE_CHECKING:
     from torch import Tensor
 
+    Views = tuple[Tensor, ...]
+    """Pixels uint8 [1, 3, h, w] of an image, prepared for each network."""
+
 WEIGHTS = "GRAFTWORK_WEIGHTS"
 """Environment variable with the place of the backbone's weights, if it is another one now."""
+
+MAIN, BESIDE = "main", "beside"
+"""Names of a model's networks: the backbone, and a second one beside it."""
 
 FORMAT = 1
 """Of `model.json`. A newer one is refused."""
@@ -42,8 +50,16 @@ Stored = tuple[str, str, str]
 
 def identity(description: Mapping[str, Any], states: Mapping[str, Stored]) -> str:
     """Digest of what a model predicts with: runs with equal ones share a model."""
-    backbone = {k: v for k, v in description["backbone"].items() if k != "weights"}
-    return digest([{**description, "backbone": backbone}, {n: list(s) for n, s in states.items()}])
+    about = _without_place(description)
+    if BESIDE in about:
+        about[BESIDE] = _without_place(about[BESIDE])
+    return digest([about, {n: list(s) for n, s in states.items()}])
+
+
+def _without_place(network: Mapping[str, Any]) -> dict[str, Any]:
+    """A network's description without where its weights are: the fingerprint says what they are."""
+    backbone = {k: v for k, v in network["backbone"].items() if k != "weights"}
+    return {**network, "backbone": backbone}
 
 
 def model_files(
@@ -55,7 +71,8 @@ def model_files(
         description: the content of `model.json`: `predictor` (see `operators.predictors`),
             `columns` (ids of the classes seen, ascending), `classes` (names of all), `backbone`,
             `preprocessing`, `size` (pixels of the images that the backbone takes; None for any),
-            `precision` and `dtype` of the features.
+            `precision` and `dtype` of the features; `beside`, if there is a second network, with
+            its own `backbone`, `preprocessing`, `size` and `precision`.
         states: file name -> where the state is stored.
     """
     versions = library_versions()
@@ -120,8 +137,8 @@ class Predictor:
     Args:
         folder: the model's folder `data`.
         device: "cpu" or "cuda".
-        weights: place of the backbone's weights; None for `GRAFTWORK_WEIGHTS`, or the place where
-            they were when the model was made.
+        weights: place of the backbone's weights, and after a comma that of the network beside it;
+            None for `GRAFTWORK_WEIGHTS`, or the places where they were when the model was made.
 
     Raises:
         ConfigError: the backbone's weights are not found.
@@ -138,23 +155,29 @@ class Predictor:
                 f"{folder}: the model has format {about['format']}, this program reads up to "
                 f"{FORMAT}; update graftwork"
             )
-        self._preprocessing = Preprocessing.from_json(about["preprocessing"])
-        self._device, self._size = device, about["size"]
+        networks = {MAIN: about, **({BESIDE: about[BESIDE]} if BESIDE in about else {})}
+        self._views = {
+            name: (Preprocessing.from_json(network["preprocessing"]), network["size"])
+            for name, network in networks.items()
+        }
+        self._device = device
         self._batch = loop.PLAIN_BATCH[device]
         self.classes: list[str] = [about["classes"][label] for label in about["columns"]]
         """Names of the classes, one per column of the scores."""
-        place = weights or os.environ.get(WEIGHTS) or None
-        model = predictors.Model(folder=folder, about=about, device=device, weights=place)
-        try:
-            model.backbone()
-        except (ConfigError, IncompatibleError) as error:
-            raise type(error)(_about_weights(about["backbone"], place, error)) from error
+        places = _places(weights or os.environ.get(WEIGHTS) or "", tuple(networks))
+        model = predictors.Model(folder=folder, about=about, device=device, weights=places)
+        for name, network in networks.items():
+            try:
+                replace(model, network=name).backbone()
+            except (ConfigError, IncompatibleError) as error:
+                line = _about_weights(network["backbone"], places.get(name), error, name)
+                raise type(error)(line) from error
         self._score = predictors.open_predictor(model)
 
     def scores(
         self, images: Iterable[bytes | str | None], decoders: int = 1
     ) -> Iterator["Tensor | str"]:
-        """Of every image, in order: its scores [C] float32, or why it cannot be used.
+        """Of every image, in order: its scores [C], or why it cannot be used.
 
         Streams: about three batches per decoder are in memory.
 
@@ -206,22 +229,28 @@ class Predictor:
             }
         )
 
-    def _rows(self, pixels: list["Tensor"]) -> list["Tensor"]:
-        """Scores of prepared images [1, 3, h, w], those of one size together."""
+    def _rows(self, pixels: list["Views"]) -> list["Tensor"]:
+        """Scores of prepared images, those of one size together."""
         import torch
 
         from operators.pixels import normalise
 
         rows: list[Any] = [None] * len(pixels)
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for position, image in enumerate(pixels):
-            groups[tuple(image.shape)].append(position)
+        groups: dict[tuple[tuple[int, ...], ...], list[int]] = defaultdict(list)
+        for position, views in enumerate(pixels):
+            groups[tuple(tuple(view.shape) for view in views)].append(position)
         for positions in groups.values():
             # Always the same number of rows: no image's scores depend on how many there are.
             filled = positions + positions[:1] * (self._batch - len(positions))
-            batch = torch.cat([pixels[position] for position in filled]).to(self._device)
+            batch = {
+                name: normalise(
+                    torch.cat([pixels[position][view] for position in filled]).to(self._device),
+                    preprocessing,
+                )
+                for view, (name, (preprocessing, _)) in enumerate(self._views.items())
+            }
             with torch.no_grad():
-                found = self._score(normalise(batch, self._preprocessing)).cpu()
+                found = self._score(batch).cpu()
             for position, row in zip(positions, found, strict=False):
                 finite = bool(torch.isfinite(row).all())
                 rows[position] = row if finite else "its scores are NaN or infinite"
@@ -229,11 +258,11 @@ class Predictor:
 
     def _decoded(
         self, images: Iterable[bytes | str | None], decoders: int
-    ) -> Iterator[list["Tensor | str"]]:
+    ) -> Iterator[list["Views | str"]]:
         """Batches of prepared images, decoded ahead by threads, in order."""
         source = iter(images)
         with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
-            waiting: list[list[Future[Tensor | str]]] = []
+            waiting: list[list[Future[Views | str]]] = []
             while True:
                 while len(waiting) <= 2 and (chunk := list(islice(source, self._batch))):
                     waiting.append([pool.submit(self._prepared, image) for image in chunk])
@@ -241,20 +270,24 @@ class Predictor:
                     return
                 yield [future.result() for future in waiting.pop(0)]
 
-    def _prepared(self, image: bytes | str | None) -> "Tensor | str":
-        """Pixels uint8 [1, 3, h, w] of an image, or why there are none."""
-        from operators.pixels import prepare
+    def _prepared(self, image: bytes | str | None) -> "Views | str":
+        """An image as each network sees it, or why there is none."""
+        from operators import images as codec
+        from operators.pixels import resize_and_crop
 
         if image is None or isinstance(image, str):
             return image or "no image bytes"
+        views = []
         try:
-            pixels = prepare([image], self._preprocessing)
+            decoded = codec.rgb(image)
+            for preprocessing, size in self._views.values():
+                views.append(resize_and_crop([decoded], preprocessing))
+                height, width = views[-1].shape[2:]
+                if size not in (None, height) or size not in (None, width):
+                    return f"has {width}x{height} pixels, the backbone takes {size}x{size}"
         except BadDataError as error:
             return str(error)
-        height, width = pixels.shape[2:]
-        if self._size not in (None, height) or self._size not in (None, width):
-            return f"has {width}x{height} pixels, the backbone takes {self._size}x{self._size}"
-        return pixels
+        return tuple(views)
 
 
 def top(scores: Any, count: int) -> Any:
@@ -264,8 +297,16 @@ def top(scores: Any, count: int) -> Any:
     return np.argsort(-scores, axis=1, kind="stable")[:, :count]
 
 
-def _about_weights(backbone: Mapping[str, Any], place: str | None, error: Exception) -> str:
-    """What is wrong with the backbone's weights, and what to do."""
+def _places(given: str, names: Sequence[str]) -> dict[str, str]:
+    """Places of weights by network, those that are given."""
+    places = given.split(",", len(names) - 1)
+    return {name: place for name, place in zip(names, places, strict=False) if place}
+
+
+def _about_weights(
+    backbone: Mapping[str, Any], place: str | None, error: Exception, network: str
+) -> str:
+    """What is wrong with a network's weights, and what to do."""
     model, wanted = backbone["model"], backbone["fingerprint"][:12]
     if isinstance(error, IncompatibleError) and "changed since the plan" in str(error):
         where = place or backbone["weights"] or "timm's hub"
@@ -273,9 +314,8 @@ def _about_weights(backbone: Mapping[str, Any], place: str | None, error: Except
     else:
         problem = str(error).removeprefix("backbone.weights: ").removeprefix("backbone: ")
         problem = problem.partition("; set backbone.weights")[0]
-    return (
-        f"backbone {model}: {problem}; name the file of its weights (state {wanted}) in {WEIGHTS}"
-    )
+    where = WEIGHTS if network == MAIN else f"{WEIGHTS}, behind a comma"
+    return f"backbone {model}: {problem}; name the file of its weights (state {wanted}) in {where}"
 
 
 def _load_pyfunc(path: str) -> Predictor:

@@ -12,11 +12,11 @@ from typing import Any
 
 from operators.errors import ConfigError
 from operators.holdout import sampled
-from operators.scenario import rows_of
+from operators.scenario import rows_of, seen_classes
 from operators.stage import Resources, Stage
 from operators.store import Memo
 from pipelines.problems import nearest
-from pipelines.runs import Cell, Method, Run, predicted, served_learner, task_json
+from pipelines.runs import Cell, Method, Run, Served, predicted, served_learner, task_json
 from pipelines.spec import Loaded
 from pipelines.spec_combine import Combination, read
 from pipelines.trunk import Trunk
@@ -353,7 +353,27 @@ def _ensemble(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Run:
         label=f"ensemble {cell.label}",
     )
     evaluate = cell.evaluation({"method": entry.operator}, {"predictions": (stage,)})
-    return cell.run([stage], stage, evaluate, None, parents)
+    return cell.run([stage], stage, evaluate, _served_ensemble(cell, entry, parents), parents)
+
+
+def _served_ensemble(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Served | None:
+    """All models and the rule; None if one of them decides by the test batch, and has no model."""
+    members = []
+    for number, run in enumerate(parents):
+        if run.served is None:
+            return None
+        members.append(run.served.within(str(number)))
+    last = len(cell.stream) - 1
+    return Served(
+        predictor={
+            "kind": "ensemble",
+            "rule": entry.operator,
+            "learned": sorted(seen_classes(cell.stream, last)),
+            "members": [member.predictor for member in members],
+        },
+        states={file: held for member in members for file, held in member.states.items()},
+        beside=next((member.beside for member in members if member.beside), None),
+    )
 
 
 def _listed(names: Sequence[str]) -> str:

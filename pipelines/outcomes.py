@@ -19,6 +19,7 @@ from operators.tracking import MethodRun, RunIds
 from pipelines import report as reports
 from pipelines.plan import Plan, Run
 from pipelines.spec import Loaded
+from pipelines.trunk import Trunk
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,9 +176,14 @@ def _training_curves(training: Sequence[Mapping[str, Any]]) -> dict[str, list[fl
 def model_identity(plan: Plan, run: Run) -> str | None:
     """Digest of what a run predicts with; None if no model is kept of it."""
     kept = plan.spec.tracking.models
-    if run.served is None or kept == "none" or (kept == "fitted" and run.method.trains):
+    if run.served is None or kept == "none" or (kept == "fitted" and _trains(run)):
         return None
     return serving.identity(*_description(plan, run))
+
+
+def _trains(run: Run) -> bool:
+    """Whether a network was trained for it, or for what it combines."""
+    return run.method.trains or any(_trains(parent) for parent in run.parents)
 
 
 def _model(plan: Plan, store: Store, run: Run) -> Artifacts:
@@ -191,29 +197,38 @@ def _model(plan: Plan, store: Store, run: Run) -> Artifacts:
 def _description(plan: Plan, run: Run) -> tuple[dict[str, Any], dict[str, serving.Stored]]:
     """`model.json` of a run, and where the states are that it names."""
     assert run.served is not None
-    weights, shipped = plan.backbone.weights, plan.spec.backbone.weights == "builtin"
-    fixed = plan.backbone.data_config.get("fixed_input_size", False)
+    beside = run.served.beside
     description = {
         "predictor": run.served.predictor,
         "columns": run.classes,
         "classes": list(plan.dataset.classes),
-        "backbone": {
-            "model": plan.backbone.model,
-            "weights": _place_of(weights, shipped),
-            "pooling": plan.backbone.pooling,
-            "fingerprint": plan.backbone.fingerprint,
-            "image_size": plan.backbone.image_size,
-        },
-        "preprocessing": plan.preprocessing.to_json(),
-        "size": plan.backbone.data_config["input_size"][1] if fixed else None,
-        "precision": plan.spec.backbone.precision,
+        **_network(plan),
         "dtype": plan.spec.features.dtype,
+        **({serving.BESIDE: _network(beside)} if beside else {}),
     }
     states = {
         name: (stage.operator, stage.key, prefix)
         for name, (stage, prefix) in run.served.states.items()
     }
     return description, states
+
+
+def _network(of: Plan | Trunk) -> dict[str, Any]:
+    """A network, and how images are prepared for it."""
+    backbone = of.backbone
+    fixed = backbone.data_config.get("fixed_input_size", False)
+    return {
+        "backbone": {
+            "model": backbone.model,
+            "weights": _place_of(backbone.weights, of.spec.backbone.weights == "builtin"),
+            "pooling": backbone.pooling,
+            "fingerprint": backbone.fingerprint,
+            "image_size": backbone.image_size,
+        },
+        "preprocessing": of.preprocessing.to_json(),
+        "size": backbone.data_config["input_size"][1] if fixed else None,
+        "precision": of.spec.backbone.precision,
+    }
 
 
 def _place_of(weights: str, shipped: bool) -> str:

@@ -81,10 +81,35 @@ class Served:
             stand for states.
         states: file name -> the stage that holds the state, and the prefix of its tensors' names
             there.
+        beside: of the second network, if a part of the predictor is on it.
     """
 
     predictor: dict[str, Any]
     states: dict[str, tuple[Stage, str]]
+    beside: Trunk | None = None
+
+    def within(self, name: str) -> "Served":
+        """As a part of another predictor: its files begin with a name."""
+        return replace(
+            self,
+            predictor=_renamed(self.predictor, name),
+            states={f"{name}.{file}": held for file, held in self.states.items()},
+        )
+
+
+def _renamed(part: dict[str, Any], name: str) -> dict[str, Any]:
+    """A predictor's description with other names of its files."""
+    found: dict[str, Any] = {}
+    for role, value in part.items():
+        if role == "state":
+            found[role] = f"{name}.{value}"
+        elif role == "members":
+            found[role] = [_renamed(member, name) for member in value]
+        elif isinstance(value, dict) and role in ("graft", "clip", "vit"):
+            found[role] = _renamed(value, name)
+        else:
+            found[role] = value
+    return found
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +120,8 @@ class Run:
         own: its stages before the evaluation: a fit, or trainings (and joins) and predictions.
         model: the stage that holds what it predicts with in the end.
         evaluate: what the run is for.
-        served: what it predicts with; None if that takes more than an image.
+        served: what it predicts with; None if that takes more than an image, as a vote over the
+            test batch does.
         parents: runs whose models or scores it combines.
     """
 
@@ -371,7 +397,23 @@ def _fused(cell: Cell) -> Run:
         },
     )
     own = [*evaluate.inputs["model"], *evaluate.inputs["beside"], *evaluate.inputs["branches"]]
-    return cell.run([*own, *evaluate.inputs["scores"], *blends], blends[-1], evaluate, None)
+    branches = {role: served_learner(stages[-1]).within(role) for role, stages in chains.items()}
+    served = Served(
+        predictor={
+            "kind": "fused",
+            "method": method.description,
+            "learned": blends[-1].parameters["learned"],
+            "state": "state.safetensors",
+            **{role: branch.predictor for role, branch in branches.items()},
+        },
+        states={
+            "state.safetensors": (blends[-1], ""),
+            **branches["clip"].states,
+            **branches["vit"].states,
+        },
+        beside=cell.beside,
+    )
+    return cell.run([*own, *evaluate.inputs["scores"], *blends], blends[-1], evaluate, served)
 
 
 def _learned(cell: Cell) -> list[int]:

@@ -133,8 +133,11 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
             place = card["paper"].removeprefix("https://")
             arxiv = place.startswith("arxiv.org/abs/")
             paper = place.replace("arxiv.org/abs/", "arXiv:") if arxiv else place.partition("/")[0]
-            grows = "" if card["growth"] == "constant" else card["growth"]
-            table.add_row(method, card["contract"], grows, card["summary"], paper)
+            growth = card.get("growth", "constant")  # merges and rules keep nothing
+            kind = card["contract"] + ("\non CLIP" if card.get("network") == "clip" else "")
+            kind += ",\na ViT" if card["contract"] == "fused" else ""
+            grows = "" if growth == "constant" else growth
+            table.add_row(method, kind, grows, card["summary"], paper)
         console.print(table)
         console.print(
             "grows by: what the memory grows with, beside the rows of a classifier",
@@ -147,9 +150,11 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
         return
     console.print(f"[bold]{card['title']}[/bold]  {card['paper']}\n{card['summary']}")
     facts = Table(box=None, show_header=False, pad_edge=False)
+    if card["contract"] == "fused":
+        card = {**card, "network": ("clip", "vit")}
     for fact, value in card.items():
         if fact not in ("title", "paper", "summary"):
-            facts.add_row(fact.replace("_", " "), str(value))
+            facts.add_row(fact.replace("_", " "), _in_words(value))
     console.print(facts)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for column in ("hyper-parameter", "type", "default", "meaning"):
@@ -157,6 +162,15 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
     for field in fields:
         table.add_row(field["name"], field["type"], json.dumps(field["default"]), field["doc"])
     console.print(table)
+
+
+def _in_words(value: Any) -> str:
+    """A fact of a card, for people."""
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return str(value) or "none"
 
 
 def predictions(

@@ -89,7 +89,6 @@ def close(
     one: Mapping[str, Tensor], other: Mapping[str, Tensor], rtol: float = 1e-5, atol: float = 1e-5
 ) -> None:
     assert one.keys() == other.keys()
-    rtol, atol = tolerance.get("rtol", 1e-5), tolerance.get("atol", 1e-5)
     for name in one:
         torch.testing.assert_close(one[name], other[name], rtol=rtol, atol=atol)
 

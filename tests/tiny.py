@@ -16,7 +16,10 @@ from operators import backbones, loop
 assert backbones  # registers vit_micro_patch4_32
 
 SIZE, WIDTH, HEADS = 32, 48, 4
-NAMES = ("apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle")
+NAMES = (
+    *("apple", "aquarium_fish", "baby", "bear", "beaver", "bed"),
+    *("bee", "beetle", "bicycle", "bottle", "bowl", "boy"),
+)
 
 
 def vit(depth: int = 6, seed: int = 0, **changes: Any) -> VisionTransformer:
