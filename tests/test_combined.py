@@ -33,8 +33,8 @@ from operators.merging.apply import merge_states
 from operators.stage import Stage
 from operators.store import Store
 from pipelines import explain, outcomes, show
+from pipelines.cell import Run
 from pipelines.plan import Plan
-from pipelines.runs import Run
 from tests import pngs
 from tests.pngs import compute, of
 

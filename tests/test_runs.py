@@ -21,8 +21,9 @@ from operators.scenario import class_order
 from operators.stage import Stage
 from operators.store import Store
 from pipelines import runs
+from pipelines.cell import Method, Run
 from pipelines.plan import Plan
-from pipelines.runs import Method, Run, make_runs
+from pipelines.runs import make_runs
 from pipelines.trunk import Trunk
 from tests import pngs
 from tests.pngs import of
