@@ -30,6 +30,7 @@ class Stabiliser:
     """The CLIP branch of PromptFusion: a context of its own for every class, an image prompt.
 
     Contexts of earlier classes are frozen, those of a task's classes and the image prompt learn.
+    Chen et al., https://arxiv.org/abs/2303.07223.
 
     Args:
         epochs: passes over the images of a task and its exemplars.
@@ -89,6 +90,8 @@ class Stabiliser:
 @dataclass(frozen=True, kw_only=True)
 class Booster:
     """The ViT branch of PromptFusion: one prompt for all tasks and a linear classifier.
+
+    Chen et al., https://arxiv.org/abs/2303.07223.
 
     Args:
         epochs: passes over the images of a task and its exemplars.
