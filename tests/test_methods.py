@@ -367,10 +367,10 @@ def test_card_says_that_a_batch_votes(selection: str, batch: bool, monkeypatch: 
     assert Voter.card.batch_information_at_test is False
 
 
-def test_only_adapted_methods_have_parts():
+def test_only_adapted_and_fused_methods_have_parts():
     for name in methods.METHODS:
         facts, _ = describe.method(name, {})
-        assert ("parts" in facts) == (facts["card"]["contract"] == "adapted"), name
+        assert ("parts" in facts) == (facts["card"]["contract"] in ("adapted", "fused")), name
         assert facts["hyperparameters"] == dataclasses.asdict(methods.build(name, {}))
 
 
