@@ -115,6 +115,7 @@ class Ready:
 
     def __init__(self, pixels: Tensor, targets: Tensor, query: Tensor) -> None:
         self._pixels, self.targets, self.query = pixels, targets, query
+        self.exemplars = torch.zeros(len(targets), dtype=torch.bool)
 
     def batch(self, rows: Any, epoch: int, augmentation: str) -> Tensor:
         return self._pixels[: len(rows)]
@@ -130,7 +131,7 @@ class Watched:
     """Images of a task, and when they were first asked for."""
 
     def __init__(self, images: loop.Images) -> None:
-        self.targets, self.query = images.targets, images.query
+        self.targets, self.query, self.exemplars = images.targets, images.query, images.exemplars
         self.normalise, self.name, self._batch = images.normalise, images.name, images.batch
         self.started = 0.0
 

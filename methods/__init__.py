@@ -53,8 +53,8 @@ METHODS: dict[str, str] = {
 
 PARTS: dict[str, str] = {
     "first_session": "methods.first_session:FirstSession",
-    "promptfusion_clip": "methods.promptfusion:Stabiliser",
-    "promptfusion_vit": "methods.promptfusion:Booster",
+    "promptfusion_clip": "methods.promptfusion_clip:Stabiliser",
+    "promptfusion_vit": "methods.promptfusion_vit:Booster",
 }
 """What methods are made of and nobody runs alone; found by name like a method."""
 

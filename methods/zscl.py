@@ -4,9 +4,9 @@ Shapes: B batch, C classes seen, E joint width, R reference images, N reference 
 """
 
 import copy
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -214,8 +214,8 @@ class ZSCLLearner(Learner[Clip]):
     def _distilled(self) -> Tensor:
         """Both terms of the distillation; texts are those of the frozen tower on either side."""
         # Reading images is nothing to compile.
-        images: Tensor = torch.compiler.disable(self._reference_images)()
-        zero_shot = self._zero_shot[0]
+        read = cast("Callable[[], Tensor]", torch.compiler.disable(self._reference_images))
+        images, zero_shot = read(), self._zero_shot[0]
         texts, scale = self._reference_texts, self.vit.logit_scale.exp()
         assert texts is not None, "begin comes first"
         own = scale * cosines(self.vit.image(images), texts)

@@ -6,17 +6,19 @@ Shapes: T templates, K classes, E joint width.
 """
 
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from methods.clip import Clip, phrases
-from operators import models
 from operators.errors import BadDataError
 from operators.stage import Order, Result
 from operators.store import Store
+
+if TYPE_CHECKING:
+    from methods.clip import Clip
 
 CLASSES = 64
 """Texts encoded at once."""
@@ -29,6 +31,9 @@ def run(order: Order, store: Store) -> Result:
         BadDataError: a name is too long for the text tower.
         IncompatibleError: the backbone's weights changed since the plan.
     """
+    from methods.clip import Clip, phrases  # a fit, which only loads texts, does without timm
+    from operators import models
+
     keyed, hints = order.parameters, order.hints
     torch.set_num_threads(max(1, int(hints["cpus"])))
     network = models.load_on_device(
@@ -53,7 +58,7 @@ def run(order: Order, store: Store) -> Result:
 
 
 @torch.inference_mode()
-def encode(clip: Clip, texts: list[str]) -> Tensor:
+def encode(clip: "Clip", texts: list[str]) -> Tensor:
     """Features [N, E] float32 of texts, on the CPU.
 
     Raises:

@@ -15,10 +15,11 @@ from operators.holdout import sampled
 from operators.scenario import rows_of, seen_classes
 from operators.stage import Resources, Stage
 from operators.store import Memo
+from pipelines.cell import Cell, Method, Run, Served, task_json
 from pipelines.problems import nearest
-from pipelines.runs import Cell, Method, Run, Served, predicted, served_learner, task_json
 from pipelines.spec import Loaded
 from pipelines.spec_combine import Combination, read
+from pipelines.training import predicted, served_learner
 from pipelines.trunk import Trunk
 
 LEARNER = ("method", "seed", "task", "learned", "architecture", "backbone", "preprocessing")

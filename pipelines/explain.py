@@ -120,6 +120,11 @@ def _plain(path: str) -> str:
         "inputs.model": "model",
         "inputs.previous": "the task before",
         "inputs.predictions": "predictions",
+        "inputs.exemplars": "exemplars",
+        "parameters.memory.exemplars": "number of exemplars",
+        "parameters.memory.earlier": "the tasks before",
+        "inputs.clip": "scores of the CLIP branch",
+        "inputs.vit": "scores of the ViT branch",
         "inputs.graft": "first session",
         "inputs.first_session": "first session",
         "inputs.adapted": "adapted features",
@@ -175,6 +180,6 @@ def group(stage: Stage) -> str:
         return stage.label.rpartition(" ")[0]
     if stage.operator == "statistics":
         return stage.label.rpartition(" shard ")[0].rpartition(" task ")[0]
-    if stage.operator in ("train", "join", "predict", "merge"):
+    if stage.operator in ("train", "join", "predict", "score", "blend", "merge"):
         return stage.label.rpartition(" task ")[0]
     return stage.label or stage.key[:8]

@@ -25,7 +25,8 @@ from operators.preprocessing import Preprocessing
 from operators.stage import Stage
 from operators.store import Memo
 from pipelines import combined
-from pipelines.runs import Method, Run, make_runs
+from pipelines.cell import Method, Run
+from pipelines.runs import make_runs
 from pipelines.spec import Loaded
 from pipelines.spec_model import PipelineSpec
 from pipelines.trunk import Reference, Trunk, check_networks, check_trainable

@@ -17,7 +17,7 @@ from operators.store import library_versions
 from pipelines.spec_model import BuiltinDataset, PipelineSpec
 
 if TYPE_CHECKING:
-    from pipelines.runs import Method
+    from pipelines.cell import Method
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

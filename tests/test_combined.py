@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 import methods
 from cluster.graph import walk
-from methods.trained import learned
+from methods.trained import Learner, learned
 from operators import (
     describe,
     ensembling,
@@ -33,8 +33,8 @@ from operators.merging.apply import merge_states
 from operators.stage import Stage
 from operators.store import Store
 from pipelines import explain, outcomes, show
+from pipelines.cell import Run
 from pipelines.plan import Plan
-from pipelines.runs import Run
 from tests import pngs
 from tests.pngs import compute, of
 
@@ -280,10 +280,10 @@ def test_a_merge_that_is_not_finite_is_not_stored(whole: tuple[Store, Plan], fol
 class Given:
     """Images that are there."""
 
-    query = None
-
     def __init__(self, pixels: Tensor, targets: Tensor) -> None:
         self.pixels, self.targets = pixels, targets
+        self.query: Tensor | None = None
+        self.exemplars = torch.zeros(len(targets), dtype=torch.bool)
 
     def batch(self, rows: Any, epoch: int, augmentation: str) -> Tensor:
         return self.pixels[list(rows)]
@@ -295,17 +295,15 @@ class Given:
         return str(row)
 
 
-class Linear(torch.nn.Module):
-    """Logits x W^T; all that the statistics ask of a learner."""
-
-    needs_query = False
+class Linear(Learner):
+    """Logits x W^T; it has no backbone."""
 
     def __init__(self, weight: Tensor) -> None:
-        super().__init__()
+        torch.nn.Module.__init__(self)
         self.head = torch.nn.Linear(weight.shape[1], len(weight), bias=False)
         self.head.weight.data.copy_(weight)
 
-    def logits(self, images: Tensor, query: None) -> Tensor:
+    def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         return self.head(images)
 
 
@@ -325,7 +323,7 @@ def test_squared_gradients_are_those_of_each_image() -> None:
             images,
             loop.Settings(seed=0),
             labels,
-            seeds,  # type: ignore[arg-type]
+            seeds,
         )
         return sums["head.weight"]
 

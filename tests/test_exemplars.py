@@ -231,6 +231,7 @@ def test_one_ranking_serves_all_orders_seeds_budgets_and_methods(
     assert len(made.runs) == 8
     assert stage.preimage["parameters"] == {"selection": "herding"}
     assert stage.inputs["features"] == made.features["train"]
+    assert stage.inputs["dataset"] == (made.dataset.train.stage(),)
     assert all(s.inputs["exemplars"] == (stage,) for s in of(made, "train"))
     random = planned(store, folder, "seeds=[0, 1]", exemplar_selection="random")
     assert len({stage.key for stage in of(random, "exemplars")}) == 2

@@ -85,12 +85,12 @@ def merged(
     )
 
 
-def close(one: Mapping[str, Tensor], other: Mapping[str, Tensor], **tolerance: float) -> None:
+def close(
+    one: Mapping[str, Tensor], other: Mapping[str, Tensor], rtol: float = 1e-5, atol: float = 1e-5
+) -> None:
     assert one.keys() == other.keys()
     for name in one:
-        torch.testing.assert_close(
-            one[name], other[name], **(tolerance or {"rtol": 1e-5, "atol": 1e-5})
-        )
+        torch.testing.assert_close(one[name], other[name], rtol=rtol, atol=atol)
 
 
 # --- laws of all merges -----------------------------------------------------------------------
@@ -470,7 +470,7 @@ def test_model_stock_follows_its_formula(count: int) -> None:
             for a, b in itertools.combinations(vectors, 2)
         ]
     )
-    t = count * cosine / (1 + (count - 1) * cosine)
+    t = float(count * cosine / (1 + (count - 1) * cosine))
     expected = t * torch.stack(models).mean(0) + (1 - t) * base
     assert 0 < t < 1
     torch.testing.assert_close(model_stock.model_stock(models, base), expected.float())

@@ -15,17 +15,10 @@ from safetensors.torch import load as load_tensors
 
 from methods.clip import unit
 from methods.hyperparameters import HyperparameterError
-from methods.promptfusion import (
-    Booster,
-    BoosterLearner,
-    Joint,
-    Mask,
-    PromptFusion,
-    Stabiliser,
-    StabiliserLearner,
-    blend,
-    fit_weight,
-)
+from methods.promptfusion import Joint, PromptFusion, blend, fit_weight
+from methods.promptfusion_clip import Stabiliser, StabiliserLearner
+from methods.promptfusion_parts import Mask
+from methods.promptfusion_vit import Booster, BoosterLearner
 from methods.trained import Task
 from operators import features, loop
 from operators.errors import ConfigError

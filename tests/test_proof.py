@@ -11,7 +11,8 @@ from torch import Tensor
 
 from methods.base import State
 from methods.hyperparameters import HyperparameterError
-from methods.proof import PROOF, Fusion, ProofLearner, contrast
+from methods.proof import PROOF, ProofLearner
+from methods.proof_fusion import Fusion, contrast
 from operators import describe, loop
 from tests import tiny
 

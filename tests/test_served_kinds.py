@@ -21,8 +21,8 @@ from operators.ensembling.scores import align
 from operators.errors import ConfigError, IncompatibleError
 from operators.store import Store
 from pipelines import outcomes
+from pipelines.cell import Run
 from pipelines.plan import Plan, make_plan
-from pipelines.runs import Run
 from pipelines.spec import load_resolved
 from tests import pngs
 from tests.test_promptfusion import BESIDE

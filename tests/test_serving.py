@@ -37,8 +37,8 @@ from operators.preprocessing import resolve
 from operators.replay import connect
 from operators.store import Store
 from pipelines import cli
+from pipelines.cell import Run
 from pipelines.plan import Plan, make_plan
-from pipelines.runs import Run
 from pipelines.spec import load_resolved
 from tests import here, pngs
 

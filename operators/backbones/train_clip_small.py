@@ -87,9 +87,14 @@ def train(clip: Clip, features: Tensor, labels: Tensor, names: list[str], steps:
     optimizer = torch.optim.AdamW(trained, lr=2e-3, weight_decay=0.05)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, steps, pct_start=0.1)
     tokens = [clip.tokenise(phrases(names, template)) for template in TEMPLATES]
+    labels, order = labels.sort(stable=True)
+    features, count = features[order], torch.bincount(labels, minlength=len(names))
+    first = count.cumsum(0) - count
     started = time.perf_counter()
     for step in range(steps):
-        rows = torch.randint(len(features), (512,))
+        # Every class as often, however few images it has.
+        chosen = torch.randint(len(names), (512,))
+        rows = first[chosen] + (torch.rand(512) * count[chosen]).long()
         texts = unit(clip.text(tokens[int(torch.randint(len(tokens), ()))]))
         images = unit(model.visual.head(features[rows]))
         scores = model.logit_scale.exp() * images @ texts.T
@@ -119,7 +124,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])  # type: ignore[union-attr]
     for name in ("train", "test", "classes", "start", "out"):
         parser.add_argument(f"--{name}", type=Path, required=True)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--few", type=int, default=5, help="images of every second class")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)

@@ -162,4 +162,4 @@ def _pieces(
         found = Spec(tensor.dtype, tuple(tensor.shape))
         assert (name, found) == (expected, specs[expected]), (name, found, expected)
         if tensor.numel():
-            yield memoryview(tensor.contiguous().view(-1).view(torch.uint8).numpy())
+            yield tensor.contiguous().view(-1).view(torch.uint8).numpy().data

@@ -137,7 +137,7 @@ class Ties:
                 density=self.density,
                 scale=self.scale,
                 combine=self.combine,
-                cuts=cuts and cuts[group.name],
+                cuts=None if cuts is None else cuts[group.name],
                 majority=majority if self.trim == "global" else None,
             )
 
