@@ -36,10 +36,10 @@ class Card:
         upper_bound: sees all seen tasks' rows at once; not a continual learner.
         memory: what is kept between tasks and how it grows, for example `C * D floats`.
         growth: what makes the kept grow, beside the rows of a classifier (at most 2 (D + 1) numbers
-            per class) and counters of fewer than D numbers: `constant` (nothing does: a stream of
-            more tasks needs no more), `classes` (something more for every class, such as
-            covariances), `tasks` (something for every task, even if it brings no new class) or
-            `rows` (every training image or its feature). Of several the last one.
+            per class) and counters of fewer than D numbers: `constant` (nothing does: from the
+            second task on, a stream of more tasks needs no more), `classes` (something more for
+            every class, such as covariances), `tasks` (something for every task, even if it brings
+            no new class) or `rows` (every training image or its feature). Of several the last one.
         query: reads the frozen backbone's feature of an image, beside the image.
         independent: tasks train side by side, each on its own, and are joined afterwards
             (`Independent`, a special case of `trained`).

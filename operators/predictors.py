@@ -63,6 +63,8 @@ class Model:
     device: str = "cpu"
     weights: Mapping[str, str] = field(default_factory=dict)
     network: str = MAIN
+    _seen: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
+    """The last batch, and its frozen features: members of an ensemble ask for the same ones."""
 
     def beside(self) -> "Model":
         """The same model, as a branch on the second network sees it."""
@@ -112,8 +114,12 @@ class Model:
 
     def frozen(self, images: Tensor) -> Tensor:
         """Features [B, D] of the frozen backbone."""
-        embed = models.embedder(self.backbone(), self._network["backbone"]["pooling"])
-        return self.features(embed, images)
+        seen = self._seen.get("batch")
+        if seen is None or seen[0] is not images:
+            embed = models.embedder(self.backbone(), self._network["backbone"]["pooling"])
+            # One value, not two: a server asks from several threads.
+            seen = self._seen["batch"] = (images, self.features(embed, images))
+        return seen[1]
 
     def autocast(self) -> torch.autocast:
         """The precision of the pipeline's forward passes."""

@@ -306,7 +306,7 @@ def predict(
         typer.Option(
             envvar="GRAFTWORK_WEIGHTS",
             metavar="FILE",
-            help="The backbone's weights, if they are not where they were.",
+            help="The backbone's weights, if they are not where they were; FILE,FILE for two.",
         ),
     ] = None,
     store: StoreUrl = DEFAULT_STORE,

@@ -617,3 +617,19 @@ def test_the_listing_prints(capsys: pytest.CaptureFixture[str]) -> None:
         show.methods(name, Console(width=200), as_json=False)
     printed = capsys.readouterr().out
     assert "Trims task vectors" in printed and "density" in printed and "by_size" in printed
+
+
+def test_the_listing_says_which_network_a_method_is_on(capsys: pytest.CaptureFixture[str]) -> None:
+    show.methods(None, Console(width=200), as_json=False)
+    rows = [line.split() for line in capsys.readouterr().out.splitlines()]
+    at = {row[0]: number for number, row in enumerate(rows) if row}
+    assert [rows[at["proof"]][1:3], rows[at["proof"] + 1][:2]] == [
+        ["trained", "tasks"],
+        ["on", "CLIP"],
+    ]
+    fused = at["promptfusion"]
+    assert [row[:2] for row in rows[fused + 1 : fused + 3]] == [["on", "CLIP,"], ["a", "ViT"]]
+    show.methods("promptfusion", Console(width=80), as_json=False)
+    printed = capsys.readouterr().out
+    facts = dict(line.split(None, 1) for line in printed.splitlines() if line.startswith("network"))
+    assert facts["network"].strip() == "clip, vit"

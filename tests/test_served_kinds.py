@@ -16,7 +16,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from operators import ensembling, features, fit, models, predictions, serving
+from operators import ensembling, features, fit, loop, models, predictions, serving
 from operators.ensembling.scores import align
 from operators.errors import ConfigError, IncompatibleError
 from operators.store import Store
@@ -241,6 +241,23 @@ def test_an_ensemble_holds_its_models(
     assert predictor["kind"] == "ensemble"
     assert [member["kind"] for member in predictor["members"]] == kinds
     assert ("beside" in about) == ("fused" in kinds)
+
+
+def test_members_share_the_frozen_features_of_a_batch(
+    on_vit: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows, embedder = [], models.embedder
+
+    def counting(*given: Any) -> Any:
+        embed = embedder(*given)
+        return lambda images: (rows.append(len(images)), embed(images))[1]
+
+    monkeypatch.setattr(models, "embedder", counting)
+    predictor = serving.Predictor(on_vit.model("votes"))
+    batch, images = loop.PLAIN_BATCH["cpu"], on_vit.images("votes")
+    first, second = predictor.logits(images[:1]), predictor.logits(images[1:2])
+    assert rows == [batch, batch]
+    assert torch.equal(torch.cat([first, second]), predictor.logits(images)[:2])
 
 
 def test_only_what_trained_no_network_counts_as_fitted(on_vit: Made) -> None:
