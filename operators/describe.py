@@ -33,7 +33,7 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
         return {}, strangers + [(f".{name}.{field}", what) for field, what in error.problems]
     if strangers:
         return {}, strangers
-    facts = {"hyperparameters": asdict(built), "card": asdict(built.card)}
+    facts: dict[str, Any] = {"hyperparameters": asdict(built), "card": _card(built)}
     # A choice by the neighbours in a batch is no choice by the image alone.
     if getattr(built, "eval_selection", "instance") != "instance":
         facts["card"]["batch_information_at_test"] = True
@@ -47,6 +47,11 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     return facts, []
 
 
+def _card(built: Any) -> dict[str, Any]:
+    """A method's card as JSON values."""
+    return {**asdict(built.card), "shared": list(built.card.shared)}
+
+
 def _branches(built: Any) -> dict[str, Any]:
     """The two branches of a fused method, each with its card and all hyper-parameters."""
     found = {}
@@ -55,7 +60,7 @@ def _branches(built: Any) -> dict[str, Any]:
         found[role] = {
             "name": name,
             "hyperparameters": asdict(branch),
-            "card": asdict(branch.card),
+            "card": _card(branch),
         }
     return found
 

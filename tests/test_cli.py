@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from operators import __version__, extract, models
+from operators import __version__, extract, housekeeping, models
 from operators.errors import BadDataError, IncompatibleError
 from operators.store import Store
 from pipelines import cli
@@ -770,9 +770,16 @@ def stop_a_run(folder: Path, number: signal.Signals, code: int, before: set[Path
     assert (process.returncode, out) == (code, b"")
     assert err.decode().splitlines()[-1] == "interrupted; run the same command again to resume"
     assert b"Traceback" not in err
-    assert list(folder.glob("store/**/*.tmp")) == []
+    # Ray ends a worker that is in the middle of a write, too: what that leaves, gc finds.
+    left = {str(path.relative_to(folder / "store")) for path in folder.glob("store/**/*.tmp")}
+    assert left <= set(garbage(folder / "store"))
     assert session_members(process.pid) == []
     return stored()
+
+
+def garbage(store: Path) -> list[str]:
+    """What `cache gc` lists."""
+    return housekeeping.collect(Store(str(store)), 0, unused=False, delete=False)["files"]
 
 
 def session_members(session: int) -> list[int]:

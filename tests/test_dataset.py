@@ -514,7 +514,7 @@ def test_run_stores_what_was_planned(tmp_path: Path) -> None:
     assert set(result.files) == {"index.parquet"}
     assert result.facts["classes"] == {"0": 1, "1": 3}
     assert result.facts["domains"] == {"x": 3, "y": 1}
-    stored = dataset.read_index(result.files["index.parquet"])
+    stored = dataset.read_index(bytes(result.files["index.parquet"]))
     assert np.array_equal(stored.digests, found.train.digests)
     assert stored.labels.tolist() == [1, 0, 1, 1]
     assert stored.domains.tolist() == [0, 1, 0, 0]

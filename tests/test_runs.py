@@ -20,7 +20,7 @@ from operators.errors import ConfigError, GraftworkError, IncompatibleError
 from operators.scenario import class_order
 from operators.stage import Stage
 from operators.store import Store
-from pipelines import runs
+from pipelines import training
 from pipelines.cell import Method, Run
 from pipelines.plan import Plan
 from pipelines.runs import make_runs
@@ -689,5 +689,5 @@ def test_what_an_augmentation_does_is_in_the_key(
 ) -> None:
     before = pngs.plan(store, folder)
     other = replace(AUGMENTATIONS["lamda"], flip=0.25)
-    monkeypatch.setattr(runs, "AUGMENTATIONS", {**AUGMENTATIONS, "lamda": other})
+    monkeypatch.setattr(training, "AUGMENTATIONS", {**AUGMENTATIONS, "lamda": other})
     assert changed(before, pngs.plan(store, folder)) == TRAINED
