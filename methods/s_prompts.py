@@ -66,6 +66,7 @@ class SPrompts:
         memory="T * (L + K) * D floats; classifiers of T * C * (D + 1) floats if "
         "domain-incremental, C * (D + 1) if class-incremental",
         growth="tasks",
+        version=2,
         uses_seed=True,
         query=True,
         contract="trained",
@@ -114,8 +115,11 @@ class SPromptsLearner(Learner):
         super().__init__(vit, task)
         self._count = method.centres
         tasks, width, own = task.index + 1, vit.embed_dim, len(task.current)
-        # Either every task has all classes, or none that another has.
-        rows = tasks * own if task.before == task.seen else task.seen
+        # Either every task has a row for all classes, or none that another has. A domain may lack
+        # images of a class: its row stays unused.
+        start = task.index * task.seen if task.before == task.seen else task.before
+        rows = start + task.seen if task.before == task.seen else task.seen
+        self._own = slice(start, start + own)
         bound = 1 / math.sqrt(width)
         shape = (tasks, method.prompt_length, width)
         self.prompts = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
@@ -123,11 +127,11 @@ class SPromptsLearner(Learner):
         self.bias = nn.Parameter(torch.empty(rows).uniform_(-bound, bound))
         self.centres: Tensor
         self.register_buffer("centres", torch.zeros(tasks, method.centres, width))
-        # Task and column of each row of the classifiers.
+        # Task and column of each row of the classifiers; -1 for a row that is not used.
         self.rows: Tensor
-        self.register_buffer("rows", torch.zeros(rows, 2, dtype=torch.int64))
-        self.rows[rows - own :, 0] = task.index
-        self.rows[rows - own :, 1] = torch.tensor(task.current)
+        self.register_buffer("rows", torch.full((rows, 2), -1, dtype=torch.int64))
+        self.rows[self._own, 0] = task.index
+        self.rows[self._own, 1] = torch.tensor(task.current)
         self._kept: list[tuple[Tensor, Tensor]] = []
 
     @property
@@ -136,9 +140,10 @@ class SPromptsLearner(Learner):
         return not self.training
 
     def begin(self) -> None:
-        own = len(self.task.current)
-        for parameter, new in ((self.prompts, 1), (self.weight, own), (self.bias, own)):
-            self._kept.append((parameter, parameter[:-new].detach().clone()))
+        first = self._own.start
+        pairs = ((self.prompts, self.task.index), (self.weight, first), (self.bias, first))
+        for parameter, earlier in pairs:
+            self._kept.append((parameter, parameter[:earlier].detach().clone()))
 
     def after_step(self) -> None:
         # Weight decay reaches all rows of a tensor; those of earlier tasks are frozen.
@@ -149,9 +154,9 @@ class SPromptsLearner(Learner):
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         features = self._features(images, self.prompts[-1:])
         own = len(self.task.current)
-        scores = F.linear(features, self.weight[-own:], self.bias[-own:])
+        scores = F.linear(features, self.weight[self._own], self.bias[self._own])
         place = torch.zeros(self.task.seen, dtype=torch.int64, device=targets.device)
-        place[self.rows[-own:, 1]] = torch.arange(own, device=targets.device)
+        place[self.rows[self._own, 1]] = torch.arange(own, device=targets.device)
         return {"loss": F.cross_entropy(scores.float(), place[targets])}
 
     def finish(self, data: TaskImages) -> None:
@@ -167,7 +172,8 @@ class SPromptsLearner(Learner):
         scores = F.pad(scores, (0, 1), value=FAR)  # the last row is of no task
         rows = torch.arange(len(self.rows), device=scores.device)
         table = rows.new_full((self.task.index + 1, self.task.seen), len(rows))
-        table[self.rows[:, 0], self.rows[:, 1]] = rows
+        used = self.rows[:, 0] >= 0
+        table[self.rows[used, 0], self.rows[used, 1]] = rows[used]
         return scores.gather(1, table[task])
 
     def chosen(self, features: Tensor) -> Tensor:

@@ -1,5 +1,6 @@
 """S-Prompts: one prompt, classifier and set of centres per task, and the choice among them."""
 
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -206,3 +207,28 @@ def test_other_prefix_tokens(domains, changes):
     query = loop.frozen_features(network, images)
     scores = learner.logits(images, query)
     torch.testing.assert_close(scores[5:6], learner.logits(images[5:6], query[5:6]))
+
+
+def test_a_domain_may_lack_a_class() -> None:
+    present = ((0, 2), (0, 1, 2), (1,))
+    tasks = [replace(_domain(index), current=own) for index, own in enumerate(present)]
+    states = _train(tasks)
+    rows = states[-1]["rows"].tolist()
+    used = [(task, column) for task, column in rows if task >= 0]
+    assert used == [(t, c) for t, own in enumerate(present) for c in own]
+    for number in (0, 1):
+        at = [place for place, (task, _) in enumerate(rows) if task == number]
+        for later in states[number + 1 :]:
+            assert torch.equal(later["weight"][at], states[number]["weight"][at])
+    learner = _opened(tasks[-1], states[-1])
+    for task in tasks:
+        pixels = _images(task).pixels
+        query = loop.frozen_features(learner.vit, pixels)
+        with torch.no_grad():
+            scores, chosen = learner.logits(pixels, query), learner.chosen(_unit(query))
+        for row, own in zip(scores, chosen.tolist(), strict=True):
+            assert [c for c in range(3) if row[c] > -1e8] == list(present[own])
+
+
+def _unit(features: Tensor) -> Tensor:
+    return torch.nn.functional.normalize(features, dim=1)
