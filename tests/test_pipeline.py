@@ -237,11 +237,12 @@ def test_a_driver_killed_twice_loses_nothing(
     before: dict[Path, int] = {}
     for _ in range(2):
         with started(words, cwd=ROOT, env=environment()) as driver:
-            # Somewhere between the next committed stage and the end.
+            # Soon after the next committed stage: much later, all of them might be stored.
             until = time.monotonic() + 120
-            while stored().keys() <= before.keys() and time.monotonic() < until:
+            while stored().keys() <= before.keys():
+                assert driver.poll() is None and time.monotonic() < until
                 time.sleep(0.01)
-            time.sleep(moments.uniform(0, 1.5))
+            time.sleep(moments.uniform(0, 0.2))
             driver.send_signal(signal.SIGKILL)
             driver.communicate()
         now = stored()
