@@ -81,7 +81,13 @@ def two_nodes() -> Cluster:
     wait_for(gcs)
     address = f"{socket.gethostbyname(socket.gethostname())}:{gcs}"
     address = _own_address(folder) or address
-    start(f"--address={address}", "--min-worker-port=20400", "--max-worker-port=20699")
+    start(
+        f"--address={address}",
+        # Two nodes that share a folder delete each other's copies of a job's program.
+        f"--temp-dir={folder}/s",
+        "--min-worker-port=20400",
+        "--max-worker-port=20699",
+    )
     wait_for(board)
     return Cluster(address, f"http://127.0.0.1:{board}", str(folder / "token"))
 
