@@ -394,7 +394,7 @@ def test_signals_end_a_driver_within_seconds(tmp_path: Path) -> None:
                 status,
                 "interrupted; run the same command again to resume\n",
             ), err
-            assert time.monotonic() - start < 4.0
+            assert time.monotonic() - start < 20  # about two seconds on an idle machine
             assert len(store.keys("work")) == 1
             assert not list(Path(store.url).rglob("*.tmp"))
             deadline = time.monotonic() + 5
