@@ -14,6 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from methods.averaging import lerp
 from methods.hyperparameters import HyperparameterError
 from operators import merging
 from operators.errors import IncompatibleError
@@ -311,7 +312,7 @@ def test_swa_averages_every_nth_model() -> None:
 
 def test_ends_of_an_interpolation_are_exact() -> None:
     start, end = torch.tensor([1.0, math.inf, 3.3]), torch.tensor([0.1, 2.0, -math.inf])
-    for function in (means.interpolate, slerp):
+    for function in (lerp, slerp):
         assert torch.equal(function(start, end, 0.0), start)
         assert torch.equal(function(start, end, 1.0), end)
         assert function(start, end, 1.0).data_ptr() != end.data_ptr()

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-import torch
 from torch import Tensor
 
+from methods.averaging import lerp
 from methods.hyperparameters import require
 from operators.merging.contract import Group, Groups, MergeCard
 
@@ -28,14 +28,6 @@ def ema(models: Iterable[Tensor], decay: float) -> Tensor:
     for tensor in tensors:
         average.lerp_(tensor, 1 - decay)
     return average
-
-
-def interpolate(start: Tensor, end: Tensor, alpha: float) -> Tensor:
-    """(1 - alpha) * start + alpha * end; exactly `start` for 0 and `end` for 1."""
-    if alpha in (0, 1):
-        # Not 0 * x: x may be infinite.
-        return (end if alpha else start).clone()
-    return torch.lerp(start, end, alpha)
 
 
 def greedy_soup(
@@ -182,4 +174,4 @@ class WiSEFT:
         require(self, {"alpha": (0 <= self.alpha <= 1, "in 0..1")})
 
     def merger(self, groups: Groups) -> Callable[[Group], Tensor]:
-        return lambda group: interpolate(group.base, group.models[-1], self.alpha)
+        return lambda group: lerp(group.base, group.models[-1], self.alpha)

@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from methods.averaging import lerp
 from operators.merging.contract import Group, Groups, MergeCard
-from operators.merging.means import interpolate
 
 
 def ratio(cosine: float, count: int) -> float:
@@ -40,7 +40,7 @@ def model_stock(models: Sequence[Tensor], base: Tensor) -> Tensor:
         vectors.append(model - base)
         total += model
     total /= len(vectors)
-    return interpolate(base, total, ratio(mean_cosine(vectors), len(vectors)))
+    return lerp(base, total, ratio(mean_cosine(vectors), len(vectors)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from methods.averaging import lerp
 from methods.hyperparameters import require
 from operators.merging.contract import Group, Groups, MergeCard
-from operators.merging.means import interpolate
 
 
 def slerp(start: Tensor, end: Tensor, alpha: float, straight_above: float = 0.9995) -> Tensor:
@@ -21,13 +21,13 @@ def slerp(start: Tensor, end: Tensor, alpha: float, straight_above: float = 0.99
         straight_above: for |cosine| above this, or without a direction, along the straight line.
     """
     if alpha in (0, 1):
-        return interpolate(start, end, alpha)
+        return lerp(start, end, alpha)
     norms = [float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in (start, end)]
     if not all(norms):
-        return interpolate(start, end, alpha)
+        return lerp(start, end, alpha)
     cosine = float(start.flatten() @ end.flatten()) / (norms[0] * norms[1])
     if abs(cosine) > straight_above:
-        return interpolate(start, end, alpha)
+        return lerp(start, end, alpha)
     angle = math.acos(cosine)
     weights = [math.sin(part * angle) / math.sin(angle) for part in (1 - alpha, alpha)]
     return start.mul(weights[0]).add_(end, alpha=weights[1])
