@@ -14,7 +14,8 @@ from operators.merging.contract import Group, Groups, MergeCard
 def ratio(cosine: float, count: int) -> float:
     """Share t of the mean: n c / (1 + (n - 1) c), the cosine c clamped to 0..1."""
     cosine = min(1.0, max(0.0, cosine))
-    return count * cosine / (1 + (count - 1) * cosine)
+    # Rounding must not carry it past 1.
+    return min(1.0, count * cosine / (1 + (count - 1) * cosine))
 
 
 def mean_cosine(vectors: Sequence[Tensor]) -> float:
