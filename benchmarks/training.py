@@ -1,4 +1,4 @@
-"""Training steps of all trained methods against a bare loop with the same network.
+"""Training steps of all methods that train a ViT against a bare loop with the same network.
 
     python benchmarks/training.py [--model NAME] [--size PIXELS] [--methods A,B] [--batch N]
         [--steps N] [--rounds N] [--threads N] [--precision fp32] [--edge PIXELS]
@@ -25,6 +25,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from itertools import cycle
 from pathlib import Path
 from typing import Any, get_args
@@ -39,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import methods
 from methods import vit as seams
 from methods.first_session import Peft
-from methods.trained import Task, Trained
+from methods.trained import Task, Trained, trains
 from operators import loop, models
 from operators.index_file import SplitIndex
 from operators.models import PRECISIONS
@@ -67,23 +68,32 @@ class Case:
     """A method and what it runs on."""
 
     label: str
-    method: Trained
+    name: str
+    values: dict[str, Any]
     network: Any
     settings: loop.Settings
+
+    @cached_property
+    def method(self) -> Trained:
+        """The method, or the experts of an independent one."""
+        return trains(methods.build(self.name, self.values))
 
     def vit(self) -> Any:
         """A network that the method may change."""
         return seams.check(copy.deepcopy(self.network))
 
     def augmented(self, name: str) -> "Case":
-        """With another augmentation."""
-        return replace(self, method=replace(self.method, augmentation=name))  # type: ignore[type-var]
+        """With another augmentation, where the method leaves the choice."""
+        if "augmentation" not in {field.name for field in fields(methods.load(self.name))}:
+            return self
+        return replace(self, values=self.values | {"augmentation": name})
 
 
 class Bare:
     """The loop that one writes in ten lines."""
 
     def __init__(self, case: Case) -> None:
+        self._device = case.settings.device
         self.learner, _ = loop.open_learner(case.method, case.vit(), TASK, None, case.settings)
         self.learner.begin()
         self.learner.train()
@@ -95,7 +105,7 @@ class Bare:
     def step(self, images: Tensor, targets: Tensor, query: Tensor | None) -> None:
         """One step; the query is computed where it is needed and not given."""
         self._optimizer.zero_grad(set_to_none=True)
-        with torch.autocast("cpu", dtype=self._dtype, enabled=self._dtype is not None):
+        with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None):
             if query is None and self.learner.needs_query:
                 with torch.no_grad():
                     tokens = self.learner.vit.forward_features(images)
@@ -140,12 +150,12 @@ class Watched:
         return self._batch(rows, epoch, augmentation)
 
 
-def cases(wanted: list[str], options: argparse.Namespace, network: Any) -> Iterator[Case]:
-    """Every trained method, and every kind of first session."""
-    small = {"batch_size": options.batch, "epochs": 1, "alignment_epochs": 1, "milestone": 1}
-    settings = loop.Settings(seed=0, precision=options.precision, decoders=options.threads)
+def cases(wanted: list[str], batch: int, network: Any, settings: loop.Settings) -> Iterator[Case]:
+    """Every method that trains a ViT, and every kind of first session."""
+    small = {"batch_size": batch, "epochs": 1, "alignment_epochs": 1, "milestone": 1}
     for name in (*methods.METHODS, *methods.PARTS):
-        if (found := methods.load(name)).card.contract != "trained":
+        found = methods.load(name)
+        if (found.card.contract, found.card.network) != ("trained", "vit"):
             continue
         fitting = {f.name: small[f.name] for f in fields(found) if f.name in small}
         kinds: list[dict[str, Any]] = [{}]
@@ -154,7 +164,7 @@ def cases(wanted: list[str], options: argparse.Namespace, network: Any) -> Itera
         for values in kinds:
             label = "-".join([name, *values.values()])
             if not wanted or name in wanted or label in wanted:
-                yield Case(label, methods.build(name, fitting | values), network, settings)
+                yield Case(label, name, fitting | values, network, settings)
 
 
 def train(case: Case, images: loop.Images, steps: int, say: Callable[[], None]) -> None:
@@ -288,7 +298,9 @@ def main() -> None:
     print(f"{options.threads} threads; images of {options.edge} pixels, images/s\n")
     print("".join(["| method |", *(f" {name} | bare | ratio |" for name in columns)]))
     print("".join(["|---|", *("---|---|---|" for _ in columns)]))
-    for case in cases([m for m in options.methods.split(",") if m], options, network):
+    settings = loop.Settings(seed=0, precision=options.precision, decoders=options.threads)
+    wanted = [m for m in options.methods.split(",") if m]
+    for case in cases(wanted, options.batch, network, settings):
         print(f"| {case.label} |", end="", flush=True)
         for measure in columns.values():
             ours, bare, ratio = measure(case)
@@ -296,4 +308,5 @@ def main() -> None:
         print(flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

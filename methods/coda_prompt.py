@@ -142,10 +142,9 @@ class CodaPromptLearner(Learner):
             for layer in range(self._method.layers):
                 for tensor in (self.keys, self.masks, self.components):
                     rows = tensor[:, layer].flatten(1)
-                    old = rows[: -self._share]
-                    new = orthogonal_rows(
-                        old, torch.randn_like(rows[: self._share]), self._method.gs
-                    )
+                    # Drawn on the CPU, so that one seed gives one start on every device.
+                    draws = torch.randn(self._share, rows.shape[1]).to(rows)
+                    new = orthogonal_rows(rows[: -self._share], draws, self._method.gs)
                     tensor[-self._share :, layer] = new.view_as(tensor[-self._share :, layer])
 
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:

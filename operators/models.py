@@ -168,6 +168,9 @@ def load_on_device(
     Raises:
         IncompatibleError: the weights changed since the plan was made.
     """
+    if device.startswith("cuda"):
+        # fp32 is fp32: by default cuDNN computes convolutions, so the patches, in TF32.
+        torch.backends.cudnn.allow_tf32 = False
     network, known = _kept(model, weights, pooling, device, image_size)
     if fingerprint_ not in known:  # the file may have changed since this process read it
         _kept.cache_clear()
