@@ -9,12 +9,14 @@ download of weights, and a test pass every fifth epoch. Both sides have the same
 the backbone, images (32 pixels, CIFAR's size), kind of augmentation, batch, optimiser and frozen
 pass for queries. Ours decodes PNG files, PILOT has the pixels. A step is from batch to batch,
 loading included; the first of a round is left out. Rounds of all sides alternate; medians.
+Either runs in a process as its users have it: ours as workers are started (`cluster/memory.py`),
+unless GLIBC_TUNABLES says otherwise, PILOT without any such variable.
 Cached: with the test transform (augmentation "none") the queries come from the cache of features,
 while PILOT computes them again for every batch; its own column stays with the training transform,
 and the pass that fills the cache, once for all epochs and methods, is not counted.
 
-`--clock cpu` counts the processor seconds of this process, for machines that others use too; then
-PILOT loads in this process as well (`--workers 0`), or its workers would be free of charge.
+`--clock cpu` counts the processor seconds of a process, for machines that others use too; then
+PILOT loads in its own process as well (`--workers 0`), or its workers would be free of charge.
 """
 
 import argparse
@@ -23,7 +25,9 @@ import hashlib
 import importlib
 import io
 import json
+import os
 import statistics
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -42,6 +46,7 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import methods
+from cluster import memory
 from methods import vit as seams
 from methods.trained import Task
 from operators import loop, models
@@ -56,6 +61,12 @@ OURS: dict[str, dict[str, Any]] = {
     "l2p": {"clip": 0.0, "prompt_pos": "cls"},
     "dualprompt": {"clip": 0.0},
     "coda_prompt": {},
+}
+COLUMNS: dict[str, tuple[str, dict[str, Any]]] = {
+    "fp32": ("fp32", {}),
+    "fp32, cached": ("fp32", {"augmentation": "none"}),
+    "bf16": ("bf16", {}),
+    "bf16, cached": ("bf16", {"augmentation": "none"}),
 }
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}
 
@@ -233,46 +244,85 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--clock", default="wall", choices=CLOCKS)
+    parser.add_argument("--side", choices=["pilot", "ours"], help=argparse.SUPPRESS)
     options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    old_timm()
-    sys.path.append(str(options.pilot))
-    networks: Any = importlib.import_module("utils.inc_net")
-    networks.timm = SimpleNamespace(create_model=create_model)
+    if options.side:
+        serve(options)
+    else:
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """Prints the table: has both sides work in turn."""
+    plain = {name: v for name, v in os.environ.items() if name != memory.VARIABLE}
+    sides = {
+        side: subprocess.Popen(
+            [sys.executable, __file__, *sys.argv[1:], "--side", side],
+            env=environment,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for side, environment in (("pilot", plain), ("ours", plain | memory.environment()))
+    }
+
+    def seconds(side: str, name: str, column: str) -> list[float]:
+        pipes: Any = sides[side]
+        pipes.stdin.write(json.dumps([name, column]) + "\n")
+        pipes.stdin.flush()
+        return json.loads(pipes.stdout.readline())
+
     # PILOT's CODA-Prompt is written for the width of the base model.
     fitting = [n for n in OURS if options.model == "base" or n != "coda_prompt"]
     wanted = [n for n in fitting if not options.methods or n in options.methods.split(",")]
+    print(f"ViT-{options.model}/16, 224 pixels, batch {options.batch},", end=" ")
+    print(f"{options.threads} threads, images/s, {options.clock} clock\n")
+    print("| method | PILOT | " + " | ratio | ".join(COLUMNS) + " | ratio |")
+    print("|---" * (2 * len(COLUMNS) + 2) + "|")
+    for name in wanted:
+        found: dict[str, list[float]] = {column: [] for column in ("PILOT", *COLUMNS)}
+        for _ in range(options.rounds):
+            for column, steps in found.items():
+                steps += seconds("pilot" if column == "PILOT" else "ours", name, column)[1:]
+        pilot, *rates = (options.batch / statistics.median(steps) for steps in found.values())
+        others = (f"{rate:.2f} | {rate / pilot:.2f}" for rate in rates)
+        print(f"| {name} | {pilot:.2f} | {' | '.join(others)} |", flush=True)
+    for process in sides.values():
+        process.communicate()
+
+
+def serve(options: argparse.Namespace) -> None:
+    """A side: trains a round for every line [method, column] and answers with seconds of steps."""
+    answers, sys.stdout = sys.stdout, sys.stderr  # whatever PILOT prints
+    torch.set_num_threads(options.threads)
     network = seams.check(models.load(f"vit_{options.model}_patch16_224", "random", "token"))
     random = np.random.default_rng(0)
     count = options.batch * options.steps
     pixels = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)
     targets = np.arange(count) % CLASSES
     rows = images(pixels, targets)
-    with torch.no_grad():
-        chunks = loop.chunks(list(range(count)), options.batch)
-        inputs = (rows.normalise(rows.batch(chunk, 0, "none")) for chunk in chunks)
-        rows.query = torch.cat([loop.frozen_features(network, batch) for batch in inputs])
-    print(f"ViT-{options.model}/16, 224 pixels, batch {options.batch},", end=" ")
-    print(f"{options.threads} threads, images/s, {options.clock} clock\n")
-    columns = ("PILOT", "fp32", "fp32, cached", "bf16", "bf16, cached")
-    print("| method | " + columns[0] + " | " + " | ratio | ".join(columns[1:]) + " | ratio |")
-    print("|---" * (2 * len(columns)) + "|")
-    for name in wanted:
-        sides = [
-            theirs(name, options, network, pixels, targets),
-            *(
-                ours(name, options, network, rows, precision, **changes)
-                for precision in ("fp32", "bf16")
-                for changes in ({}, {"augmentation": "none"})
-            ),
-        ]
-        seconds: list[list[float]] = [[] for _ in sides]
-        for _ in range(options.rounds):
-            for side, found in zip(sides, seconds, strict=True):
-                found += side()[1:]
-        rates = [options.batch / statistics.median(found) for found in seconds]
-        others = (f"{rate:.2f} | {rate / rates[0]:.2f}" for rate in rates[1:])
-        print(f"| {name} | {rates[0]:.2f} | {' | '.join(others)} |", flush=True)
+    if options.side == "pilot":
+        old_timm()
+        sys.path.append(str(options.pilot))
+        networks: Any = importlib.import_module("utils.inc_net")
+        networks.timm = SimpleNamespace(create_model=create_model)
+    else:
+        with torch.no_grad():
+            chunks = loop.chunks(list(range(count)), options.batch)
+            inputs = (rows.normalise(rows.batch(chunk, 0, "none")) for chunk in chunks)
+            rows.query = torch.cat([loop.frozen_features(network, batch) for batch in inputs])
+    rounds: dict[tuple[str, str], Callable[[], list[float]]] = {}
+    for line in sys.stdin:
+        name, column = json.loads(line)
+        if (name, column) not in rounds:
+            if column == "PILOT":
+                rounds = {(name, column): theirs(name, options, network, pixels, targets)}
+            else:
+                precision, changes = COLUMNS[column]
+                made = ours(name, options, network, rows, precision, **changes)
+                rounds[name, column] = made
+        print(json.dumps(rounds[name, column]()), file=answers, flush=True)
 
 
-main()
+if __name__ == "__main__":
+    main()

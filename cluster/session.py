@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster import auth, shipping, signals
+from cluster import auth, memory, shipping, signals
 from operators.errors import ClusterLost, ConfigError
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -118,6 +118,7 @@ def _local(
                     **dict.fromkeys(auth.FOLLOWED),
                     **auth.QUIET,
                     **auth.SETTLED,
+                    **memory.environment(),
                     "PYTHONPATH": os.pathsep.join(path),
                     "RAY_AUTH_MODE": "token",
                     "RAY_AUTH_TOKEN": None,
@@ -164,7 +165,10 @@ def _joined(address: str, insecure: bool) -> Iterator[Session]:
         _probe(address)
         runtime_env: dict[str, Any] | None = None
         if not inside_job:
-            runtime_env = {"working_dir": str(stack.enter_context(shipping.working_dir()))}
+            runtime_env = {
+                "working_dir": str(stack.enter_context(shipping.working_dir())),
+                "env_vars": memory.environment(),
+            }
         import ray
         from ray.exceptions import RayError
 

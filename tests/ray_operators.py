@@ -102,7 +102,11 @@ def train(order: Order, store: Store) -> Result:
         json.loads(store.read(operator, key, "value.json"))
         for operator, key in order.inputs("previous")
     )
-    facts = {"ranks": ranks, "threads": torch.get_num_threads()}
+    facts = {
+        "ranks": ranks,
+        "threads": torch.get_num_threads(),
+        "tunables": os.environ.get("GLIBC_TUNABLES"),
+    }
     return Result(files={"value.json": json.dumps(total).encode()}, facts=facts)
 
 
@@ -132,3 +136,18 @@ def chain(
             )
         )
     return stages
+
+
+def advised_megabytes() -> tuple[str | None, int]:
+    """What a worker was started with; memory of a new tensor that may be in huge pages."""
+    import torch
+
+    kept = torch.ones(64 * 2**18)  # 64 MiB
+    size, total = 0, 0
+    for line in Path("/proc/self/smaps").read_text().splitlines():
+        if line.startswith("Rss:"):
+            size = int(line.split()[1])
+        if line.startswith("VmFlags:") and " hg" in line:
+            total += size
+    assert kept.sum() > 0
+    return os.environ.get("GLIBC_TUNABLES"), total // 1024

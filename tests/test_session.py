@@ -9,7 +9,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 
+from cluster import memory
 from cluster.executor import execute
 from cluster.graph import walk
 from cluster.preflight import check_resources
@@ -18,7 +20,7 @@ from operators.errors import ConfigError, StorageError
 from operators.stage import Resources, Stage
 from operators.store import Store
 from tests.ray_cluster import Cluster, two_nodes
-from tests.ray_operators import stage
+from tests.ray_operators import advised_megabytes, stage
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -49,6 +51,19 @@ def test_joined_cluster_runs_a_graph_on_both_nodes(cluster: Cluster, tmp_path: P
     assert outcome.computed == 9
     assert store.read("work", target.key, "value.json") == b"28"
     assert len({done.node for done in outcome.done.values()}) == 2
+
+
+def test_workers_of_a_joined_cluster_get_huge_pages(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel's own word for it, unless the machine has them switched off, or always on."""
+    monkeypatch.delenv(memory.VARIABLE, raising=False)
+    with connect(cluster.address):
+        variable, advised = ray.get(ray.remote(advised_megabytes).remote())
+    assert variable == memory.TUNABLES
+    setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
+    if setting.exists() and "[madvise]" in setting.read_text():
+        assert advised >= 60
 
 
 def test_auto_is_the_cluster_of_the_environment(
@@ -125,10 +140,11 @@ def test_local_ray_is_our_own_and_leaves_nothing(tmp_path: Path) -> None:
 import os, sys, stat, time
 sys.path.insert(0, {str(ROOT)!r})
 from functools import partial
+from cluster import memory
 from cluster.executor import execute
 from cluster.session import connect
 from operators.store import Store
-from tests.ray_operators import stage
+from tests.ray_operators import advised_megabytes, stage
 with connect(None, num_cpus=1) as session:
     import ray
     folder = os.environ["RAY_AUTH_TOKEN_PATH"]
@@ -136,9 +152,12 @@ with connect(None, num_cpus=1) as session:
     print(os.path.dirname(folder))
     from contextlib import nullcontext
     print(execute([stage("a")], Store("store"), connect=lambda: nullcontext(session)).computed)
-print([n for n in ("RAY_AUTH_MODE", "PYTHONPATH", "PYTHONBREAKPOINT") if n in os.environ])
+    print(ray.get(ray.remote(lambda: os.environ.get("GLIBC_TUNABLES")).remote()))
+changed = "RAY_AUTH_MODE", "PYTHONPATH", "PYTHONBREAKPOINT", "GLIBC_TUNABLES"
+print([name for name in changed if name in os.environ])
 """
-    environ = {n: v for n, v in os.environ.items() if not n.startswith(("RAY_", "PYTHON"))}
+    ours = ("RAY_", "PYTHON", "GLIBC_TUNABLES")
+    environ = {n: v for n, v in os.environ.items() if not n.startswith(ours)}
     environ |= {"HOME": str(tmp_path / "home"), "RAY_ADDRESS": "192.0.2.99:6379"}
     (tmp_path / "home").mkdir()
     result = subprocess.run(
@@ -150,8 +169,9 @@ print([n for n in ("RAY_AUTH_MODE", "PYTHONPATH", "PYTHONBREAKPOINT") if n in os
         timeout=100,
     )
     assert result.stderr == ""
-    facts, folder, computed, after = result.stdout.splitlines()
+    facts, folder, computed, pages, after = result.stdout.splitlines()
     assert (facts, computed, after) == ("True 1.0 0o600", "1", "[]")
+    assert pages == memory.TUNABLES
     assert not Path(folder).exists()
     assert not list((tmp_path / "home").iterdir())
 

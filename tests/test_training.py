@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
+from cluster import memory
 from cluster.chain import Broken
 from cluster.executor import Event, Outcome, execute
 from cluster.policy import Kind, Policy
@@ -156,6 +157,7 @@ def test_one_start_serves_all_tasks_and_their_readers(
     assert content(store, a) == [b"2", b"6", b"12"]
     assert outcome.computed == 4
     assert all(done.node for done in outcome.done.values())
+    assert outcome.done[a[2].key].facts["tunables"] == memory.environment()[memory.VARIABLE]
     assert events.index(("finished", "predict 0")) < events.index(("finished", "l2p seed 0 2"))
     assert {label for kind, label in events if kind == "progress"} == {s.label for s in a}
     assert set(Path.home().iterdir()) == before
