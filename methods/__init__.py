@@ -3,12 +3,8 @@
 Importing this package does not import torch; `load` does.
 """
 
-import importlib
-from collections.abc import Mapping
-from typing import Any
-
-from methods import hyperparameters
 from methods.hyperparameters import Field, HyperparameterError
+from methods.registry import Registry
 
 __all__ = ["METHODS", "PARTS", "Field", "HyperparameterError", "build", "fields", "load"]
 
@@ -58,41 +54,5 @@ PARTS: dict[str, str] = {
 }
 """What methods are made of and nobody runs alone; found by name like a method."""
 
-
-def load(name: str) -> type[Any]:
-    """The class of a method, of whichever contract; imports its module, hence torch.
-
-    Raises:
-        ValueError: no method of this name.
-    """
-    place = METHODS.get(name) or PARTS.get(name)
-    if place is None:
-        hint = hyperparameters.nearest(name, METHODS)
-        raise ValueError(f"method: must be one of {', '.join(METHODS)}{hint}, got {name!r}")
-    module, _, attribute = place.partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def build(name: str, values: Mapping[str, Any]) -> Any:
-    """A method, of whichever contract, with the given hyper-parameters.
-
-    What is not given has the paper's default.
-
-    Args:
-        name: a key of `METHODS` or `PARTS`.
-        values: hyper-parameters as plain values; an int is accepted where a float belongs.
-
-    Raises:
-        ValueError: no method of this name.
-        HyperparameterError: unknown fields, wrong types, values out of range; all at once.
-    """
-    return hyperparameters.build(load(name), name, values)
-
-
-def fields(name: str) -> list[Field]:
-    """The hyper-parameters of a method: name, type, default and meaning.
-
-    Raises:
-        ValueError: no method of this name.
-    """
-    return hyperparameters.describe(load(name))
+_registry = Registry("method", METHODS, PARTS)
+load, build, fields = _registry.load, _registry.build, _registry.fields

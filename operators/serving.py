@@ -20,6 +20,7 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from operators.backbone import CLIP
 from operators.errors import BadDataError, ConfigError, IncompatibleError
 from operators.keys import digest
 from operators.preprocessing import Preprocessing
@@ -78,13 +79,16 @@ def model_files(
     versions = library_versions()
     pillow = ".".join(versions["pillow"].split(".")[:2])
     made_of = {name: {"operator": s[0], "key": s[1]} for name, s in states.items()}
+    networks = [description, *([description[BESIDE]] if BESIDE in description else [])]
+    clip = any(network["backbone"]["model"].startswith(CLIP) for network in networks)
+    package = f"graftwork{'[clip]' if clip else ''}=={versions['graftwork']}"
     return {
         "model/MLmodel": json.dumps(_mlmodel(versions["python"]), indent=1),
         "model/python_env.yaml": json.dumps(
             {"python": versions["python"], "dependencies": ["-r requirements.txt"]}
         ),
         # Pixels are those of one version of Pillow, which preprocessing insists on.
-        "model/requirements.txt": f"graftwork=={versions['graftwork']}\npillow=={pillow}.*\n",
+        "model/requirements.txt": f"{package}\npillow=={pillow}.*\n",
         "model/data/model.json": json.dumps(
             {"format": FORMAT, **description, "made_of": made_of}, indent=1
         ),

@@ -166,6 +166,8 @@ def check(made: Made, label: str) -> dict[str, Any]:
 def test_methods_on_clip(on_clip: Made, label: str) -> None:
     about = check(on_clip, label)
     assert about["predictor"]["kind"] == ("fitted" if label == "zs_clip" else "trained")
+    requirements = (on_clip.model(label).parent / "requirements.txt").read_text()
+    assert requirements.startswith("graftwork[clip]==")
     assert about["backbone"]["model"] == BACKBONE["model"] and "beside" not in about
 
 

@@ -4,12 +4,7 @@ A merge is a frozen dataclass of hyper-parameters, as a method is; around it sta
 that do the arithmetic on tensors. Importing this package does not import torch; `load` does.
 """
 
-import importlib
-from collections.abc import Mapping
-from typing import Any
-
-from methods import hyperparameters
-from methods.hyperparameters import Field
+from methods.registry import Registry
 
 __all__ = ["MERGES", "build", "fields", "load"]
 
@@ -28,34 +23,5 @@ MERGES: dict[str, str] = {
     "dare": "operators.merging.dare:Dare",
 }
 
-
-def load(name: str) -> type[Any]:
-    """The class of a merge; imports its module, hence torch.
-
-    Raises:
-        ValueError: no merge of this name.
-    """
-    if name not in MERGES:
-        hint = hyperparameters.nearest(name, MERGES)
-        raise ValueError(f"merge: must be one of {', '.join(MERGES)}{hint}, got {name!r}")
-    module, _, attribute = MERGES[name].partition(":")
-    return getattr(importlib.import_module(module), attribute)
-
-
-def build(name: str, values: Mapping[str, Any]) -> Any:
-    """A merge with the given hyper-parameters, the others at their defaults.
-
-    Raises:
-        ValueError: no merge of this name.
-        HyperparameterError: unknown fields, wrong types, values out of range; all at once.
-    """
-    return hyperparameters.build(load(name), name, values)
-
-
-def fields(name: str) -> list[Field]:
-    """The hyper-parameters of a merge: name, type, default and meaning.
-
-    Raises:
-        ValueError: no merge of this name.
-    """
-    return hyperparameters.describe(load(name))
+_registry = Registry("merge", MERGES)
+load, build, fields = _registry.load, _registry.build, _registry.fields
