@@ -123,7 +123,7 @@ class Ready:
 
     query: Tensor | None
 
-    def __init__(self, pixels: Tensor, targets: Tensor, query: Tensor) -> None:
+    def __init__(self, pixels: Tensor, targets: Tensor, query: Tensor | None) -> None:
         self._pixels, self.targets, self.query = pixels, targets, query
         self.exemplars = torch.zeros(len(targets), dtype=torch.bool)
 
