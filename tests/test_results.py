@@ -146,8 +146,12 @@ def test_the_user_interface_from_start_to_ctrl_c(uri: str) -> None:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    code = "import sys; from pipelines.ui import serve; sys.exit(serve(sys.argv[1], int(sys.argv[2]"
-    command = [sys.executable, "-u", "-c", code + ")))", uri, str(port)]
+    # As from a terminal: what is started in the background of a shell ignores Ctrl-C.
+    code = (
+        "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "from pipelines.ui import serve; sys.exit(serve(sys.argv[1], int(sys.argv[2])))"
+    )
+    command = [sys.executable, "-u", "-c", code, uri, str(port)]
     with subprocess.Popen(
         command,
         stdout=subprocess.PIPE,
