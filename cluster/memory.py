@@ -2,8 +2,9 @@
 
 A training step asks for some hundred megabytes of tensors and gives them back. By default glibc
 returns each of them to the system, which then hands out zeroed pages of 4 KiB, one fault each, and
-the processor's address cache is too small for so many. On virtual machines that is a third of the
-time of a step on the CPU (`benchmarks/RESULTS.md`). Results are the same to the last bit.
+the processor's address cache is too small for so many. On virtual machines that is up to a sixth of
+the time of a step of the training loop, and more of a bare one (`benchmarks/RESULTS.md`). The
+arithmetic is the same.
 """
 
 import os
