@@ -18,6 +18,7 @@ import argparse
 import sys
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def peak() -> float:
     return 2 * 8192**3 / seconds(lambda: a @ b, 20)
 
 
-def seconds(work, count: int) -> float:  # type: ignore[no-untyped-def]
+def seconds(work: Callable[[], object], count: int) -> float:
     """Mean time of a piece of work on the GPU, after three that do not count."""
     for _ in range(3):
         work()
@@ -54,7 +55,7 @@ def seconds(work, count: int) -> float:  # type: ignore[no-untyped-def]
     return (time.perf_counter() - started) / count
 
 
-def flops(work) -> int:  # type: ignore[no-untyped-def]
+def flops(work: Callable[[], object]) -> int:
     """Operations of a piece of work."""
     with FlopCounterMode(display=False) as counter:
         work()
@@ -183,7 +184,7 @@ def main() -> None:
         report(lambda: agreement(case, few), case, ends)  # noqa: B023
 
 
-def report(work, case: training.Case, ends: float) -> None:  # type: ignore[no-untyped-def]
+def report(work: Callable[[], str], case: training.Case, ends: float) -> None:
     """Prints a row, or why there is none; one method's failure does not end the others."""
     if time.monotonic() > ends:
         print(f"| {case.label} | no time left |")

@@ -140,11 +140,10 @@ def test_local_ray_is_our_own_and_leaves_nothing(tmp_path: Path) -> None:
 import os, sys, stat, time
 sys.path.insert(0, {str(ROOT)!r})
 from functools import partial
-from cluster import memory
 from cluster.executor import execute
 from cluster.session import connect
 from operators.store import Store
-from tests.ray_operators import advised_megabytes, stage
+from tests.ray_operators import stage
 with connect(None, num_cpus=1) as session:
     import ray
     folder = os.environ["RAY_AUTH_TOKEN_PATH"]
