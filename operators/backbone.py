@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from operators.errors import ConfigError
+from operators.keys import program_digest
 from operators.sources import identity
 from operators.store import Memo, library_versions
 
@@ -77,12 +78,13 @@ def resolve(
     depends = ("torch", "timm", *(("open_clip",) if model.startswith(CLIP) else ()))
     preimage = {
         "kind": "backbone",
-        "version": 2,
         "model": model,
         "pooling": pooling,
         "image_size": image_size,
         "weights": known_by,
         "versions": {k: v for k, v in library_versions().items() if k in depends},
+        # The architectures and descriptions that this package ships, and what attaches to a model.
+        "source": program_digest(),
     }
     if (known := memo.get(preimage)) is not None:
         return Backbone(**json.loads(known) | {"weights": location})

@@ -154,6 +154,7 @@ def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None
         "version": VERSION,
         "description": description,
         "sources": digest(identities),
+        "images": scan.examination(description["max_pixels"]),
     }
     data = memo.get(preimage)
     if data is not None and (known := _from_memo(data, description, found)) is not None:

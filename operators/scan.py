@@ -212,13 +212,11 @@ def images(
         local = np.stack([own.file - first_file[number], own.row]).astype("<i8")
         preimage = {
             "kind": "images",
-            "version": VERSION,
             "source": dict(its_source.identity),
             "image": own.image,
             "rows": hashlib.sha256(local.tobytes()).hexdigest(),
-            "max_pixels": codec.MAX_PIXELS if max_pixels is None else max_pixels,
-            "pillow": version("pillow"),
             "decode": decode,
+            **examination(max_pixels),
         }
         known = _from_memo(memo.get(preimage), stop - start)
         if known is None:
@@ -229,6 +227,19 @@ def images(
         digests[start:stop] = known[0]
         bad |= {start + position: why for position, why in known[1].items()}
     return Scan(places=places, digests=digests, bad=bad)
+
+
+def examination(max_pixels: int | None) -> dict[str, Any]:
+    """What the verdict on an image depends on besides its bytes, for the memo.
+
+    Args:
+        max_pixels: largest width times height; None for the program's own limit.
+    """
+    return {
+        "version": VERSION,
+        "max_pixels": codec.MAX_PIXELS if max_pixels is None else max_pixels,
+        "pillow": version("pillow"),
+    }
 
 
 def _look(

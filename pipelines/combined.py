@@ -12,6 +12,7 @@ from typing import Any
 
 from operators.errors import ConfigError
 from operators.holdout import sampled
+from operators.keys import program_digest
 from operators.scenario import rows_of, seen_classes
 from operators.stage import Resources, Stage
 from operators.store import Memo
@@ -45,13 +46,8 @@ class Combined:
     label: str
 
 
-def resolve(
-    loaded: Loaded, methods: Sequence[Method], memo: Memo, source: str
-) -> tuple[Combined, ...]:
+def resolve(loaded: Loaded, methods: Sequence[Method], memo: Memo) -> tuple[Combined, ...]:
     """The combinations of a spec; asks the memo before importing torch.
-
-    Args:
-        source: digest of the sources of merges and rules.
 
     Raises:
         ConfigError: unknown names or fields, or members that cannot be combined; all at once.
@@ -64,8 +60,9 @@ def resolve(
         for section, given in (("merge", spec.merge), ("ensemble", spec.ensemble))
         for number, entry in enumerate(given)
     ]
+    program = program_digest()
     for asked in entries:
-        facts, wrong = _facts(asked, memo, source)
+        facts, wrong = _facts(asked, memo, program)
         members, unfit = _members(asked, methods, found, len(spec.seeds))
         problems += wrong + unfit
         if wrong or unfit:
@@ -96,10 +93,10 @@ def resolve(
 
 
 def _facts(
-    asked: Combination, memo: Memo, source: str
+    asked: Combination, memo: Memo, program: str
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
     preimage = {
-        "kind": asked.section, "name": asked.kind, "given": asked.given, "source": source,
+        "kind": asked.section, "name": asked.kind, "given": asked.given, "source": program,
     }  # fmt: skip
     known = memo.get(preimage)
     if known is not None:

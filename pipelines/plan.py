@@ -4,13 +4,10 @@ Planning reads the data set's index and the backbone's fingerprint (both remembe
 and is pure from there on: the same bytes give the same keys on any machine.
 """
 
-import hashlib
-import importlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from cluster.graph import walk
@@ -21,6 +18,7 @@ from operators import preprocessing as preprocessings
 from operators.backbone import Backbone
 from operators.dataset import Dataset
 from operators.errors import BadDataError, ConfigError, IncompatibleError
+from operators.keys import program_digest
 from operators.preprocessing import Preprocessing
 from operators.stage import Stage
 from operators.store import Memo
@@ -169,7 +167,7 @@ def _resolve(
     methods, combinations, backbone, spec = None, (), None, loaded.spec
     try:
         methods = resolve_methods(loaded, memo)
-        combinations = combined.resolve(loaded, methods, memo, _source_digest("operators"))
+        combinations = combined.resolve(loaded, methods, memo)
     except ConfigError as error:
         problems.append(error)
     try:
@@ -193,12 +191,12 @@ def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
     Raises:
         ConfigError: unknown methods or hyper-parameters, all of them at once.
     """
-    source = _source_digest("methods")
+    program = program_digest()
     requested = loaded.spec.methods
     names = [name for name, _ in requested]
     resolved, problems = [], []
     for number, (name, given) in enumerate(requested):
-        preimage = {"kind": "method", "name": name, "given": given, "source": source}
+        preimage = {"kind": "method", "name": name, "given": given, "source": program}
         known = memo.get(preimage)
         if known is None:
             from operators import describe  # imports torch
@@ -232,18 +230,3 @@ def _check_input_size(preprocessing: Preprocessing, backbone: Backbone) -> None:
 
 def _short(given: dict[str, Any]) -> str:
     return " ".join(f"{name}={value}" for name, value in given.items())
-
-
-def _source_digest(folder: str) -> str:
-    """Digest of the sources of methods, or of merges and rules: what the memo remembers of them
-    holds for these alone."""
-    place = Path(next(iter(importlib.import_module(folder).__path__)))
-    paths = (
-        place.glob("*.py")
-        if folder == "methods"
-        else [p for part in ("merging", "ensembling") for p in (place / part).glob("*.py")]
-    )
-    total = hashlib.sha256()
-    for path in sorted(paths):
-        total.update(path.name.encode() + b"\0" + path.read_bytes() + b"\0")
-    return total.hexdigest()

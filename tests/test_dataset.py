@@ -220,6 +220,28 @@ def test_several_folders_keep_their_order(tmp_path: Path) -> None:
     assert_same(index(description, memo), found)
 
 
+def test_another_pillow_looks_at_skipped_images_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What one version cannot decode the next one may, and the other way round."""
+    description = write(tmp_path / "a.parquet", range(6), np.arange(6) % 3)
+    description |= {"on_bad_image": "skip"}
+    memo = Memo()
+    index(description, memo)
+    monkeypatch.setattr(scan, "version", lambda name: f"another {name}")
+
+    def refuse(data: bytes | None, max_pixels: int | None = None) -> Image.Image:
+        if data == png(4):
+            raise BadDataError("no longer understood")
+        return decode(data, max_pixels)
+
+    decode = scan.codec.rgb
+    monkeypatch.setattr(scan.codec, "rgb", refuse)
+    found = index(description, memo)
+    assert len(found.train) == 5
+    assert [bad["reason"] for bad in found.bad_images] == ["no longer understood"] * 2
+
+
 @pytest.mark.parametrize("kind", ["table", "folder", "digits", "skip"])
 def test_a_memo_hit_equals_a_fresh_index(tmp_path: Path, kind: str) -> None:
     if kind == "folder":

@@ -1,14 +1,20 @@
 """Planning: pure, fast, and keys that hold what they should and nothing else."""
 
 import time
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import pytest
 
+from methods import hyperparameters, registry
+from operators import describe, models
+from operators.ensembling import rules
 from operators.errors import BadDataError
+from operators.merging import contract
 from operators.stage import Stage
 from operators.store import Store
 from pipelines import explain
@@ -112,6 +118,51 @@ def test_a_long_chain_has_keys() -> None:
     for task in range(1, 5000):
         stage = Stage(operator="fit", parameters={"task": task}, inputs={"before": (stage,)})
     assert len(stage.key) == 64
+
+
+COMBINED = (
+    "methods=[simplecil, finetune, lora]",
+    "merge=[{ties: {of: finetune}}]",
+    "ensemble=[{vote: {of: [simplecil, lora]}}]",
+)
+
+
+@pytest.fixture
+def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """What planning looked at because the memo had no answer."""
+    found: list[str] = []
+
+    def watched(name: str, real: Callable[..., Any]) -> Callable[..., Any]:
+        def look(*given: Any) -> Any:
+            found.append(name)
+            return real(*given)
+
+        return look
+
+    for module, name in ((describe, "method"), (describe, "combination"), (models, "load")):
+        monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
+    return found
+
+
+@pytest.mark.parametrize(
+    "module",
+    [describe, hyperparameters, registry, contract, rules, models],
+    ids=lambda module: module.__name__,
+)
+def test_an_edited_source_file_is_no_hit_in_the_memo(
+    store: Store, monkeypatch: pytest.MonkeyPatch, looks: list[str], module: ModuleType
+) -> None:
+    before = plan(store, *COMBINED)
+    looks.clear()
+    plan(store, *COMBINED)
+    assert looks == []
+    edited, read = Path(module.__file__ or ""), Path.read_bytes
+    monkeypatch.setattr(
+        Path, "read_bytes", lambda path: read(path) + (b"# edited" if path == edited else b"")
+    )
+    after = plan(store, *COMBINED)
+    assert sorted(looks) == ["combination"] * 2 + ["load"] + ["method"] * 3
+    assert [s.key for s in after.stages] == [s.key for s in before.stages]
 
 
 def test_all_wrong_methods_are_reported_at_once_with_their_lines(

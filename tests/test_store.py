@@ -5,11 +5,12 @@ import pickle
 import random
 import threading
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
 from operators.errors import DamagedStage, StorageError
-from operators.keys import digest
+from operators.keys import digest, source_digest
 from operators.stage import Order, Result
 from operators.store import Store
 
@@ -156,3 +157,31 @@ def test_store_pickles_as_its_url(tmp_path: Path) -> None:
     copy = pickle.loads(pickle.dumps(store))
     assert copy == store
     assert copy.read("fit", stage.key, "data.bin") == b"0123456789"
+
+
+def test_a_digest_of_sources_sees_every_change_of_every_file(tmp_path: Path) -> None:
+    def written(place: str, files: dict[str, str]) -> str:
+        package = ModuleType("pack")
+        package.__path__ = [str(tmp_path / place / "pack")]
+        for name, text in files.items():
+            path = tmp_path / place / "pack" / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        return source_digest(package)
+
+    files = {"__init__.py": "", "a.py": "a = 1", "deep/er/b.py": "b = 1", "deep/model.json": "{}"}
+    whole = written("whole", files)
+    assert written("elsewhere", files) == whole
+    assert written("compiled", {**files, "deep/__pycache__/b.cpython-311.pyc": "x"}) == whole
+    rest = {name: text for name, text in files.items() if name != "deep/er/b.py"}
+    others = {
+        "edited": {**files, "deep/er/b.py": "b = 2"},
+        "removed": rest,
+        "renamed": {**rest, "deep/er/c.py": "b = 1"},
+        "moved": {**rest, "deep/b.py": "b = 1"},
+        "swapped": {**files, "a.py": "b = 1", "deep/er/b.py": "a = 1"},
+        "model": {**files, "deep/model.json": "[]"},
+        "added": {**files, "deep/er/__init__.py": ""},
+    }
+    found = {written(place, changed) for place, changed in others.items()}
+    assert len(found | {whole}) == len(others) + 1
