@@ -9,8 +9,7 @@ Shapes: B batch, D width.
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,6 +21,7 @@ from operators import models, sources
 from operators.errors import BadDataError, Diverged
 from operators.features import encode_shard
 from operators.pixels import normalise, prepare
+from operators.prefetch import batched, prefetch
 from operators.preprocessing import Preprocessing
 from operators.stage import Order, Result
 from operators.store import Store
@@ -50,7 +50,7 @@ def extract(
         device: that of `embed`'s network.
         precision: fp32, or bf16 / fp16 by autocast.
         batch_size: images per forward pass.
-        workers: decoding threads; at most two batches per thread wait in memory.
+        workers: decoding threads; two batches per thread, and one in use, are in memory.
 
     Raises:
         BadDataError: an image cannot be decoded.
@@ -58,7 +58,8 @@ def extract(
     """
     dtype = models.PRECISIONS[precision]
     outputs = []
-    for pixels in _prepared(images, preprocessing, batch_size, workers, max_pixels):
+    decode = partial(prepare, preprocessing=preprocessing, max_pixels=max_pixels)
+    for pixels in prefetch(decode, batched(images, batch_size), workers=workers):
         batch = pixels.to(device, non_blocking=True)
         count = len(batch)
         if count < batch_size:
@@ -72,25 +73,6 @@ def extract(
         row = int((~torch.isfinite(result)).any(dim=1).nonzero()[0])
         raise Diverged(f"feature of image {row} of the shard is NaN or infinite")
     return result
-
-
-def _prepared(
-    images: Iterable[bytes],
-    preprocessing: Preprocessing,
-    batch_size: int,
-    workers: int,
-    max_pixels: int | None,
-) -> Iterator[Tensor]:
-    """Batches of uint8 pixels [B, 3, h, w], decoded ahead by threads, in order."""
-    source = iter(images)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        waiting: list[Future[Tensor]] = []
-        while True:
-            while len(waiting) <= 2 * workers and (chunk := list(islice(source, batch_size))):
-                waiting.append(pool.submit(prepare, chunk, preprocessing, max_pixels))
-            if not waiting:
-                return
-            yield waiting.pop(0).result()
 
 
 def run(order: Order, store: Store) -> Result:

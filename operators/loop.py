@@ -7,10 +7,8 @@ changes what is drawn.
 Shapes: B batch, N rows of a task, D width.
 """
 
-import itertools
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
@@ -26,6 +24,7 @@ from methods.networks import Network
 from methods.trained import Learner, Recipe, Reference, Task, Trained, learned, restore
 from operators.errors import Diverged
 from operators.models import PRECISIONS
+from operators.prefetch import prefetch
 from operators.seeds import derive
 
 PLAIN_BATCH = {"cpu": 8, "cuda": 128}
@@ -64,7 +63,7 @@ class Settings:
         device: "cpu", "cuda".
         precision: "fp32", or "bf16" by autocast.
         compile: compile the network.
-        decoders: threads that prepare images ahead of the network.
+        decoders: threads that prepare images ahead of the network, two batches each.
         every: seconds between two snapshots; 0 after every step, infinite for none.
     """
 
@@ -359,21 +358,12 @@ class _Run:
 
     def _prepared(self, batches: list[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
         """Batches with this worker's pixels, prepared ahead by threads."""
-        ahead = self._settings.decoders + 1
         augmentation, epoch = self._recipe.augmentation, self._epoch
-        with ThreadPoolExecutor(self._settings.decoders, thread_name_prefix="decode") as pool:
-            waiting: list[tuple[list[int], Future[Tensor]]] = []
-            source = iter(batches)
-            while True:
-                for rows in itertools.islice(source, ahead - len(waiting)):
-                    mine = self._mine(rows)
-                    waiting.append(
-                        (rows, pool.submit(self._images.batch, mine, epoch, augmentation))
-                    )
-                if not waiting:
-                    return
-                rows, future = waiting.pop(0)
-                yield rows, future.result()
+
+        def prepare(rows: list[int]) -> tuple[list[int], Tensor]:
+            return rows, self._images.batch(self._mine(rows), epoch, augmentation)
+
+        return prefetch(prepare, batches, workers=self._settings.decoders)
 
     def _mine(self, rows: list[int]) -> list[int]:
         # A worker without a row takes part with the first one, which then counts nothing.
@@ -479,26 +469,34 @@ class PlainImages:
         epoch = recipe.epochs
         batches = row_batches(len(images.targets), recipe, settings.seed, learner.task.index, epoch)
         known = images.query if augmentation == "none" else None
-        with ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode") as pool:
-            ahead = [pool.submit(images.batch, b, epoch, augmentation) for b in batches[:2]]
-            for number, rows in enumerate(batches):
-                pixels = ahead.pop(0).result()
-                ahead += [
-                    pool.submit(images.batch, b, epoch, augmentation)
-                    for b in batches[number + 2 :][:1]
-                ]
-                inputs = images.normalise(pixels.to(device, non_blocking=True))
-                with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-                    query = None
-                    if learner.needs_query:
-                        query = (
-                            frozen_features(learner.vit, inputs)
-                            if known is None
-                            else known[rows].to(device)
-                        )
-                    function(inputs, images.targets[rows].to(device), query)
+        for rows, pixels in prepared(images, batches, settings, epoch, augmentation):
+            inputs = images.normalise(pixels.to(device, non_blocking=True))
+            with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+                query = None
+                if learner.needs_query:
+                    query = (
+                        frozen_features(learner.vit, inputs)
+                        if known is None
+                        else known[rows].to(device)
+                    )
+                function(inputs, images.targets[rows].to(device), query)
         passes = 1 + (learner.needs_query and known is None)
         self._log.images_forwarded += passes * len(images.targets)
+
+
+def prepared(
+    images: Images,
+    batches: Iterable[list[int]],
+    settings: Settings,
+    epoch: int = 0,
+    augmentation: str = "none",
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of rows with their pixels, prepared ahead by threads, in order."""
+
+    def prepare(rows: list[int]) -> tuple[list[int], Tensor]:
+        return rows, images.batch(rows, epoch, augmentation)
+
+    return prefetch(prepare, batches, workers=settings.decoders)
 
 
 @torch.no_grad()
@@ -524,24 +522,18 @@ def forward_plain(
         size = PLAIN_BATCH[device]
         batches = chunks(list(range(len(images.targets))), size)
     known, outputs = images.query, []
-    with ThreadPoolExecutor(settings.decoders, thread_name_prefix="decode") as pool:
-        ahead = [pool.submit(images.batch, rows, 0, "none") for rows in batches[:2]]
-        for number, rows in enumerate(batches):
-            pixels = ahead.pop(0).result()
-            ahead += [pool.submit(images.batch, r, 0, "none") for r in batches[number + 2 :][:1]]
-            filled = [*rows, *[rows[0]] * (size - len(rows))]
-            pixels = torch.cat(
-                [pixels, pixels[:1].expand(len(filled) - len(rows), *pixels.shape[1:])]
-            )
-            inputs = images.normalise(pixels.to(device, non_blocking=True))
-            with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
-                query = None
-                if learner.needs_query:
-                    query = (
-                        frozen_features(learner.vit, inputs)
-                        if known is None
-                        else known[filled].to(device)
-                    )
-                outputs.append(function(inputs, query)[: len(rows)].float().cpu())
+    for rows, pixels in prepared(images, batches, settings):
+        filled = [*rows, *[rows[0]] * (size - len(rows))]
+        pixels = torch.cat([pixels, pixels[:1].expand(len(filled) - len(rows), *pixels.shape[1:])])
+        inputs = images.normalise(pixels.to(device, non_blocking=True))
+        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            query = None
+            if learner.needs_query:
+                query = (
+                    frozen_features(learner.vit, inputs)
+                    if known is None
+                    else known[filled].to(device)
+                )
+            outputs.append(function(inputs, query)[: len(rows)].float().cpu())
     log.images_forwarded += len(images.targets) * (1 + (learner.needs_query and known is None))
     return torch.cat(outputs)

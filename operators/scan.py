@@ -6,12 +6,10 @@ Shapes: N rows of a split.
 import hashlib
 import io
 import json
-from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
-from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,6 +18,7 @@ import pyarrow as pa
 from operators import builtin, labels, sources, tables
 from operators import images as codec
 from operators.errors import BadDataError
+from operators.prefetch import batched, prefetch
 from operators.sources import Places, Source
 from operators.tables import Column
 
@@ -248,31 +247,15 @@ def _look(
     """Digests uint8 [N, 32], and reasons by position, of images that are read now."""
     parts: list[bytes] = []
     bad: dict[int, str] = {}
-    for start, (found, reasons) in _in_threads(hints, max_pixels, decode, threads):
+    look = partial(_look_at, max_pixels=max_pixels, decode=decode)
+    chunks = batched(sources.read_or_reason(hints), _CHUNK)
+    for number, (found, reasons) in enumerate(prefetch(look, chunks, workers=threads)):
         parts.append(found)
-        bad |= {start + position: why for position, why in reasons.items()}
+        bad |= {number * _CHUNK + position: why for position, why in reasons.items()}
     return np.frombuffer(b"".join(parts), np.uint8).reshape(count, 32), bad
 
 
 Seen = tuple[bytes, dict[int, str]]
-
-
-def _in_threads(
-    hints: Mapping[str, Any], max_pixels: int | None, decode: bool, threads: int
-) -> Iterator[tuple[int, Seen]]:
-    read = sources.read_or_reason(hints)
-    waiting: deque[tuple[int, Future[Seen]]] = deque()
-    position = 0
-    with ThreadPoolExecutor(threads, thread_name_prefix="scan") as pool:
-        while chunk := list(islice(read, _CHUNK)):
-            waiting.append((position, pool.submit(_look_at, chunk, max_pixels, decode)))
-            position += len(chunk)
-            # Few chunks in flight: the memory holds these images and no more.
-            if len(waiting) > 2 * threads:
-                start, future = waiting.popleft()
-                yield start, future.result()
-        for start, future in waiting:
-            yield start, future.result()
 
 
 def _look_at(chunk: Iterable[bytes | str | None], max_pixels: int | None, decode: bool) -> Seen:

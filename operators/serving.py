@@ -13,16 +13,15 @@ import json
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from operators.backbone import CLIP
 from operators.errors import BadDataError, ConfigError, IncompatibleError
 from operators.keys import digest
+from operators.prefetch import batched, prefetch
 from operators.preprocessing import Preprocessing
 from operators.records import Artifacts
 from operators.store import Store, library_versions
@@ -183,7 +182,7 @@ class Predictor:
     ) -> Iterator["Tensor | str"]:
         """Of every image, in order: its scores [C], or why it cannot be used.
 
-        Streams: about three batches per decoder are in memory.
+        Streams: two batches, and two images per decoder, are in memory.
 
         Args:
             images: encoded images (JPEG, PNG, WEBP), or why one could not be read; None for an
@@ -264,15 +263,10 @@ class Predictor:
         self, images: Iterable[bytes | str | None], decoders: int
     ) -> Iterator[list["Views | str"]]:
         """Batches of prepared images, decoded ahead by threads, in order."""
-        source = iter(images)
-        with ThreadPoolExecutor(decoders, thread_name_prefix="decode") as pool:
-            waiting: list[list[Future[Views | str]]] = []
-            while True:
-                while len(waiting) <= 2 and (chunk := list(islice(source, self._batch))):
-                    waiting.append([pool.submit(self._prepared, image) for image in chunk])
-                if not waiting:
-                    return
-                yield [future.result() for future in waiting.pop(0)]
+        # While the network works on a batch, the next one and two images per thread.
+        depth = self._batch + 2 * decoders
+        prepared = prefetch(self._prepared, images, workers=decoders, depth=depth)
+        yield from batched(prepared, self._batch)
 
     def _prepared(self, image: bytes | str | None) -> "Views | str":
         """An image as each network sees it, or why there is none."""

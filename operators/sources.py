@@ -7,9 +7,7 @@ folders are local or behind an fsspec URL. Reading streams: one record batch is 
 import glob
 import hashlib
 import os
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,6 +20,7 @@ from operators import builtin, urls
 from operators.errors import BadDataError, ConfigError, GraftworkError
 from operators.keys import digest
 from operators.listing import list_folder
+from operators.prefetch import prefetch
 
 ROWS_IN_MEMORY = 256
 _REQUESTS = 16
@@ -349,14 +348,7 @@ def _read_files(files: list[str]) -> Iterator[bytes | str]:
     if not any("://" in file for file in files):
         yield from map(_read_file, files)
         return
-    with ThreadPoolExecutor(_REQUESTS, thread_name_prefix="read") as pool:
-        waiting = deque()
-        for file in files:
-            waiting.append(pool.submit(_read_file, file))
-            if len(waiting) > 2 * _REQUESTS:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
+    yield from prefetch(_read_file, files, workers=_REQUESTS)
 
 
 def _read_file(url: str) -> bytes | str:

@@ -81,10 +81,12 @@ def squared_gradients(
     named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
     parameters = list(named.values())
     sums = [torch.zeros_like(p) for p in parameters]
-    for row, seed in enumerate(seeds):
-        scores = learner.logits(*_inputs(learner, images, settings, row))
-        logs = F.log_softmax(scores[0].float(), dim=0)
-        for label, weight in _labels(logs, labels, int(images.targets[row]), seed):
+    targets = images.targets.tolist()
+    for inputs, target, seed in zip(
+        _inputs(learner, images, settings), targets, seeds, strict=True
+    ):
+        logs = F.log_softmax(learner.logits(*inputs)[0].float(), dim=0)
+        for label, weight in _labels(logs, labels, target, seed):
             gradients = torch.autograd.grad(
                 logs[label], parameters, retain_graph=True, allow_unused=True
             )
@@ -111,8 +113,8 @@ def gram_matrices(learner: Learner, images: loop.Images, settings: loop.Settings
     """Sum over images of x x^T [in, in] over a layer's inputs x, by the name of its weight."""
     sums: State = {}
     with _watched(learner, sums):
-        for row in range(len(images.targets)):
-            learner.logits(*_inputs(learner, images, settings, row))
+        for inputs in _inputs(learner, images, settings):
+            learner.logits(*inputs)
     return {name: total.float().cpu() for name, total in sums.items()}
 
 
@@ -143,13 +145,15 @@ def _watched(learner: Learner, sums: State) -> Iterator[None]:
 
 
 def _inputs(
-    learner: Learner, images: loop.Images, settings: loop.Settings, row: int
-) -> tuple[Tensor, Tensor | None]:
-    """One image [1, 3, h, w] as the network takes it, and its query."""
-    pixels = images.batch([row], 0, "none").to(settings.device)
-    inputs = images.normalise(pixels)
-    if not learner.needs_query:
-        return inputs, None
-    if images.query is not None:
-        return inputs, images.query[[row]].to(settings.device)
-    return inputs, loop.frozen_features(learner.vit, inputs)
+    learner: Learner, images: loop.Images, settings: loop.Settings
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Each image [1, 3, h, w] as the network takes it, and its query."""
+    single = [[row] for row in range(len(images.targets))]
+    for rows, pixels in loop.prepared(images, single, settings):
+        inputs = images.normalise(pixels.to(settings.device))
+        if not learner.needs_query:
+            yield inputs, None
+        elif images.query is not None:
+            yield inputs, images.query[rows].to(settings.device)
+        else:
+            yield inputs, loop.frozen_features(learner.vit, inputs)

@@ -4,11 +4,10 @@ Shapes: N images of a split, M images of both splits.
 """
 
 import hashlib
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
-from itertools import islice
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,6 +18,7 @@ from rich.text import Text
 from operators import images, sources
 from operators.dataset import Dataset, Split
 from operators.errors import BadDataError
+from operators.prefetch import batched, prefetch
 
 _CHUNK = 32
 _ALL_CLASSES = 16
@@ -155,14 +155,9 @@ def _decoded(split: Split, max_pixels: int | None, threads: int) -> Iterator[See
     if not len(split):
         return
     encoded = zip(sources.read_or_reason(split.places(0, len(split))), split.digests, strict=True)
-    with ThreadPoolExecutor(threads, thread_name_prefix="doctor") as pool:
-        waiting: deque[Future[list[Seen]]] = deque()
-        while chunk := list(islice(encoded, _CHUNK)):
-            waiting.append(pool.submit(_decode_all, chunk, max_pixels))
-            if len(waiting) > 2 * threads:
-                yield from waiting.popleft().result()
-        for future in waiting:
-            yield from future.result()
+    look = partial(_decode_all, max_pixels=max_pixels)
+    for seen in prefetch(look, batched(encoded, _CHUNK), workers=threads):
+        yield from seen
 
 
 def _decode_all(
