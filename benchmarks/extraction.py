@@ -76,13 +76,12 @@ def against_the_floor(train: str, weights: str, count: int, precision: str) -> N
         preprocessing = PRESETS["lamda_224"]
         images = list(sources.read(split.places(0, count)))
         network = models.load_on_device(MODEL, weights, "token", about.fingerprint, "cpu")
-        dtype = models.PRECISIONS[precision]
         pixels = prepare(images[:128], preprocessing)
 
         @torch.inference_mode()
         def forward(batch: int) -> None:
             for chunk in pixels.split(batch):
-                with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
+                with models.autocast("cpu", precision):
                     models.pooled_features(network, normalise(chunk, preprocessing), "token")
 
         def decode() -> None:

@@ -56,7 +56,6 @@ def extract(
         BadDataError: an image cannot be decoded.
         Diverged: a feature is not finite.
     """
-    dtype = models.PRECISIONS[precision]
     outputs = []
     decode = partial(prepare, preprocessing=preprocessing, max_pixels=max_pixels)
     for pixels in prefetch(decode, batched(images, batch_size), workers=workers):
@@ -65,7 +64,7 @@ def extract(
         if count < batch_size:
             batch = torch.cat([batch, batch.new_zeros(batch_size - count, *batch.shape[1:])])
         inputs = normalise(batch, preprocessing)
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        with models.autocast(device, precision):
             features = embed(inputs)
         outputs.append(features[:count].float())
     result = torch.cat(outputs).cpu()

@@ -23,7 +23,7 @@ from methods.base import State
 from methods.networks import Network
 from methods.trained import Learner, Recipe, Reference, Task, Trained, learned, restore
 from operators.errors import Diverged
-from operators.models import PRECISIONS
+from operators.models import autocast
 from operators.prefetch import prefetch
 from operators.seeds import derive
 
@@ -372,7 +372,7 @@ class _Run:
     def _take(self, rows: list[int], pixels: Tensor) -> dict[str, float]:
         """One step: the terms of the loss, means over the whole batch."""
         settings, world, mine = self._settings, self._world, self._mine(rows)
-        device, dtype = settings.device, PRECISIONS[settings.precision]
+        device = settings.device
         seed_generators(
             derive(settings.seed, "step", self._learner.task.index, self._epoch, self._step)
             + world.rank,
@@ -380,7 +380,7 @@ class _Run:
         )
         inputs = self._images.normalise(pixels.to(device, non_blocking=True))
         targets = self._images.targets[mine].to(device)
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        with autocast(device, settings.precision):
             query = self._query(mine, inputs)
             terms = self._forward(inputs, targets, query)
         counted = len(rows[world.rank :: world.size])
@@ -462,7 +462,7 @@ class PlainImages:
     ) -> None:
         """Calls `function(images, targets, query)` on batches, with gradients."""
         settings, images, learner = self._settings, self._images, self._learner
-        device, dtype = settings.device, PRECISIONS[settings.precision]
+        device = settings.device
         recipe = replace(self._recipe, batch_size=batch_size, shuffle=True, drop_last=False)
         augmentation = recipe.augmentation if augmented else "none"
         # The epoch after the last: an order and an augmentation that no step has seen.
@@ -471,7 +471,7 @@ class PlainImages:
         known = images.query if augmentation == "none" else None
         for rows, pixels in prepared(images, batches, settings, epoch, augmentation):
             inputs = images.normalise(pixels.to(device, non_blocking=True))
-            with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+            with autocast(device, settings.precision):
                 query = None
                 if learner.needs_query:
                     query = (
@@ -516,7 +516,7 @@ def forward_plain(
         batches: rows of every batch, for what depends on the batch; None takes batches of one
             size, the last one filled up, so that no row depends on its neighbours.
     """
-    device, dtype = settings.device, PRECISIONS[settings.precision]
+    device = settings.device
     size = 0
     if batches is None:
         size = PLAIN_BATCH[device]
@@ -526,7 +526,7 @@ def forward_plain(
         filled = [*rows, *[rows[0]] * (size - len(rows))]
         pixels = torch.cat([pixels, pixels[:1].expand(len(filled) - len(rows), *pixels.shape[1:])])
         inputs = images.normalise(pixels.to(device, non_blocking=True))
-        with torch.autocast(device, dtype=dtype, enabled=dtype is not None):
+        with autocast(device, settings.precision):
             query = None
             if learner.needs_query:
                 query = (

@@ -35,6 +35,17 @@ HUB_SECONDS = 5.0
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+def autocast(device: str, precision: str) -> torch.autocast:
+    """The precision of a forward pass, to be entered around every one, and around no backward pass.
+
+    Args:
+        device: "cpu" or "cuda".
+        precision: a key of `PRECISIONS`; fp32 changes nothing.
+    """
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
 def load(model: str, weights: str, pooling: str, image_size: int | None = None) -> nn.Module:
     """Creates a timm model without classifier, or a CLIP; in eval mode, its parameters frozen.
 

@@ -123,8 +123,7 @@ class Model:
 
     def autocast(self) -> torch.autocast:
         """The precision of the pipeline's forward passes."""
-        dtype = models.PRECISIONS[self._network["precision"]]
-        return torch.autocast(self.device, dtype=dtype, enabled=dtype is not None)
+        return models.autocast(self.device, self._network["precision"])
 
     def learner(self, described: Mapping[str, Any]) -> Learner:
         """The learner of `{method, task, seed, state}`, in eval mode."""

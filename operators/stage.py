@@ -167,7 +167,7 @@ OPERATORS: dict[str, Operator] = {
     "predict": Operator(version=2, function="operators.predict:run"),
     "score": Operator(version=1, function="operators.blend:score"),
     "blend": Operator(version=1, function="operators.blend:run"),
-    "statistics": Operator(version=1, function="operators.statistics:run"),
+    "statistics": Operator(version=2, function="operators.statistics:run"),
     "merge": Operator(version=1, function="operators.merge:run"),
     "ensemble": Operator(version=1, function="operators.ensemble:run"),
     "evaluate": Operator(version=1, function="operators.evaluate:run"),

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from methods.base import State
 from methods.trained import Learner
-from operators import fit, loop, merge, train
+from operators import fit, loop, merge, models, train
 from operators.holdout import sampled
 from operators.merging.readers import Mean
 from operators.scenario import rows_of
@@ -82,10 +82,9 @@ def squared_gradients(
     parameters = list(named.values())
     sums = [torch.zeros_like(p) for p in parameters]
     targets = images.targets.tolist()
-    for inputs, target, seed in zip(
-        _inputs(learner, images, settings), targets, seeds, strict=True
-    ):
-        logs = F.log_softmax(learner.logits(*inputs)[0].float(), dim=0)
+    scores = _scores(learner, images, settings)
+    for [own], target, seed in zip(scores, targets, seeds, strict=True):
+        logs = F.log_softmax(own.float(), dim=0)
         for label, weight in _labels(logs, labels, target, seed):
             gradients = torch.autograd.grad(
                 logs[label], parameters, retain_graph=True, allow_unused=True
@@ -113,8 +112,8 @@ def gram_matrices(learner: Learner, images: loop.Images, settings: loop.Settings
     """Sum over images of x x^T [in, in] over a layer's inputs x, by the name of its weight."""
     sums: State = {}
     with _watched(learner, sums):
-        for inputs in _inputs(learner, images, settings):
-            learner.logits(*inputs)
+        for _ in _scores(learner, images, settings):
+            pass  # what counts goes into the layers
     return {name: total.float().cpu() for name, total in sums.items()}
 
 
@@ -126,7 +125,9 @@ def _watched(learner: Learner, sums: State) -> Iterator[None]:
         def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             rows = inputs[0].detach().flatten(0, -2).float()
             total = sums.get(name)
-            sums[name] = rows.T @ rows if total is None else total.addmm_(rows.T, rows)
+            # The products are no part of the forward pass: autocast would round them.
+            with torch.autocast(rows.device.type, enabled=False):
+                sums[name] = rows.T @ rows if total is None else total.addmm_(rows.T, rows)
 
         return add
 
@@ -144,16 +145,16 @@ def _watched(learner: Learner, sums: State) -> Iterator[None]:
             handle.remove()
 
 
-def _inputs(
-    learner: Learner, images: loop.Images, settings: loop.Settings
-) -> Iterator[tuple[Tensor, Tensor | None]]:
-    """Each image [1, 3, h, w] as the network takes it, and its query."""
+def _scores(learner: Learner, images: loop.Images, settings: loop.Settings) -> Iterator[Tensor]:
+    """Scores [1, C] of one image after the other, in the precision of training and prediction."""
     single = [[row] for row in range(len(images.targets))]
     for rows, pixels in loop.prepared(images, single, settings):
         inputs = images.normalise(pixels.to(settings.device))
-        if not learner.needs_query:
-            yield inputs, None
-        elif images.query is not None:
-            yield inputs, images.query[rows].to(settings.device)
-        else:
-            yield inputs, loop.frozen_features(learner.vit, inputs)
+        with models.autocast(settings.device, settings.precision):
+            query = None
+            if learner.needs_query and images.query is not None:
+                query = images.query[rows].to(settings.device)
+            elif learner.needs_query:
+                query = loop.frozen_features(learner.vit, inputs)
+            scores = learner.logits(inputs, query)
+        yield scores

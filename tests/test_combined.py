@@ -2,6 +2,8 @@
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,8 @@ from torch.nn import functional as F
 
 import methods
 from cluster.graph import walk
+from methods.base import State
+from methods.finetune import Finetune
 from methods.trained import Learner, learned
 from operators import (
     describe,
@@ -35,7 +39,7 @@ from operators.store import Store
 from pipelines import explain, outcomes, show
 from pipelines.cell import Run
 from pipelines.plan import Plan
-from tests import pngs
+from tests import pngs, tiny
 from tests.pngs import compute, of
 
 FINETUNE = {"epochs": 1, "batch_size": 4, "lr": 0.05}
@@ -348,6 +352,98 @@ def test_gram_matrices_are_sums_over_inputs() -> None:
     )
     torch.testing.assert_close(sums["head.weight"], x.T @ x)
     assert not learner.head._forward_pre_hooks
+
+
+@pytest.fixture
+def photographed() -> tuple[Learner, Given]:
+    """A fine-tuned network of real layers, and six images."""
+    task = tiny.task(0)
+    learner, _ = loop.open_learner(
+        Finetune(), tiny.vit(2), task, None, loop.Settings(seed=0, device="cpu")
+    )
+    images = tiny.images(task, per_class=2)
+    return learner.eval(), Given(images.pixels, images.targets)
+
+
+def plainly(precision: str) -> Any:
+    """The surroundings of a forward pass, written once more."""
+    if precision == "fp32":
+        return nullcontext()
+    return torch.autocast("cpu", torch.bfloat16)
+
+
+def apart(one: Mapping[str, Tensor], other: Mapping[str, Tensor]) -> float:
+    """Distance of two results relative to their size."""
+    both = [torch.cat([part.flatten() for _, part in sorted(p.items())]) for p in (one, other)]
+    return float((both[0] - both[1]).norm() / both[0].norm())
+
+
+def test_fisher_information_has_the_precision_of_the_training(
+    photographed: tuple[Learner, Given],
+) -> None:
+    learner, images = photographed
+    named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+
+    def found(precision: str) -> State:
+        settings = loop.Settings(seed=0, precision=precision)
+        return statistics.squared_gradients(learner, images, settings, "ground_truth", [0] * 6)
+
+    def expected(precision: str) -> State:
+        sums = {name: torch.zeros_like(p) for name, p in named.items()}
+        for pixels, target in zip(images.pixels, images.targets, strict=True):
+            with plainly(precision):
+                scores = learner.logits(pixels[None], None)
+            loss = F.log_softmax(scores.float(), dim=1)[0, target]
+            gradients = torch.autograd.grad(loss, list(named.values()), allow_unused=True)
+            for name, gradient in zip(named, gradients, strict=True):
+                if gradient is not None:
+                    sums[name].addcmul_(gradient, gradient)
+        return sums
+
+    for precision in ("fp32", "bf16"):
+        one, other = found(precision), expected(precision)
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+    # Eight bits of mantissa: 2^-9 per operation, of which a gradient goes through a few dozen.
+    assert 2**-11 < apart(found("fp32"), found("bf16")) < 0.2
+
+
+def test_gram_matrices_are_of_inputs_in_the_precision_of_the_training(
+    photographed: tuple[Learner, Given],
+) -> None:
+    learner, images = photographed
+
+    def found(precision: str) -> State:
+        return statistics.gram_matrices(learner, images, loop.Settings(seed=0, precision=precision))
+
+    def expected(precision: str) -> State:
+        """Sums in float64 of what every layer is handed."""
+        sums: State = {}
+
+        def watch(name: str, layer: torch.nn.Module, given: tuple[Tensor, ...]) -> None:
+            rows = given[0].detach().flatten(0, -2).double()
+            with torch.autocast("cpu", enabled=False):
+                sums[name] = sums.get(name, 0) + rows.T @ rows
+
+        handles = [
+            layer.register_forward_pre_hook(partial(watch, f"{name}.weight"))
+            for name, layer in learner.named_modules()
+            if isinstance(layer, torch.nn.Linear)
+        ]
+        for pixels in images.pixels:
+            with torch.no_grad(), plainly(precision):
+                learner.logits(pixels[None], None)
+        for handle in handles:
+            handle.remove()
+        return {name: total.float() for name, total in sums.items()}
+
+    for precision in ("fp32", "bf16"):
+        one, other = found(precision), expected(precision)
+        assert one.keys() == other.keys()
+        # Sums of float32 products: far below the roundings of bf16, in which no sum may be taken.
+        assert apart(one, other) < 1e-6
+        assert all(total.dtype == torch.float32 for total in one.values())
+    assert 2**-11 < apart(found("fp32"), found("bf16")) < 0.1
 
 
 # --- ensembles --------------------------------------------------------------------------------
