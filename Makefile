@@ -4,7 +4,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 STORE ?= graftwork-store
 
-.PHONY: quickstart test lint format clean
+.PHONY: quickstart test round lint format clean
 
 quickstart: .venv/installed
 	$(BIN)/graftwork run quickstart --store $(STORE)
@@ -15,6 +15,10 @@ quickstart: .venv/installed
 
 test: .venv/installed-test
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
+
+# As other machines would: other kernels, two threads, other interpreters. ROUND="--whole --python ..."
+round: .venv/installed-test
+	$(BIN)/python tests/round.py $(ROUND)
 
 lint: .venv/installed-test
 	$(BIN)/ruff check

@@ -43,7 +43,12 @@ def turn(nodeid: str) -> tuple[int, int, str]:
     return (1, 0, found) if file == "test_conformance" else (2, 0, "")
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Marks the heavy tests with `ray`, before pytest picks by `-m`, and sorts all."""
+    for item in items:
+        if group(item.nodeid) == "heavy":
+            item.add_marker("ray")
     items.sort(key=lambda item: turn(item.nodeid))
 
 
