@@ -7,8 +7,9 @@ from typing import Any
 
 import pytest
 
-from benchmarks import same_results
-from benchmarks.same_results import Code, Compared, bits, descends, differences
+from benchmarks import baseline, same_results
+from benchmarks.baseline import Code
+from benchmarks.same_results import Compared, bits, descends, differences
 from pipelines.spec import load
 
 
@@ -116,19 +117,19 @@ def test_a_failing_command_says_why(tmp_path: Path) -> None:
 
 
 def test_specs_without_their_places_are_named() -> None:
-    known, skipped = same_results.available(Code(same_results.ROOT), set())
+    known, skipped = baseline.available(Code(baseline.ROOT), set())
     assert set(known) == {"quickstart", "digits"}
     assert skipped["photographs"] == "no DATA, WEIGHTS"
     assert skipped["clip"] == "no CLIP, DATA, WEIGHTS"
     everything = {"DATA", "WEIGHTS", "CLIP", "DOMAINS"}
-    known, skipped = same_results.available(Code(same_results.ROOT), everything)
+    known, skipped = baseline.available(Code(baseline.ROOT), everything)
     assert not skipped and len(known) == 5
 
 
-@pytest.mark.parametrize("path", sorted(same_results.SPECS.glob("*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("path", sorted(baseline.SPECS.glob("*.yaml")), ids=lambda p: p.stem)
 def test_specs_are_specs(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
-    filled = string.Template(text).substitute(dict.fromkeys(same_results.needs(text), "/data"))
+    filled = string.Template(text).substitute(dict.fromkeys(baseline.needs(text), "/data"))
     (tmp_path / "spec.yaml").write_text(filled)
     assert load(str(tmp_path / "spec.yaml")).pipeline == f"same-{path.stem}"
 
