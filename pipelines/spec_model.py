@@ -214,10 +214,16 @@ def _different(section: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
     return check
 
 
+# Not said in the annotations, which Python 3.14 evaluates late: it cannot read formatted text, and
+# `text` is a field by then.
+_SEEDS = listing(f"integers in 0..{MAX_SEED}")
+_NAME = text(100, forbidden="/")
+
+
 class PipelineSpec(Section):
     """A whole pipeline: data, stream of tasks, backbone, methods, seeds, resources."""
 
-    pipeline: Annotated[str, text(100, forbidden="/")] = Field(
+    pipeline: Annotated[str, _NAME] = Field(
         description="name of the pipeline, and of its MLflow experiment"
     )
     dataset: Annotated[Dataset, Before(full_dataset, _DATASET_SAYS)] = Field(
@@ -250,7 +256,7 @@ class PipelineSpec(Section):
     ] = Field(default=(), description="combined scores of methods, as further results")
     seeds: Annotated[
         tuple[Annotated[int, seed], ...],
-        listing(f"integers in 0..{MAX_SEED}"),
+        _SEEDS,
         AfterValidator(no_duplicates),
     ] = Field(default=(0,), description="one run of every method per seed")
     resources: Resources = Field(default=Resources(), description="sizes on the cluster")
