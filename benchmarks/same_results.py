@@ -136,6 +136,8 @@ def compare(baseline: Baseline, code: Code, store: Path, spec: str, expected: se
     rows = code.graftwork(["plan", *words], log)["stages"]
     missing = [row for row in rows if row["status"] != "hit"]
     computed = Counter(row["operator"] for row in missing)
+    # What only reads a changed stage comes last.
+    missing.sort(key=lambda row: row["why"].endswith("changed"))
     lines = {row["key"]: f"{row['stage']} ({row['operator']}): {row['why']}" for row in missing}
     if missing and not expected:
         return Compared(spec, len(rows), computed, list(lines.values()), 0, (), 0.0)
@@ -262,7 +264,7 @@ def run(given: argparse.Namespace, baseline: Baseline, older: Code) -> bool:
         good &= recompute(baseline, newer, specs)
     for name, why in skipped.items():
         print(f"NOT COMPARED: {name}: {why}")
-    print("no result changed" if good else "SOMETHING CHANGED")
+    print(f"no {'other ' if expected else ''}result changed" if good else "SOMETHING CHANGED")
     return good
 
 
