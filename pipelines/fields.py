@@ -7,7 +7,8 @@ message such as "must be an integer in 1..100000, got -1" needs both bounds and 
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import UnionType
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
@@ -32,6 +33,9 @@ class Section(BaseModel):
     """What all sections of a spec share: values stay as they are, unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+
+AnySection = TypeVar("AnySection", bound=Section)
 
 
 @dataclass(frozen=True)
@@ -164,6 +168,13 @@ def location(words: Sequence[str] = ()) -> Rule:
     return Rule(check, says)
 
 
+PLACE = location()
+"""Check of a place, and the mark of its type."""
+
+Place = Annotated[str, PLACE]
+"""Type of every file, folder, glob and URL of a spec; `with_places` finds them by it."""
+
+
 def optional(rule: Rule) -> Rule:
     """The rule, with null let through."""
 
@@ -215,3 +226,55 @@ def plain(value: Any) -> Any:
     if isinstance(value, dict):
         return {str(key): plain(item) for key, item in value.items()}
     return [plain(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def with_places(section: AnySection, change: Callable[[str], str]) -> AnySection:
+    """The section with every value of type `Place` changed, at any depth.
+
+    Args:
+        section: a checked section.
+        change: place -> place.
+    """
+    hints = get_type_hints(type(section), include_extras=True)
+    found = {
+        name: _with_places(hints[name], getattr(section, name), change)
+        for name in type(section).model_fields
+    }
+    return section.model_copy(update=found)
+
+
+def _with_places(annotation: Any, value: Any, change: Callable[[str], str]) -> Any:
+    if isinstance(value, Section):
+        return with_places(value, change)
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        if PLACE in annotation.__metadata__:
+            return change(value)
+        return _with_places(arguments[0], value, change)
+    if origin in (Union, UnionType):
+        # Words first: "builtin" is text, too, but no place.
+        known = sorted(arguments, key=lambda alternative: get_origin(alternative) is not Literal)
+        fitting = next((alternative for alternative in known if _fits(alternative, value)), Any)
+        return _with_places(fitting, value, change)
+    if origin is tuple:
+        if len(arguments) == 2 and arguments[1] is ...:
+            arguments = arguments[:1] * len(value)
+        pairs = zip(arguments, value, strict=True)
+        return tuple(_with_places(item, part, change) for item, part in pairs)
+    if origin is list:
+        return [_with_places(arguments[0], item, change) for item in value]
+    if origin is dict:
+        return {key: _with_places(arguments[1], item, change) for key, item in value.items()}
+    return value
+
+
+def _fits(annotation: Any, value: Any) -> bool:
+    """Whether a value is of an alternative of a union."""
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        return _fits(get_args(annotation)[0], value)
+    if origin in (Union, UnionType):
+        return any(_fits(alternative, value) for alternative in get_args(annotation))
+    if origin is Literal:
+        return value in get_args(annotation)
+    return annotation is Any or isinstance(value, origin or annotation)

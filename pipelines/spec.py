@@ -18,6 +18,7 @@ from pydantic import ValidationError
 from operators import urls
 from operators.errors import BadDataError, ConfigError, IncompatibleError
 from pipelines import overrides as overriding
+from pipelines.fields import with_places
 from pipelines.problems import Origin, Origins, Problem, dotted, nearest, one_line, shown
 from pipelines.spec_model import PipelineSpec
 from pipelines.spec_reference import siblings
@@ -137,23 +138,14 @@ def from_value(value: Mapping[str, Any]) -> PipelineSpec:
 
 
 def with_absolute_places(loaded: Loaded) -> str:
-    """YAML of the spec in which every local path is absolute: a job runs in another folder.
+    """YAML of the spec in which every local place is absolute: a job runs in another folder.
 
     Raises:
         ConfigError: a place that may not be used.
     """
     from operators.sources import absolute
 
-    value = loaded.spec.to_value()
-    for split in ("train", "test"):
-        if split in value["dataset"]:
-            value["dataset"][split] = [absolute(place) for place in value["dataset"][split]]
-    if isinstance(value["dataset"].get("classes"), str):
-        value["dataset"]["classes"] = absolute(value["dataset"]["classes"])
-    weights = value["backbone"]["weights"]
-    if weights not in (None, "random", "builtin"):
-        value["backbone"]["weights"] = absolute(weights)
-    return dump(value)
+    return dump(with_places(loaded.spec, absolute).to_value())
 
 
 def _read(source: str) -> tuple[str, str]:

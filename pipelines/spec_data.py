@@ -9,13 +9,14 @@ from pydantic_core import PydanticCustomError
 from operators.builtin import BUILTIN
 from operators.scenario import MAX_SEED, OrderName, expand
 from pipelines.fields import (
+    PLACE,
     Before,
+    Place,
     Rule,
     Section,
     choice,
     integer,
     listing,
-    location,
     no_duplicates,
     optional,
     real,
@@ -75,14 +76,13 @@ class BuiltinDataset(Section):
 
 
 _places = listing("paths or URLs", single=True)
-_Place = Annotated[str, location()]
 _Name = Annotated[str, text(200)]
 
 
 def _classes(value: Any) -> str | tuple[str, ...] | None:
     """Path of a JSON list, or the names themselves."""
     if not isinstance(value, (list, tuple)):
-        return optional(location()).check(value)
+        return optional(PLACE).check(value)
     if not value:
         raise refuse("must name at least one class, got an empty list")
     for index, name in enumerate(value):
@@ -96,10 +96,10 @@ def _classes(value: Any) -> str | tuple[str, ...] | None:
 class FileDataset(Section):
     """Images in files."""
 
-    train: Annotated[tuple[_Place, ...], _places] = Field(
+    train: Annotated[tuple[Place, ...], _places] = Field(
         description="Parquet file, glob, folder with a folder per class, URL, or a list of those"
     )
-    test: Annotated[tuple[_Place, ...], _places] = Field(description="the same, for testing")
+    test: Annotated[tuple[Place, ...], _places] = Field(description="the same, for testing")
     image: Annotated[str, text()] = Field(
         default="image", description="column with the encoded image, binary or struct {bytes, path}"
     )
@@ -108,7 +108,7 @@ class FileDataset(Section):
         default=None, description="column with the domain; domain_incremental needs it"
     )
     classes: Annotated[
-        str | tuple[str, ...] | None,
+        Place | tuple[str, ...] | None,
         Rule(_classes, "path of a JSON list, list of names, or null"),
     ] = Field(default=None, description="class names by class id, for reports")
     limit_per_class: _LimitsField = Field(default=Limits(), description=_LIMITS_SAYS)
@@ -147,7 +147,7 @@ Dataset = Annotated[
 def _texts(value: Any) -> str | tuple[str, ...]:
     """Path of a JSON list, or the texts themselves."""
     if not isinstance(value, (list, tuple)):
-        return location().check(value)
+        return PLACE.check(value)
     if not value:
         raise refuse("must hold at least one text, got an empty list")
     return tuple(_at(index, text(300).check, item) for index, item in enumerate(value))
@@ -156,11 +156,11 @@ def _texts(value: Any) -> str | tuple[str, ...]:
 class Reference(Section):
     """Images and texts of no task, to which methods that train CLIP whole hold it."""
 
-    images: Annotated[tuple[_Place, ...], _places] = Field(
+    images: Annotated[tuple[Place, ...], _places] = Field(
         description="as in dataset.train; labels are not used"
     )
     texts: Annotated[
-        str | tuple[str, ...], Rule(_texts, "path of a JSON list, or list of texts")
+        Place | tuple[str, ...], Rule(_texts, "path of a JSON list, or list of texts")
     ] = Field(description="texts that images are compared with")
     image: Annotated[str, text()] = Field(
         default="image", description="column with the encoded image, as in dataset"

@@ -6,7 +6,7 @@ reads its spec, finds everything in the store, and never needs them.
 
 import json
 from collections.abc import Callable
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
     AfterValidator,
@@ -21,6 +21,7 @@ from operators.preprocessing import PRESETS, TIMM_DEFAULT
 from operators.scenario import MAX_SEED
 from pipelines.fields import (
     Before,
+    Place,
     Rule,
     Section,
     choice,
@@ -85,13 +86,17 @@ def _preprocessing_kind(value: Any) -> str:
     return "<mapping>" if isinstance(value, (dict, Preprocessing)) else "<name>"
 
 
+Weights = Literal["random", "builtin"]
+"""Weights that lie at no place of the user's."""
+
+
 class Backbone(Section):
     """The frozen network that turns images into features."""
 
     model: Annotated[str, text(200)] = Field(
         description="timm's name of the network, or open_clip: and open_clip's name of a CLIP"
     )
-    weights: Annotated[str | None, optional(location(("random", "builtin")))] = Field(
+    weights: Annotated[Place | Weights | None, optional(location(get_args(Weights)))] = Field(
         default=None,
         description="safetensors file; absent: timm's pretrained weights of that name; "
         "CLIPs always need one",

@@ -1,16 +1,31 @@
 """Specs: what is accepted, and the messages for everything else."""
 
+import json
+import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from functools import reduce
 from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
 
 import pytest
 import yaml
+from pydantic import BaseModel
 
 from operators.errors import ConfigError
 from operators.preprocessing import PRESETS
+from pipelines.fields import PLACE
 from pipelines.problems import MAX_LINES
-from pipelines.spec import MAX_BYTES, PipelineSpec, from_value, load, load_resolved, presets
+from pipelines.spec import (
+    MAX_BYTES,
+    PipelineSpec,
+    from_value,
+    load,
+    load_resolved,
+    presets,
+    with_absolute_places,
+)
 from pipelines.spec_model import PREPROCESSING
 from pipelines.spec_reference import keys, table
 
@@ -425,6 +440,96 @@ def test_values_without_a_file_are_checked_too() -> None:
         "x: must be text, a number, a list or a mapping, got object",
         "seeds.0: must be an integer in 0..4294967295, got true",
     ]
+
+
+EVERY_PLACE = """\
+pipeline: p
+dataset: {train: /d/train, test: [/d/a.parquet, "s3://b/*.parquet"], classes: /d/names.json}
+scenario: {kind: class_incremental, increment: 10}
+backbone: {model: clip, weights: /w/clip.safetensors}
+vit: {model: vit, weights: /w/vit.safetensors}
+reference: {images: /r/images, texts: /r/texts.json}
+methods: [zscl, promptfusion]
+"""
+
+
+def place_keys(model: type[BaseModel] = PipelineSpec, start: str = "") -> Iterator[tuple[str, str]]:
+    """Dotted path of every key whose type has a place in it, and `one` or `list`."""
+    hints = get_type_hints(model, include_extras=True)
+    for name in model.model_fields:
+        yield from _places_in(hints[name], start + name, "one")
+
+
+def _places_in(annotation: Any, path: str, many: str) -> Iterator[tuple[str, str]]:
+    if PLACE in getattr(annotation, "__metadata__", ()):
+        yield path, many
+    elif isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield from place_keys(annotation, f"{path}.")
+    else:
+        many = "list" if get_origin(annotation) is tuple else many
+        for part in get_args(annotation):
+            yield from _places_in(part, path, many)
+
+
+def test_what_the_reference_calls_a_path_has_the_type_of_a_place() -> None:
+    places = [path for path, _ in place_keys()]
+    assert len(places) >= 7
+    assert sorted(places) == sorted(k.path for k in keys() if re.search("path|URL", k.accepts))
+    words = re.compile(r"\b(path|file|folder|glob|URL)s?\b")
+    texts = [k for k in keys() if "text" in k.accepts and not k.description.startswith("column")]
+    assert {k.path for k in texts if words.search(k.description)} <= set(places)
+
+
+URLS = (
+    "s3://b/x",
+    "gs://b/x",
+    "hf://datasets/a/b/*.parquet",
+    "abfs://box@name.dfs.core.windows.net/x",
+    "memory://x",
+)
+
+
+@pytest.mark.parametrize(("key", "many"), list(place_keys()))
+def test_every_place_becomes_absolute(folder: Path, key: str, many: str) -> None:
+    (folder / "conf.yaml").write_text(EVERY_PLACE)
+    absolute = {
+        "weights/a b.x": str(folder / "weights/a b.x"),
+        "../up/*.parquet": str(folder.parent / "up/*.parquet"),
+        "file:///d/x": "/d/x",
+        **{place: place for place in ("/d/x", *URLS)},
+    }
+    cases = [[place] for place in absolute] + ([list(absolute)] if many == "list" else [])
+    for places in cases:
+        given = json.dumps(places if many == "list" else places[0])
+        loaded = load_resolved("conf.yaml", [f"{key}={given}"])
+        found, expected = yaml.safe_load(with_absolute_places(loaded)), yaml.safe_load(loaded.text)
+        *parents, last = key.split(".")
+        inner = reduce(dict.__getitem__, parents, expected)
+        # All other places are absolute, so that nothing else may change.
+        after = [absolute[place] for place in places]
+        inner[last] = after if many == "list" else after[0]
+        assert found == expected
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "dataset=digits",
+        "dataset.classes=[here, there]",
+        "dataset.classes=null",
+        "backbone.weights=builtin",
+        "backbone.weights=random",
+        "backbone.weights=null",
+        "vit.weights=builtin",
+        "vit=null",
+        "reference.texts=[here, there]",
+        "reference=null",
+    ],
+)
+def test_what_is_no_place_stays(folder: Path, override: str) -> None:
+    (folder / "conf.yaml").write_text(EVERY_PLACE)
+    loaded = load_resolved("conf.yaml", [override])
+    assert with_absolute_places(loaded) == loaded.text
 
 
 @pytest.mark.parametrize("name", presets())
