@@ -3,6 +3,7 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 from cluster.graph import needed
@@ -14,6 +15,10 @@ from pipelines.plan import Plan
 METHOD = "parameters.method.name"
 CANDIDATES = 500
 """At most so many stored stages of an operator are compared with a missing one."""
+LONGEST = 24
+"""Characters of a value that is shown whole."""
+ABSENT = object()
+"""Stands for a value that is not there; `null` is one that is."""
 
 
 def explain(plan: Plan, store: Store) -> dict[str, Any]:
@@ -61,7 +66,7 @@ class _Nearest:
         method = wanted.get(METHOD)
         candidates = [other for other in candidates if other.get(METHOD) == method]
         if not candidates:
-            return f"no {stage.operator} of {_short(method)} is stored yet"
+            return f"no {stage.operator} of {_brief(_value(method))} is stored yet"
         differing = [
             (other, [n for n in wanted.keys() | other.keys() if wanted.get(n) != other.get(n)])
             for other in candidates
@@ -73,7 +78,7 @@ class _Nearest:
             "; ".join(
                 f"{_plain(n)} changed"
                 if n.startswith("inputs.")
-                else f"{_plain(n)}: {_short(nearest.get(n))} -> {_short(wanted.get(n))}"
+                else f"{_plain(n)}: {_described(n, nearest.get(n), wanted.get(n))}"
                 for n in shown
             )
             + more
@@ -92,10 +97,10 @@ class _Nearest:
 
 
 def _flatten(preimage: Mapping[str, Any]) -> dict[str, str]:
-    """Dotted path -> JSON of the leaf; a list counts as one leaf."""
+    """Dotted path -> JSON of the leaf; a list counts as one leaf, and so does an empty mapping."""
 
     def leaves(path: str, value: Any) -> Iterator[tuple[str, str]]:
-        if isinstance(value, Mapping):
+        if isinstance(value, Mapping) and value:
             for name, item in value.items():
                 yield from leaves(f"{path}.{name}" if path else name, item)
         else:
@@ -141,13 +146,109 @@ def _plain(path: str) -> str:
     return names.get(path, plain)
 
 
-def _short(value: str | None) -> str:
-    if value is None:
+@dataclass(frozen=True, kw_only=True)
+class Difference:
+    """One of the differences between two values; the two texts are never equal.
+
+    Args:
+        where: in which part of them, such as `task 3 classes`; empty for the values as a whole.
+        before: what is stored.
+        after: what is wanted.
+    """
+
+    where: str
+    before: str
+    after: str
+
+    def __str__(self) -> str:
+        return f"{self.where} {self.before} -> {self.after}".lstrip()
+
+
+def differences(before: Any, after: Any, name: str = "", where: str = "") -> Iterator[Difference]:
+    """What differs between two JSON values, part by part; nothing for equal ones.
+
+    Values that are short are shown whole. Of long lists the lengths are compared, and the items
+    that both have.
+
+    Args:
+        before: a JSON value, or `ABSENT`.
+        after: another one.
+        name: key of the values, which says what the items of lists are.
+        where: of the values, in words.
+    """
+    if _json(before) == _json(after):
+        return
+    short = max(len(_json(before)), len(_json(after))) <= LONGEST
+    if isinstance(before, Mapping) and isinstance(after, Mapping) and not short:
+        for key in sorted(before.keys() | after.keys()):
+            values = before.get(key, ABSENT), after.get(key, ABSENT)
+            yield from differences(*values, name=key, where=f"{where} {key}".lstrip())
+    elif isinstance(before, list) and isinstance(after, list) and not short:
+        one, several = _ITEMS.get(name, ("entry", "entries"))
+        if len(before) != len(after):
+            # Their name says it already, unless the list is a part of something else.
+            counted = where if where.endswith(several) else f"{where} {several}".lstrip()
+            yield Difference(where=counted, before=str(len(before)), after=str(len(after)))
+        for number, (old, new) in enumerate(zip(before, after, strict=False), 1):
+            yield from differences(old, new, where=f"{where} {one} {number}".lstrip())
+    else:
+        old, new = _apart(before, after)
+        yield Difference(where=where, before=old, after=new)
+
+
+_ITEMS = {
+    "tasks": ("task", "tasks"),
+    "names": ("name", "names"),
+    "templates": ("template", "templates"),
+    "members": ("member", "members"),
+}
+"""Key of a list -> what its items are called."""
+
+
+def _described(path: str, before: str | None, after: str | None) -> str:
+    """What became of a leaf of the preimage: its first two differences, and how many more."""
+    name = path.rpartition(".")[2]
+    found = [str(each) for each in differences(_value(before), _value(after), name)]
+    more = [f"and {len(found) - 2} more"] if len(found) > 2 else []
+    return ", ".join(found[:2] + more)
+
+
+def _value(text: str | None) -> Any:
+    """The value of a leaf."""
+    return ABSENT if text is None else json.loads(text)
+
+
+def _json(value: Any) -> str:
+    """A value's JSON with everything unprintable as an escape: equal for equal values alone."""
+    if value is ABSENT:
         return "absent"
-    text = value.strip('"')
+    text = json.dumps(value, sort_keys=True, ensure_ascii=False)
+    return "".join(c if c.isprintable() else json.dumps(c)[1:-1] for c in text)
+
+
+def _brief(value: Any) -> str:
+    """The beginning of a value, text without quotes."""
+    text = _json(value)[1:-1] if isinstance(value, str) else _json(value)
     if len(text) == 64 and all(c in "0123456789abcdef" for c in text):
         return text[:8]
-    return text if len(text) <= 24 else f"{text[:20]}…"
+    return text if len(text) <= LONGEST else f"{text[: LONGEST - 4]}…"
+
+
+def _apart(before: Any, after: Any) -> tuple[str, str]:
+    """Short texts of two differing values, which differ, too."""
+    if (old := _brief(before)) != (new := _brief(after)):
+        return old, new
+    old, new = _json(before), _json(after)
+    pairs = zip(old, new, strict=False)
+    common = next((n for n, (a, b) in enumerate(pairs) if a != b), min(len(old), len(new)))
+    start = max(0, common - LONGEST // 3)
+    return _window(old, start), _window(new, start)
+
+
+def _window(text: str, start: int) -> str:
+    """A part of a text that shows where it is cut."""
+    cut = text[start : start + LONGEST]
+    return ("…" if start else "") + cut + ("…" if start + LONGEST < len(text) else "")
 
 
 def mermaid(plan: Plan, store: Store) -> str:

@@ -83,7 +83,8 @@ def plan(value: dict[str, Any], console: Console) -> None:
     colours = {"hit": "green", "miss": "yellow", "not needed": "dim"}
     for (group, status, _), reasons in lines.items():
         count = f" x {len(reasons)}" if len(reasons) > 1 else ""
-        table.add_row(group + count, f"[{colours[status]}]{status}[/]", reasons[0])
+        # Texts, as a list in a label or a reason is no markup.
+        table.add_row(Text(group + count), Text(status, colours[status]), Text(reasons[0]))
     console.print(table)
     counts = ", ".join(f"{number} {status}" for status, number in value["counts"].items())
     console.print(f"{counts}; {value['images_to_forward']} images to forward", highlight=False)

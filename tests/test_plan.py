@@ -1,5 +1,7 @@
 """Planning: pure, fast, and keys that hold what they should and nothing else."""
 
+import io
+import json
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -9,15 +11,23 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from rich.text import Text
 
 from methods import hyperparameters, registry
 from operators import describe, models
 from operators.ensembling import rules
 from operators.errors import BadDataError
+<<<<<<< HEAD
 from operators.merging import contract
 from operators.stage import Stage
+=======
+from operators.stage import Result, Stage
+>>>>>>> 72810e2 (plan says what differs in a list of tasks, and shows no two values alike)
 from operators.store import Store
-from pipelines import explain
+from pipelines import explain, show
 from pipelines.plan import Plan, make_plan
 from pipelines.spec import load_resolved
 
@@ -201,3 +211,70 @@ def test_mermaid_draws_each_split_once(store: Store) -> None:
     assert text.startswith("flowchart LR")
     assert "features train<br/>0/15 stored" in text
     assert text.count(":::miss") == 16
+
+
+@pytest.fixture(scope="module")
+def stored(tmp_path_factory: pytest.TempPathFactory) -> Store:
+    """Fits and features of the quickstart's first two methods, as if they had been computed."""
+    opened = Store(str(tmp_path_factory.mktemp("stored")))
+    for stage in plan(opened, "methods=[slda, acil]").stages:
+        opened.commit(stage.order(), Result(files={}), 0.0)
+    return opened
+
+
+def reasons(store: Store, *overrides: str) -> dict[str, str]:
+    made = plan(store, "methods=[slda, acil]", *overrides)
+    rows = explain.explain(made, store)["stages"]
+    return {row["stage"].partition(" order")[0]: row["why"] for row in rows}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("scenario.tasks=4", "tasks 5 -> 4"),
+        (
+            "scenario.initial=4",
+            "tasks 5 -> 4, task 1 classes [4, 2] -> [4, 2, 7, 6], and 3 more",
+        ),
+        (
+            "scenario.orders=[[4, 2, 7, 6, 3, 0, 5, 8, 9, 1]]",
+            "task 3 classes [0, 3] -> [3, 0]",
+        ),
+    ],
+)
+def test_a_plan_says_what_differs_in_a_list_of_tasks(
+    stored: Store, override: str, says: str
+) -> None:
+    why = reasons(stored, override)
+    assert why["fit slda"] == f"class order or task sizes: {says}"
+    out = io.StringIO()
+    found = explain.explain(plan(stored, "methods=[slda, acil]", override), stored)
+    show.plan(found, Console(file=out, width=200))
+    assert why["fit slda"] in out.getvalue()
+
+
+WORDS = st.one_of(
+    st.text('a0"\\…\u200b\r[]', max_size=4),
+    # Long ones with a common beginning, digests among them.
+    st.builds(lambda n, end: "a" * n + end, st.integers(0, 70), st.text("ab0…", max_size=2)),
+)
+VALUES = st.recursive(
+    st.one_of(st.none(), st.booleans(), st.integers(-2, 2), st.floats(0, 1), WORDS),
+    lambda inner: st.one_of(
+        st.lists(inner, max_size=5),
+        st.dictionaries(st.sampled_from(["tasks", "classes", "names", "a b"]), inner),
+    ),
+    max_leaves=12,
+)
+
+
+@settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
+@given(before=VALUES, after=VALUES)
+def test_two_differing_values_are_never_shown_as_two_equal_texts(before: Any, after: Any) -> None:
+    found = list(explain.differences(before, after, "tasks"))
+    assert bool(found) == (json.dumps(before, sort_keys=True) != json.dumps(after, sort_keys=True))
+    # As a terminal gets them: `Text` drops control characters.
+    assert all(Text(each.before).plain != Text(each.after).plain for each in found)
+    for value in (before, after):
+        [gone] = explain.differences(value, explain.ABSENT)
+        assert gone.before != gone.after
