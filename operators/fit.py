@@ -91,7 +91,8 @@ def load_states(store: Store, operator: str, key: str) -> list[State]:
         number, _, short = name.partition("/")
         if int(number) == len(states):
             states.append({})
-        states[int(number)][short] = tensors[name]
+        # In memory of its own: BLAS may sum in another order where an operand is not aligned.
+        states[int(number)][short] = tensors[name].clone()
     return states
 
 

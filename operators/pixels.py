@@ -88,9 +88,11 @@ def normalise(
         dtype: of the result.
 
     Returns:
-        [B, 3, h, w] on the same device.
+        [B, 3, h, w] on the same device, channels last in memory whatever the pixels' layout: a
+        convolution sums in another order for another layout, and a batch that was filled up or
+        put together of single images has another one than a batch decoded at once.
     """
-    values = pixels.to(torch.float32).div_(255)
+    values = pixels.to(torch.float32, memory_format=torch.channels_last, copy=True).div_(255)
     if preprocessing.mean != (0.0, 0.0, 0.0):
         values.sub_(values.new_tensor(preprocessing.mean).view(3, 1, 1))
     if preprocessing.std != (1.0, 1.0, 1.0):

@@ -99,8 +99,12 @@ class Model:
         return networks.check(copy.deepcopy(self.backbone()))
 
     def state(self, name: str) -> State:
-        """The tensors of a file."""
-        return load_file(self.folder / name)
+        """The tensors of a file, in memory of their own.
+
+        A mapped file puts them at any address, and BLAS sums in another order where one is not
+        aligned: scores would differ in their last bits from those of the pipeline.
+        """
+        return {key: tensor.clone() for key, tensor in load_file(self.folder / name).items()}
 
     def features(self, embed: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
         """Features [B, D] float32 as the pipeline's cache has them: rounded to its type.

@@ -147,6 +147,21 @@ def test_normalise_in_other_types() -> None:
     assert torch.equal(half, exact.to(torch.bfloat16))
 
 
+def test_the_input_of_a_network_has_one_layout_in_memory() -> None:
+    """A convolution may sum in another order for another layout, and its last bits differ then."""
+    preset = PRESETS["micro_32"]
+    batch = pixels.prepare([png(random_image(32, 32, seed)) for seed in range(4)], preset)
+    wanted = pixels.normalise(batch, preset)
+    assert wanted.is_contiguous(memory_format=torch.channels_last)
+    padded = torch.cat([batch[:2], batch.new_zeros(2, *batch.shape[1:])])
+    filled = torch.cat([batch[:3], batch[:1].expand(1, -1, -1, -1)])
+    joined = torch.cat([batch[row : row + 1] for row in range(4)])
+    for other, rows in ((padded, 2), (filled, 3), (joined, 4), (batch.contiguous(), 4)):
+        found = pixels.normalise(other, preset)
+        assert found.stride() == wanted.stride()
+        assert torch.equal(found[:rows], wanted[:rows])
+
+
 def test_presets_are_numbers() -> None:
     pillow = ".".join(version("pillow").split(".")[:2])
     assert PRESETS["lamda_224"].to_json() == {
