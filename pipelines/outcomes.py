@@ -4,22 +4,31 @@ import json
 import os
 import platform
 import time
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from cluster.executor import Outcome
+from cluster.graph import walk
 from operators import serving, sources
+from operators.errors import DamagedStage
 from operators.keys import canonical
 from operators.metrics import Summary
+from operators.prefetch import prefetch
 from operators.preprocessing import Preprocessing
 from operators.records import Artifacts
+from operators.stage import Stage
 from operators.store import Store, library_versions
 from operators.tracking import MethodRun, RunIds
 from pipelines import report as reports
 from pipelines.plan import Plan, Run
 from pipelines.spec import Loaded
 from pipelines.trunk import Trunk
+
+MANIFESTS = 16
+"""Manifests read at once: in an object store they wait, they do not compute."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -257,6 +266,7 @@ def pipeline_params(plan: Plan) -> dict[str, Any]:
 
 def report(
     plan: Plan,
+    store: Store,
     loaded: Loaded,
     runs: Sequence[Finished],
     outcome: Outcome,
@@ -290,20 +300,66 @@ def report(
             facts=facts,
             spec=loaded.text,
             results=[_method_result(found) for found in runs],
-            stages=[
-                reports.StageResult(
-                    name=stage.label,
-                    operator=stage.operator,
-                    state="computed" if stage.key in outcome.done else "cached",
-                    seconds=outcome.done[stage.key].seconds if stage.key in outcome.done else 0.0,
-                    images_forwarded=plan.images(stage),
-                )
-                for stage in plan.stages
-            ],
+            stages=_stage_results(plan, store, outcome),
             environment=library_versions()
             | {"platform": platform.platform(), "cpus": str(os.cpu_count())},
         )
     )
+
+
+def needed_by(runs: Sequence[Run]) -> dict[str, list[int]]:
+    """Key of a stage -> positions of the runs that need it, ascending.
+
+    A merge or an ensemble needs what its parents do not: their trainings are theirs.
+
+    Args:
+        runs: all runs of a plan, with the parents of each.
+    """
+    reached = {run.evaluate.key: {s.key for s in walk([run.evaluate])} for run in runs}
+    found: dict[str, list[int]] = defaultdict(list)
+    for position, run in enumerate(runs):
+        parents = (reached[parent.evaluate.key] for parent in run.parents)
+        for key in reached[run.evaluate.key].difference(*parents):
+            found[key].append(position)
+    return found
+
+
+def _stage_results(plan: Plan, store: Store, outcome: Outcome) -> list[reports.StageResult]:
+    """What became of the stages, and what they took in this run and when they were computed."""
+    # What another run stored meanwhile did not cost this one anything.
+    computed = {key: done for key, done in outcome.done.items() if not done.reused}
+    stored = [stage for stage in plan.stages if stage.key not in computed]
+    costs = prefetch(partial(_recorded, store), stored, workers=MANIFESTS)
+    recorded = dict(zip((stage.key for stage in stored), costs, strict=True))
+    results = needed_by(plan.runs)
+    found: list[reports.StageResult] = []
+    for stage in plan.stages:
+        done = computed.get(stage.key)
+        now = _cost(done.seconds, done.facts) if done else reports.Cost()
+        found.append(
+            reports.StageResult(
+                name=stage.label,
+                operator=stage.operator,
+                state="computed" if done else "cached",
+                now=now,
+                ever=now if done else recorded[stage.key],
+                results=results[stage.key],
+            )
+        )
+    return found
+
+
+def _recorded(store: Store, stage: Stage) -> reports.Cost | None:
+    """What a stored stage took; None if it was cleared away, as its readers are stored."""
+    try:
+        manifest = store.manifest(stage.operator, stage.key)
+    except DamagedStage:
+        return None
+    return _cost(manifest["seconds"], manifest["facts"])
+
+
+def _cost(seconds: float, facts: Mapping[str, Any]) -> reports.Cost:
+    return reports.Cost(seconds=seconds, images=facts.get("images_forwarded", 0))
 
 
 def _in_words(steps: Preprocessing) -> str:
@@ -331,7 +387,6 @@ def _method_result(found: Finished) -> reports.MethodResult:
         task_curve=summary.task_curve,
         metrics=summary.finals(),
         trainable_parameters=found.facts["trainable_parameters"],
-        images_forwarded=0,  # closed-form methods read stored features
         seconds=found.seconds,
         cached=found.cached,
     )

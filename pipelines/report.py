@@ -17,6 +17,22 @@ MAX_STAGES = 400  # rows of the stage table; the rest is counted
 
 
 @dataclass(frozen=True, kw_only=True)
+class Cost:
+    """What stages took.
+
+    Args:
+        seconds: times of their operators, added up whether they ran side by side or not.
+        images: images that went through a network, each as often as it did.
+    """
+
+    seconds: float = 0.0
+    images: int = 0
+
+    def __add__(self, other: "Cost") -> "Cost":
+        return Cost(seconds=self.seconds + other.seconds, images=self.images + other.images)
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodResult:
     """One method with one class order and one seed. Accuracies in percent.
 
@@ -24,8 +40,7 @@ class MethodResult:
         order: name of the class order.
         matrix, curve, task_curve: as `operators.metrics.Summary` has them.
         metrics: `a_avg`, `a_last`, `forgetting`, `bwt`, `task_a_avg`, and variants.
-        images_forwarded: images this run sent through the backbone beyond shared extraction.
-        seconds: fit or training, and evaluation.
+        seconds: fit or training, and evaluation, whenever they were computed.
     """
 
     method: str
@@ -37,20 +52,28 @@ class MethodResult:
     task_curve: Sequence[float]
     metrics: Mapping[str, float]
     trainable_parameters: int
-    images_forwarded: int
     seconds: float
     cached: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class StageResult:
-    """One stage of the graph. `state` is computed, cached or failed."""
+    """One stage of the graph.
+
+    Args:
+        state: computed, cached or failed.
+        now: what it took in this run; nothing if it was stored.
+        ever: what it took when it was computed; None if the store no longer knows.
+        results: positions in `ReportData.results` of those that need it; a merge or an ensemble
+            counts for what it needs beyond its parents.
+    """
 
     name: str
     operator: str
     state: str
-    seconds: float
-    images_forwarded: int = 0
+    now: Cost
+    ever: Cost | None
+    results: Sequence[int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +84,7 @@ class ReportData:
         status: succeeded, failed or interrupted.
         created: date and time as shown.
         seconds: wall-clock time of the run.
+        images_forwarded: images that this run sent through a network.
         facts: shown at the top, such as data, scenario and backbone.
         spec: the resolved spec as YAML.
         environment: versions and hardware.
@@ -80,10 +104,11 @@ class ReportData:
 
 @dataclass(frozen=True, kw_only=True)
 class _Group:
-    """A row of the leaderboard with its results and its colour."""
+    """A row of the leaderboard with its results, their positions, and its colour."""
 
     row: Row
     results: Sequence[MethodResult]
+    positions: Sequence[int]
     colour: int
 
 
@@ -109,19 +134,20 @@ def render(data: ReportData) -> str:
 
 
 def _groups(data: ReportData) -> list[_Group]:
-    found: dict[str, list[MethodResult]] = {}
+    found: dict[str, list[int]] = {}
     records: list[Record] = []
-    for result in data.results:
+    for position, result in enumerate(data.results):
         shared = {k: str(v) for k, v in result.hyperparameters.items()}
         parameters = {"method": result.method, "order": result.order, "seed": str(result.seed)}
         metrics = {**result.metrics, "seconds": result.seconds}
         record = Record(pipeline=data.pipeline, parameters=shared | parameters, metrics=metrics)
         records.append(record)
-        found.setdefault(_identity(hyperparameters(record)), []).append(result)
+        found.setdefault(_identity(hyperparameters(record)), []).append(position)
     groups: list[_Group] = []
     for colour, row in enumerate(aggregate(records)):
-        identity = _identity({"method": row.method, **row.hyperparameters})
-        groups.append(_Group(row=row, results=found[identity], colour=colour))
+        positions = found[_identity({"method": row.method, **row.hyperparameters})]
+        results = [data.results[position] for position in positions]
+        groups.append(_Group(row=row, results=results, positions=positions, colour=colour))
     return groups
 
 
@@ -134,7 +160,7 @@ def _header(data: ReportData) -> str:
     facts = {
         **data.facts,
         "Stages": f"{len(data.stages)}, of which {cached} from the store",
-        "Images through the backbone": f"{data.images_forwarded:,}",
+        "Images through a network": f"{data.images_forwarded:,}",
         "Time": _duration(data.seconds),
     }
     cells = "".join(f"<div><b>{_t(k)}</b><span>{_t(v)}</span></div>" for k, v in facts.items())
@@ -245,33 +271,43 @@ def _task_incremental(groups: Sequence[_Group]) -> str:
 
 
 def _cost(groups: Sequence[_Group], data: ReportData) -> str:
-    shared: dict[str, tuple[float, int]] = {}
-    for stage in data.stages:
-        if stage.images_forwarded or stage.operator == "features":
-            seconds, images = shared.get(stage.operator, (0.0, 0))
-            shared[stage.operator] = (
-                seconds + stage.seconds,
-                images + stage.images_forwarded,
-            )
-    lines = [(_t(f"{name}, shared by all"), *cost) for name, cost in shared.items()]
-    for group in groups:
-        seconds = sum(r.seconds for r in group.results)
-        images = sum(r.images_forwarded for r in group.results)
-        lines.append((_named(group), seconds, images))
-    if not lines:
+    """What each method alone took, and what several of them share."""
+    if not data.stages:
         return ""
-    longest = max(seconds for _, seconds, _ in lines) or 1.0
-    most = max(images for _, _, images in lines) or 1
-    rows = [
-        [
-            f"<td>{name}</td>",
-            _bar(seconds, longest, _duration(seconds)),
-            _bar(images, most, f"{images:,}"),
-        ]
-        for name, seconds, images in lines
-    ]
-    text = "Summed over class orders and seeds; what came from the store took nothing this time."
-    return _section("Cost", text, _table(["What", "=Time", "=Images through the backbone"], rows))
+    row_of = {position: row for row, group in enumerate(groups) for position in group.positions}
+    own: list[list[StageResult]] = [[] for _ in groups]
+    shared: list[StageResult] = []
+    for stage in data.stages:
+        needed_by = {row_of[position] for position in stage.results}
+        (own[needed_by.pop()] if len(needed_by) == 1 else shared).append(stage)
+    lines = [(_named(group), stages) for group, stages in zip(groups, own, strict=True)]
+    if shared:
+        operators = ", ".join(dict.fromkeys(stage.operator for stage in shared))
+        lines.append((f"Shared<small>{_t(operators)}</small>", shared))
+    lines.append(("All", list(data.stages)))
+    whole = _total(stage.ever for stage in data.stages)
+    rows: list[list[str]] = []
+    for name, stages in lines:
+        costs = _total(stage.now for stage in stages), _total(stage.ever for stage in stages)
+        times = (_bar(c.seconds, whole.seconds or 1.0, _duration(c.seconds)) for c in costs)
+        images = (_bar(c.images, whole.images or 1, f"{c.images:,}") for c in costs)
+        rows.append([f"<td>{name}</td>", *times, *images])
+    text = (
+        "Stages that one method alone needs count for it, summed over class orders and seeds; what "
+        "several methods need is shared. A merge or an ensemble counts for what it needs beyond "
+        "its parents. Images are those that went through a network. Now: in this run, in which "
+        "stages from the store took nothing. In all: what every stage took when it was computed."
+    )
+    if unknown := sum(stage.ever is None for stage in data.stages):
+        gone = "1 stage" if unknown == 1 else f"{unknown} stages"
+        text += f" The store no longer knows what {gone} took; that is left out."
+    header = ["What", "=Time, now", "=Time, in all", "=Images, now", "=Images, in all"]
+    return _section("Cost", text, _table(header, rows))
+
+
+def _total(costs: Iterable[Cost | None]) -> Cost:
+    """The sum of those that are known."""
+    return sum((cost for cost in costs if cost is not None), Cost())
 
 
 def _stages(data: ReportData) -> str:
@@ -281,14 +317,14 @@ def _stages(data: ReportData) -> str:
     rows: list[list[str]] = []
     for operator, stages in by_operator.items():
         counts = [str(sum(s.state == state for s in stages)) for state in _STATES]
-        seconds = _duration(sum(s.seconds for s in stages))
+        seconds = _duration(sum(s.now.seconds for s in stages))
         cells = [str(len(stages)), *counts, seconds]
         rows.append([f"<td>{_t(operator)}</td>", *(f'<td class="n">{c}</td>' for c in cells)])
     every = [
         [
             f"<td>{_t(s.name)}</td><td>{_t(s.operator)}</td>",
             f'<td><span class="state">{_t(s.state)}</span></td>',
-            f'<td class="n">{s.seconds:.2f}</td>',
+            f'<td class="n">{s.now.seconds:.2f}</td>',
         ]
         for s in data.stages[:MAX_STAGES]
     ]

@@ -127,7 +127,7 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> dict[str, An
             },
             "images_forwarded": int(outcome.fact("images_forwarded")),
         }
-        report = outcomes.report(plan, loaded, runs, outcome, document)
+        report = outcomes.report(plan, store, loaded, runs, outcome, document)
         report_name = f"reports/{pipeline}.html"
         store.blobs.replace(report_name, report.encode())
         tracker.log(

@@ -600,6 +600,31 @@ def test_a_plan_explains_combinations(whole: tuple[Store, Plan], folder: Path) -
     assert "merge ties" in explain.mermaid(made, store)
 
 
+def test_a_stage_is_needed_by_those_whose_parents_do_not_need_it(
+    whole: tuple[Store, Plan],
+) -> None:
+    _, made = whole
+    found = outcomes.needed_by(made.runs)
+
+    def names(stages: list[Stage]) -> set[tuple[tuple[str, int], ...]]:
+        return {
+            tuple((run.method.label, run.seed) for run in map(made.runs.__getitem__, found[s.key]))
+            for s in stages
+        }
+
+    assert found.keys() == {stage.key for stage in made.stages}
+    # Merges and ensembles read what was trained, and it counts for the method alone.
+    finetune = run_of(made, "finetune")
+    assert names([*own(finetune, "train"), *own(finetune, "predict")]) == {(("finetune", 0),)}
+    ties = run_of(made, "ties of finetune over tasks")
+    assert names([*own(ties, "merge"), *own(ties, "predict"), ties.evaluate]) == {
+        (("ties of finetune over tasks", 0),)
+    }
+    # Features: of the method that reads them, not of the ensemble over it.
+    features = [stage for stages in made.features.values() for stage in stages]
+    assert names(features) == {(("simplecil", 0), ("simplecil", 1))}
+
+
 def test_results_name_their_parents(whole: tuple[Store, Plan]) -> None:
     store, made = whole
     run = run_of(made, "mean of finetune over seeds")

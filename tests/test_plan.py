@@ -20,12 +20,8 @@ from methods import hyperparameters, registry
 from operators import describe, models
 from operators.ensembling import rules
 from operators.errors import BadDataError
-<<<<<<< HEAD
 from operators.merging import contract
-from operators.stage import Stage
-=======
 from operators.stage import Result, Stage
->>>>>>> 72810e2 (plan says what differs in a list of tasks, and shows no two values alike)
 from operators.store import Store
 from pipelines import explain, show
 from pipelines.plan import Plan, make_plan

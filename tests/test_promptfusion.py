@@ -135,7 +135,7 @@ def trained(method: Any, network: Any, index: int, state: Any) -> dict[str, torc
     return found
 
 
-def test_texts_of_old_classes_stay_to_the_bit() -> None:
+def test_contexts_of_old_classes_stay_to_the_bit_and_their_texts_up_to_rounding() -> None:
     first = trained(CLIP, tiny.clip(), 0, None)
     second = trained(CLIP, tiny.clip(), 1, first)
     assert second.keys() == first.keys() == {"context", "prompt", "mask.raw"}
@@ -150,7 +150,8 @@ def test_texts_of_old_classes_stay_to_the_bit() -> None:
             .texts()  # type: ignore[operator]
             for index, state in enumerate((first, second))
         ]
-    assert torch.equal(texts[1][:3], texts[0])
+    # The tower computes three texts at once here and six there, maybe by other kernels.
+    assert (texts[1][:3] - texts[0]).abs().max() <= rounding(width=16, depth=2)
     assert not torch.equal(second["mask.raw"][:3], torch.ones(3, 1))
     assert sum(t.numel() for t in second.values()) == 6 * 3 * 16 + 2 * 48 + 6
 

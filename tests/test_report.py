@@ -14,7 +14,7 @@ import pytest
 
 from operators.metrics import DEFINITIONS, summarise
 from pipelines import plots
-from pipelines.report import MethodResult, ReportData, StageResult, render
+from pipelines.report import Cost, MethodResult, ReportData, StageResult, render
 
 
 def result(method: str, order: int | str, level: float, **changes: Any) -> MethodResult:
@@ -35,7 +35,6 @@ def result(method: str, order: int | str, level: float, **changes: Any) -> Metho
             "task_a_avg": level + 3,
         },
         "trainable_parameters": 46080,
-        "images_forwarded": 0,
         "seconds": 0.5,
         "cached": False,
     }
@@ -48,10 +47,18 @@ def data(results: list[MethodResult], **changes: Any) -> ReportData:
             name="features train 1/1",
             operator="features",
             state="computed",
-            seconds=3.0,
-            images_forwarded=5000,
+            now=Cost(seconds=3.0, images=5000),
+            ever=Cost(seconds=3.0, images=5000),
+            results=range(len(results)),
         ),
-        StageResult(name="fit x", operator="fit", state="cached", seconds=0.0),
+        StageResult(
+            name="fit x",
+            operator="fit",
+            state="cached",
+            now=Cost(),
+            ever=Cost(seconds=2.0),
+            results=range(len(results))[:1],
+        ),
     ]
     fields: dict[str, Any] = {
         "pipeline": "small",
@@ -111,6 +118,45 @@ def test_everything_is_there() -> None:
     assert page.tags.count("svg") == 4  # curves, spread, two matrices
 
 
+def cost_table(text: str) -> dict[str, list[str]]:
+    """Rows of the table of costs: name -> time now, time in all, images now, images in all."""
+    rows = text.partition("<h2>Cost</h2>")[2].partition("<tbody>")[2].partition("</tbody>")[0]
+    cells = [re.findall(r"<td[^>]*>(.*?)</td>", row) for row in rows.split("</tr>")[:-1]]
+    return {name: values for name, *values in ([Page(cell).text for cell in c] for c in cells)}
+
+
+def test_a_stage_counts_for_the_one_method_that_needs_it() -> None:
+    def stage(operator: str, images: int, ever: int | None, *results: int) -> StageResult:
+        return StageResult(
+            name=operator,
+            operator=operator,
+            state="computed" if images else "cached",
+            now=Cost(seconds=images / 10, images=images),
+            ever=None if ever is None else Cost(seconds=ever / 10, images=ever),
+            results=results,
+        )
+
+    # Two orders of a method, and another method.
+    results = [result("a", 0, 80.0), result("b", 0, 90.0), result("a", 1, 81.0)]
+    stages = [
+        stage("features", 100, 100, 0, 1, 2),
+        stage("fit", 0, 20, 0, 2),  # both orders of one method: not shared
+        stage("train", 30, 30, 0),
+        stage("train", 0, 40, 1),
+        stage("text", 0, None, 0, 1),
+    ]
+    text = render(data(results, stages=stages))
+    assert cost_table(text) == {
+        "b": ["0.0 s", "4.0 s", "0", "40"],
+        "a": ["3.0 s", "5.0 s", "30", "50"],
+        "Sharedfeatures, text": ["10.0 s", "10.0 s", "100", "100"],
+        "All": ["13.0 s", "19.0 s", "130", "190"],
+    }
+    assert "no longer knows what 1 stage took" in text
+    alone = render(data(results[::2], stages=[stage("features", 100, 100, 0, 1)]))
+    assert list(cost_table(alone)) == ["a", "All"] and "no longer" not in alone
+
+
 def test_nothing_is_fetched_from_anywhere() -> None:
     text = render(data([result("a", 0, 80.0, matrix=[[80.0] * (i + 1) for i in range(30)])]))
     page = Page(text)
@@ -127,7 +173,10 @@ def test_texts_are_escaped() -> None:
         result(evil, evil, 80.0, hyperparameters={evil: evil}),
         result(evil, evil, 70.0, hyperparameters={evil: 1}),
     ]
-    stage = StageResult(name=evil, operator=evil, state=evil, seconds=1.0)
+    cost = Cost(seconds=1.0)
+    stage = StageResult(
+        name=evil, operator=evil, state=evil, now=cost, ever=cost, results=range(len(results))
+    )
     texts = {"pipeline": evil, "status": evil, "created": evil, "spec": evil}
     page = Page(render(data(results, stages=[stage], facts={evil: evil}, **texts)))
     assert "script" not in page.tags
