@@ -25,6 +25,7 @@ from operators.errors import ConfigError
 from operators.store import Store
 from pipelines.plan import Plan
 from tests import pngs, tiny
+from tests.bounds import rounding
 from tests.pngs import compute, of
 from tests.test_text import BACKBONE, NAMES
 
