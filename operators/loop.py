@@ -358,12 +358,9 @@ class _Run:
 
     def _prepared(self, batches: list[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
         """Batches with this worker's pixels, prepared ahead by threads."""
-        augmentation, epoch = self._recipe.augmentation, self._epoch
-
-        def prepare(rows: list[int]) -> tuple[list[int], Tensor]:
-            return rows, self._images.batch(self._mine(rows), epoch, augmentation)
-
-        return prefetch(prepare, batches, workers=self._settings.decoders)
+        mine, augmentation = map(self._mine, batches), self._recipe.augmentation
+        found = prepared(self._images, mine, self._settings, self._epoch, augmentation)
+        return ((rows, pixels) for rows, (_, pixels) in zip(batches, found, strict=True))
 
     def _mine(self, rows: list[int]) -> list[int]:
         # A worker without a row takes part with the first one, which then counts nothing.
@@ -381,7 +378,7 @@ class _Run:
         inputs = self._images.normalise(pixels.to(device, non_blocking=True))
         targets = self._images.targets[mine].to(device)
         with autocast(device, settings.precision):
-            query = self._query(mine, inputs)
+            query = query_of(self._learner, self._known_query(), mine, inputs)
             terms = self._forward(inputs, targets, query)
         counted = len(rows[world.rank :: world.size])
         # Means of unequal parts: DDP averages the workers' gradients with equal weights.
@@ -400,20 +397,12 @@ class _Run:
         self._optimizer.step()
         self._learner.after_step()
         self.log.steps += 1
-        passes = 1 + (self._learner.needs_query and not self._known_query())
+        passes = 1 + (self._learner.needs_query and self._known_query() is None)
         self.log.images_forwarded += passes * len(rows) + self._learner.images_beside
         return dict(zip(terms, values.tolist(), strict=True))
 
-    def _known_query(self) -> bool:
-        return self._recipe.augmentation == "none" and self._images.query is not None
-
-    def _query(self, rows: list[int], inputs: Tensor) -> Tensor | None:
-        if not self._learner.needs_query:
-            return None
-        if self._known_query():
-            assert self._images.query is not None
-            return self._images.query[rows].to(inputs.device)
-        return frozen_features(self._learner.vit, inputs)
+    def _known_query(self) -> Tensor | None:
+        return self._images.query if self._recipe.augmentation == "none" else None
 
     def _diverged(self, rows: list[int], terms: dict[str, float], norm: float) -> None:
         what = ", ".join(f"{name} {value:g}" for name, value in terms.items())
@@ -436,6 +425,23 @@ def seed_generators(seed: int, device: str) -> None:
 def frozen_features(network: Network, inputs: Tensor) -> Tensor:
     """Query [B, D] float32: the feature of the backbone without anything added."""
     return networks.feature(network, inputs).float()
+
+
+def query_of(
+    learner: Learner[Any], known: Tensor | None, rows: Sequence[int], inputs: Tensor
+) -> Tensor | None:
+    """Query [B, D] of a batch on its device; None for a learner that needs none.
+
+    Args:
+        known: frozen features [N, D] of all images, as they are; None computes those of the batch.
+        rows: B rows of the batch.
+        inputs: normalised images [B, 3, h, w].
+    """
+    if not learner.needs_query:
+        return None
+    if known is None:
+        return frozen_features(learner.vit, inputs)
+    return known[rows].to(inputs.device)
 
 
 class PlainImages:
@@ -472,13 +478,7 @@ class PlainImages:
         for rows, pixels in prepared(images, batches, settings, epoch, augmentation):
             inputs = images.normalise(pixels.to(device, non_blocking=True))
             with autocast(device, settings.precision):
-                query = None
-                if learner.needs_query:
-                    query = (
-                        frozen_features(learner.vit, inputs)
-                        if known is None
-                        else known[rows].to(device)
-                    )
+                query = query_of(learner, known, rows, inputs)
                 function(inputs, images.targets[rows].to(device), query)
         passes = 1 + (learner.needs_query and known is None)
         self._log.images_forwarded += passes * len(images.targets)
@@ -527,13 +527,7 @@ def forward_plain(
         pixels = torch.cat([pixels, pixels[:1].expand(len(filled) - len(rows), *pixels.shape[1:])])
         inputs = images.normalise(pixels.to(device, non_blocking=True))
         with autocast(device, settings.precision):
-            query = None
-            if learner.needs_query:
-                query = (
-                    frozen_features(learner.vit, inputs)
-                    if known is None
-                    else known[filled].to(device)
-                )
+            query = query_of(learner, known, filled, inputs)
             outputs.append(function(inputs, query)[: len(rows)].float().cpu())
     log.images_forwarded += len(images.targets) * (1 + (learner.needs_query and known is None))
     return torch.cat(outputs)

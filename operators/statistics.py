@@ -151,10 +151,6 @@ def _scores(learner: Learner, images: loop.Images, settings: loop.Settings) -> I
     for rows, pixels in loop.prepared(images, single, settings):
         inputs = images.normalise(pixels.to(settings.device))
         with models.autocast(settings.device, settings.precision):
-            query = None
-            if learner.needs_query and images.query is not None:
-                query = images.query[rows].to(settings.device)
-            elif learner.needs_query:
-                query = loop.frozen_features(learner.vit, inputs)
+            query = loop.query_of(learner, images.query, rows, inputs)
             scores = learner.logits(inputs, query)
         yield scores
