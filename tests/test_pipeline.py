@@ -4,6 +4,7 @@ import io
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -24,6 +25,7 @@ from operators.predictions import read
 from operators.store import Store
 from pipelines import cli
 from tests.processes import started
+from tests.test_report import cost_table
 
 ROOT = Path(__file__).parent.parent
 VARIABLES = ("MLFLOW_TRACKING_URI", "GRAFTWORK_STORE", "RAY_ADDRESS")
@@ -180,6 +182,67 @@ def test_a_finished_run_again_starts_neither_ray_nor_torch(
     again = json.loads(done.stdout)
     assert again["stages"]["computed"] == 0
     assert substance(again) == substance(document)
+
+
+def test_the_report_says_what_each_method_took_and_what_is_shared(
+    data: Path, tmp_path: Path
+) -> None:
+    recipe = {"epochs": 1, "batch_size": 20, "augmentation": "none"}
+    methods = ["simplecil", "slda", {"finetune": recipe}, {"aper_finetune": dict(recipe)}]
+    spec, store = write_spec(
+        data,
+        methods=methods,
+        merge=[{"ema": {"of": "finetune"}}],
+        ensemble=[{"mean_prob": {"of": ["slda", "finetune"]}}],
+    ), tmp_path / "store"  # fmt: skip
+    training, test, tasks = 6 * 20, 6 * 8, 3
+    predictions = sum(test * (task + 1) // tasks for task in range(tasks))
+    images = {
+        "simplecil": 0,
+        "slda": 0,
+        "finetune": training + predictions,
+        "aper_finetune": training // tasks + training + test,  # a session, and features after it
+        "ema of finetune over tasks": predictions,
+        "mean_prob of slda and finetune over methods": 0,
+        "Sharedfeatures, dataset": training + test,
+    }
+
+    def costs() -> dict[str, tuple[float, float, int, int]]:
+        rows = cost_table((store / "reports/stripes.html").read_text())
+        return {
+            name: (float(row[0].split()[0]), float(row[1].split()[0]), int(row[2]), int(row[3]))
+            for name, row in rows.items()
+        }
+
+    document = run(spec, store)
+    first = costs()
+    whole = sum(images.values())
+    assert document["images_forwarded"] == whole
+    assert {name: row[2:] for name, row in first.items()} == {
+        name: (count, count) for name, count in {**images, "All": whole}.items()
+    }
+    # Times as the manifests have them, by the labels of the stages.
+    manifests = [json.loads(path.read_text()) for path in store.glob("*/*/manifest.json")]
+    seconds = dict.fromkeys(images, 0.0)
+    for manifest in manifests:
+        label = manifest["label"].replace("adapted features", "features aper_finetune order")
+        name = re.sub(r"^\w+ | order .*| seed .*", "", label)
+        seconds[name if name in images else "Sharedfeatures, dataset"] += manifest["seconds"]
+    seconds["All"] = sum(manifest["seconds"] for manifest in manifests)
+    for name, (now, ever, *_) in first.items():
+        assert now == ever == pytest.approx(seconds[name], abs=0.051), name
+    assert min(first[name][0] for name in ("finetune", "aper_finetune")) > 0
+
+    # Everything from the store: nothing now, and in all what it was.
+    assert ask("run", str(spec), "--store", str(store))["images_forwarded"] == 0
+    assert costs() == {name: (0.0, row[1], 0, row[3]) for name, row in first.items()}
+    # What was cleared away is said.
+    [cleared, *_] = (m for m in manifests if m["label"].startswith("features test"))
+    shutil.rmtree(store / "features" / cleared["key"])
+    ask("run", str(spec), "--store", str(store))
+    gone = cleared["facts"]["images_forwarded"]
+    assert costs()["Sharedfeatures, dataset"][2:] == (0, training + test - gone)
+    assert "no longer knows what 1 stage took" in (store / "reports/stripes.html").read_text()
 
 
 def test_plan_says_why_something_is_not_stored(
