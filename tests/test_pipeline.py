@@ -234,12 +234,12 @@ def test_the_report_says_what_each_method_took_and_what_is_shared(
     assert min(first[name][0] for name in ("finetune", "aper_finetune")) > 0
 
     # Everything from the store: nothing now, and in all what it was.
-    assert ask("run", str(spec), "--store", str(store))["images_forwarded"] == 0
+    assert run(spec, store)["images_forwarded"] == 0
     assert costs() == {name: (0.0, row[1], 0, row[3]) for name, row in first.items()}
     # What was cleared away is said.
     [cleared, *_] = (m for m in manifests if m["label"].startswith("features test"))
     shutil.rmtree(store / "features" / cleared["key"])
-    ask("run", str(spec), "--store", str(store))
+    run(spec, store)
     gone = cleared["facts"]["images_forwarded"]
     assert costs()["Sharedfeatures, dataset"][2:] == (0, training + test - gone)
     assert "no longer knows what 1 stage took" in (store / "reports/stripes.html").read_text()
