@@ -271,7 +271,7 @@ def _repair(
         this graph, or comes out damaged again and again.
     """
     damage = decision.damage
-    stage = schedule.stages.get(damage.key)
+    stage = schedule.stages.get(damage.stage_key)
     if stage is None:
         return Raise(damage)
     if schedule.is_open(stage.key):

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from cluster.policy import section
 from cluster.session import Node
-from operators.errors import ClusterLost, ConfigError, StorageError
+from operators.errors import ClusterLost, ConfigError, StorageError, together
 from operators.stage import Stage
 from operators.store import Store
 
@@ -49,7 +49,7 @@ def check_resources(stages: Iterable[Stage], nodes: Sequence[Node]) -> None:
             problem = f"{place}: no node has {cpus:g} CPUs and {gpus:g} GPUs at once"
         problems[problem] = None
     if problems:
-        raise ConfigError("\n".join(problems))
+        raise together([ConfigError(problem) for problem in problems])
 
 
 def _room(node: Node, cpus: float, gpus: float) -> float:

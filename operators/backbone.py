@@ -74,7 +74,7 @@ def resolve(
     try:
         known_by = location if location in ("random", "") else identity(location)
     except ConfigError as error:
-        raise ConfigError(f"backbone.weights: {error}") from error
+        raise error.about("backbone.weights") from error
     depends = ("torch", "timm", *(("open_clip",) if model.startswith(CLIP) else ()))
     preimage = {
         "kind": "backbone",
@@ -123,6 +123,6 @@ def place(model: str, weights: str | None) -> str:
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.safetensors"))
         raise ConfigError(
-            f'backbone.weights: no builtin weights for "{model}" (known: {", ".join(known)})'
+            f'no builtin weights for "{model}" (known: {", ".join(known)})', key="backbone.weights"
         )
     return str(path)

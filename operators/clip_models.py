@@ -35,7 +35,8 @@ def build(model: str, image_size: int | None = None) -> Clip:
     custom = config.pop("custom_text", False)
     if "hf_model_name" in config["text_cfg"] or "multimodal_cfg" in config:
         raise IncompatibleError(
-            f"backbone.model: {model} has another text tower than CLIP's; take a ViT-B-16, say"
+            f"{model} has another text tower than CLIP's; take a ViT-B-16, say",
+            key="backbone.model",
         )
     import open_clip
 
@@ -48,7 +49,7 @@ def build(model: str, image_size: int | None = None) -> Clip:
         try:
             network = Clip(own)
         except TypeError as error:
-            raise IncompatibleError(f"backbone.model: {model}: {error}") from error
+            raise IncompatibleError(str(error), key="backbone.model", value=model) from error
         if "timm_model_name" in vision:
             own.visual.set_input_size(vision["image_size"])
     return network.eval().requires_grad_(False)
@@ -94,7 +95,7 @@ def _config(model: str) -> dict[str, Any]:
         import open_clip
     except ImportError as error:
         raise ConfigError(
-            f'backbone.model: {model} needs open_clip: pip install "graftwork[clip]"'
+            f'{model} needs open_clip: pip install "graftwork[clip]"', key="backbone.model"
         ) from error
     for path in sorted((Path(__file__).parent / "backbones").glob("*.json")):
         if path.stem not in open_clip.list_models():
@@ -104,7 +105,7 @@ def _config(model: str) -> dict[str, Any]:
     if name not in known:
         near = difflib.get_close_matches(name, known, 1)
         hint = f'did you mean "{PREFIX}{near[0]}"?' if near else "open_clip.list_models() names all"
-        raise ConfigError(f'backbone.model: unknown open_clip model "{name}"; {hint}')
+        raise ConfigError(f'unknown open_clip model "{name}"; {hint}', key="backbone.model")
     config = open_clip.get_model_config(name)
     assert config is not None
     return config
@@ -131,9 +132,10 @@ def _check_activation(model: str, place: str, from_openai: bool) -> None:
     if found and quick not in found.values():
         other = base if quick else f"{base}-quickgelu"
         raise IncompatibleError(
-            f"backbone.model: weights {max(found, key=len)} were trained with "
-            f"{'GELU' if quick else 'QuickGELU'}, {model} has the other; "
-            f"set backbone.model: {PREFIX}{other}"
+            f"weights {max(found, key=len)} were trained with "
+            f"{'GELU' if quick else 'QuickGELU'}, {model} has the other",
+            key="backbone.model",
+            advice=f"take {PREFIX}{other}",
         )
 
 

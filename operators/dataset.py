@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from operators import holdout, labels, scan, sources
 from operators.description import SPLITS, locate, resolve
-from operators.errors import BadDataError
+from operators.errors import BadDataError, together
 from operators.index_file import DIGEST, SplitIndex, encode_index, read_index, to_arrow, to_numpy
 from operators.keys import digest
 from operators.sources import Places
@@ -218,14 +218,14 @@ def _build(
 ) -> Dataset:
     tables, problems = scan.columns(description, found)
     if problems:
-        raise BadDataError("\n".join(problems))
+        raise together(problems)
     places = {split: table.places for split, table in tables.items()}
     by_label = {split: table.label for split, table in tables.items()}
     by_domain = {split: table.domain for split, table in tables.items()}
     classes, ids, problems = labels.class_ids(by_label, description["classes"], places)
     domains, domain_ids, more = labels.domain_ids(by_domain, places)
     if problems or more:
-        raise BadDataError("\n".join(problems + more))
+        raise together([BadDataError(what) for what in problems + more])
     limits = description["limit_per_class"]
     kept = {split: labels.first_of_each_class(ids[split], limits[split]) for split in SPLITS}
     scans = {
@@ -242,12 +242,13 @@ def _build(
     }
     bad = [entry for split in SPLITS for entry in scans[split].bad_images()]
     if bad and description["on_bad_image"] != "skip":
-        raise BadDataError(scan.explain(bad))
+        raise together(scan.explain(bad))
     good = {split: scans[split].good() for split in SPLITS}
     rows = {split: kept[split][good[split]] for split in SPLITS}
     chosen = {split: ids[split][rows[split]] for split in SPLITS}
     if problems := labels.untrained(chosen, classes):
-        raise BadDataError("\n".join([*problems, *([scan.explain(bad)] if bad else [])]))
+        more = scan.explain(bad) if bad else []
+        raise together([*(BadDataError(what) for what in problems), *more])
     splits = {
         split: Split(
             name=split,

@@ -131,7 +131,7 @@ def card(name: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         ConfigError: nothing of this name.
     """
     if name not in (known := _known()):
-        raise ConfigError(f"methods: {_unknown('method', name, list(known))}")
+        raise ConfigError(f"{_unknown('method', name, list(known))}", key="methods")
     contract, package, name = known[name]
     facts = asdict(package.load(name).card)
     facts = facts if contract is None else {**facts, "contract": contract}

@@ -26,7 +26,7 @@ def resolve(description: Mapping[str, Any]) -> dict[str, Any]:
     if name := description.get("builtin"):
         if name not in builtin.BUILTIN:
             known = ", ".join(builtin.BUILTIN)
-            raise ConfigError(f'dataset.builtin: unknown "{name}"; known are {known}')
+            raise ConfigError(f'unknown "{name}"; known are {known}', key="dataset.builtin")
         return common | {"builtin": name, "classes": list(builtin.load(name).CLASSES)}
     return common | {
         "train": [sources.absolute(entry) for entry in description["train"]],
@@ -45,7 +45,7 @@ def texts(given: Any) -> list[str]:
     """
     given = _listed(given, "reference.texts")
     if not (isinstance(given, (list, tuple)) and given and all(type(n) is str for n in given)):
-        raise ConfigError("reference.texts: must be a list of texts, or a JSON file with one")
+        raise ConfigError("must be a list of texts, or a JSON file with one", key="reference.texts")
     return list(given)
 
 
@@ -58,17 +58,17 @@ def _listed(given: Any, key: str) -> Any:
         with sources.open_file(url) as file:
             return json.loads(file.read(64 << 20).decode("utf-8-sig"))
     except (OSError, ValueError) as error:
-        why = sources.reason(error) if isinstance(error, OSError) else error
-        raise ConfigError(f"{key}: {url}: {why}") from error
+        why = sources.reason(error) if isinstance(error, OSError) else str(error)
+        raise ConfigError(why, key=key, value=url) from error
 
 
 def _class_names(given: Any) -> list[str] | None:
     if (given := _listed(given, "dataset.classes")) is None:
         return None
     if not (isinstance(given, (list, tuple)) and given and all(type(n) is str for n in given)):
-        raise ConfigError("dataset.classes: must be a list of names, or a JSON file with one")
+        raise ConfigError("must be a list of names, or a JSON file with one", key="dataset.classes")
     if doubled := sorted({n for n in given if given.count(n) > 1}):
-        raise ConfigError(f'dataset.classes: "{doubled[0]}" occurs twice')
+        raise ConfigError(f'"{doubled[0]}" occurs twice', key="dataset.classes")
     return list(given)
 
 
@@ -83,7 +83,9 @@ def locate(description: Mapping[str, Any], split: str) -> list[sources.Source]:
     try:
         found = sources.locate(description[split])
     except (BadDataError, ConfigError) as error:
-        raise type(error)(f"dataset.{split}: {error}") from error
+        raise error.about(f"dataset.{split}") from error
     if len({source.kind for source in found}) != 1:
-        raise BadDataError(f"dataset.{split}: needs Parquet files or folders, not both or neither")
+        raise BadDataError(
+            "needs Parquet files or folders, not both or neither", key=f"dataset.{split}"
+        )
     return found

@@ -39,8 +39,9 @@ def held_out(
         chosen = rows[first[rows] <= last]
         if len(chosen) == len(rows):
             raise BadDataError(
-                f"dataset.holdout: {share:g} of the {len(rows)} training images of class "
-                f"{labels[rows[0]]} leaves none to train on"
+                f"{share:g} of the {len(rows)} training images of class "
+                f"{labels[rows[0]]} leaves none to train on",
+                key="dataset.holdout",
             )
         held[chosen] = True
     return held

@@ -26,7 +26,7 @@ from methods import networks
 from methods import vit as seams
 from methods.clip import Clip
 from operators import backbones, clip_models
-from operators.errors import ConfigError, IncompatibleError
+from operators.errors import ChangedWeights, ConfigError, IncompatibleError
 
 assert backbones  # registers the models that this package ships
 
@@ -67,7 +67,7 @@ def load(model: str, weights: str, pooling: str, image_size: int | None = None) 
     if not timm.is_model(model):
         near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), 1)
         hint = f'; did you mean "{near[0]}"?' if near else "; timm.list_models() names all"
-        raise ConfigError(f'backbone.model: unknown timm model "{model}"{hint}')
+        raise ConfigError(f'unknown timm model "{model}"{hint}', key="backbone.model")
     if weights == "":
         _check_hub(model)
     size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
@@ -79,20 +79,23 @@ def load(model: str, weights: str, pooling: str, image_size: int | None = None) 
             if image_size is None:
                 raise
             raise IncompatibleError(
-                f"backbone.image_size: {model} cannot be had for images of {image_size} pixels"
+                f"{model} cannot be had for images of {image_size} pixels",
+                key="backbone.image_size",
             ) from error
         except (OSError, RuntimeError, ValueError) as error:
             _check_tag(model)
             reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
             raise ConfigError(
-                f"backbone: {model} cannot be created: {reason[:200]}; "
-                "set backbone.weights to a file"
+                f"cannot be created: {reason[:200]}",
+                key="backbone.model",
+                value=model,
+                advice="give a file of its weights",
             ) from error
     if weights not in ("", "random"):
         _load_strictly(network, read_weights(weights), model, weights, image_size)
     if pooling == "token" and not getattr(network, "num_prefix_tokens", 0):
         raise IncompatibleError(
-            f"features.pooling: {model} has no class token; set features.pooling: avg"
+            f"{model} has no class token; set features.pooling: avg", key="features.pooling"
         )
     return network.eval().requires_grad_(False)
 
@@ -100,12 +103,12 @@ def load(model: str, weights: str, pooling: str, image_size: int | None = None) 
 def _load_clip(model: str, weights: str, pooling: str, image_size: int | None) -> Clip:
     if weights == "":
         raise ConfigError(
-            f"backbone.weights: missing; {model} needs a file, or random, since nothing is "
-            "downloaded"
+            f"missing; {model} needs a file, or random, since nothing is downloaded",
+            key="backbone.weights",
         )
     if pooling != "token":
         raise IncompatibleError(
-            f"features.pooling: CLIP pools as it was trained; leave it out, got {pooling}"
+            f"CLIP pools as it was trained; leave it out, got {pooling}", key="features.pooling"
         )
     network = clip_models.build(model, image_size)
     if weights != "random":
@@ -124,7 +127,9 @@ def _check_tag(model: str) -> None:
         hint = (
             f'did you mean "{name}.{near[0]}"?' if near else f"tags: {', '.join(known) or 'none'}"
         )
-        raise ConfigError(f'backbone.model: {name} has no weights with the tag "{tag}"; {hint}')
+        raise ConfigError(
+            f'{name} has no weights with the tag "{tag}"; {hint}', key="backbone.model"
+        )
 
 
 def _check_hub(model: str) -> None:
@@ -139,7 +144,9 @@ def _check_hub(model: str) -> None:
     config = timm.get_pretrained_cfg(model)
     if config is None or not (config.url or config.file or config.hf_hub_id):
         raise ConfigError(
-            f"backbone.weights: timm has no pretrained weights for {model}; give a file, or random"
+            f"timm has no pretrained weights for {model}",
+            key="backbone.weights",
+            advice="give a file, or random",
         )
     if config.file or not config.hf_hub_id:
         return
@@ -158,8 +165,10 @@ def _check_hub(model: str) -> None:
         return  # it answers; timm knows other names to ask for
     except Exception as error:  # the client's library has exceptions of its own
         raise ConfigError(
-            f"backbone.weights: weights of {model} are not cached and the hub is unreachable "
-            f"({' '.join(str(error).split())[:120]}); set backbone.weights to a file"
+            f"weights of {model} are not cached and the hub is unreachable "
+            f"({' '.join(str(error).split())[:120]})",
+            key="backbone.weights",
+            advice="give a file",
         ) from error
 
 
@@ -177,7 +186,7 @@ def load_on_device(
         fingerprint_: of the whole network, or of the tower of a CLIP that is wanted.
 
     Raises:
-        IncompatibleError: the weights changed since the plan was made.
+        ChangedWeights: the weights changed since the plan was made.
     """
     if device.startswith("cuda"):
         # fp32 is fp32: by default cuDNN computes convolutions, so the patches, in TF32.
@@ -196,7 +205,7 @@ def load_apart(
     """As `load_on_device`, on the CPU and for the caller alone: nothing of it is kept.
 
     Raises:
-        IncompatibleError: the weights changed since the plan was made.
+        ChangedWeights: the weights changed since the plan was made.
     """
     network = load(model, weights, pooling, image_size)
     _check_fingerprint(model, fingerprint_, _fingerprints(network))
@@ -219,10 +228,7 @@ def _fingerprints(network: nn.Module) -> tuple[str, ...]:
 
 def _check_fingerprint(model: str, wanted: str, known: tuple[str, ...]) -> None:
     if wanted not in known:
-        raise IncompatibleError(
-            f"backbone: weights of {model} changed since the plan: "
-            f"expected {wanted[:12]}, loaded {known[0][:12]}; run again"
-        )
+        raise ChangedWeights(model, wanted, known[0])
 
 
 def read_weights(place: str) -> dict[str, Tensor]:
@@ -235,11 +241,14 @@ def read_weights(place: str) -> dict[str, Tensor]:
         with fsspec.open(place, "rb") as file:
             data = file.read()  # type: ignore[union-attr]
     except FileNotFoundError as error:
-        raise ConfigError(f"backbone.weights: {place}: not found") from error
+        raise ConfigError("not found", key="backbone.weights", value=place) from error
     except IsADirectoryError as error:
-        raise ConfigError(f"backbone.weights: {place}: is a folder; name a file in it") from error
+        raise ConfigError(
+            "is a folder; name a file in it", key="backbone.weights", value=place
+        ) from error
     except OSError as error:
-        raise ConfigError(f"backbone.weights: {place}: {error.strerror or error}") from error
+        what = error.strerror or str(error)
+        raise ConfigError(what, key="backbone.weights", value=place) from error
     # The length that a safetensors file begins with may start with a pickle's first byte.
     if data[:2] == b"PK" or (data[:1] == b"\x80" and data[8:9] != b"{"):
         return _read_pickle(place, data)
@@ -247,7 +256,7 @@ def read_weights(place: str) -> dict[str, Tensor]:
         return load_safetensors(data)
     except SafetensorError as error:
         raise IncompatibleError(
-            f"backbone.weights: {place}: {_what_is_wrong(data)}; copy the file again"
+            f"{_what_is_wrong(data)}; copy the file again", key="backbone.weights", value=place
         ) from error
 
 
@@ -276,13 +285,15 @@ def _read_pickle(place: str, data: bytes) -> dict[str, Tensor]:
         code = re.search(r"GLOBAL ([\w.]+)", str(error))
         what = f"contains code ({code[1]})" if code else "holds code or is damaged"
         raise IncompatibleError(
-            f"backbone.weights: {place}: {what}; convert it to safetensors"
+            f"{what}; convert it to safetensors", key="backbone.weights", value=place
         ) from error
     for wrapper in ("state_dict", "model"):
         if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
             state = state[wrapper]
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise IncompatibleError(f"backbone.weights: {place}: is not a dictionary of tensors")
+        raise IncompatibleError(
+            "is not a dictionary of tensors", key="backbone.weights", value=place
+        )
     return state
 
 
@@ -320,8 +331,8 @@ def _check_names(network: nn.Module, given: dict[str, Tensor], model: str, place
             for name in differing[:5]
         )
         raise IncompatibleError(
-            f"backbone.weights: {place} does not fit {model} "
-            f"({len(differing)} differences): {shown}"
+            f"{place} does not fit {model} ({len(differing)} differences): {shown}",
+            key="backbone.weights",
         )
 
 

@@ -47,11 +47,13 @@ class Preprocessing:
         for name in ("resize", "crop"):
             value = getattr(self, name)
             if value is not None and not (type(value) is int and 1 <= value <= 4096):
-                raise ConfigError(f"preprocessing.{name}: must be an integer in 1..4096: {value}")
+                raise ConfigError(
+                    f"must be an integer in 1..4096: {value}", key=f"preprocessing.{name}"
+                )
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
             raise ConfigError(
-                f'preprocessing.interpolation: must be one of {known}: "{self.interpolation}"'
+                f'must be one of {known}: "{self.interpolation}"', key="preprocessing.interpolation"
             )
         for name in ("mean", "std"):
             value = getattr(self, name)
@@ -60,7 +62,9 @@ class Preprocessing:
                 isinstance(v, (int, float)) and not isinstance(v, bool) and lowest <= v <= 1.0
                 for v in value
             ):
-                raise ConfigError(f"preprocessing.{name}: must be three numbers in 0..1: {value}")
+                raise ConfigError(
+                    f"must be three numbers in 0..1: {value}", key=f"preprocessing.{name}"
+                )
             object.__setattr__(self, name, tuple(float(v) for v in value))
 
     def to_json(self) -> dict[str, Any]:
@@ -126,8 +130,9 @@ def from_timm(data_config: Mapping[str, Any]) -> Preprocessing:
     if height != width or mode != "center":
         what = f"input {height}x{width}" if height != width else f'crop mode "{mode}"'
         raise ConfigError(
-            f"preprocessing: timm_default would need {what}, which is not supported; "
-            "describe resize, crop, mean and std explicitly"
+            f"timm_default would need {what}, which is not supported; "
+            "describe resize, crop, mean and std explicitly",
+            key="preprocessing",
         )
     return Preprocessing(
         resize=math.floor(height / (data_config.get("crop_pct") or 0.875)),
@@ -155,14 +160,15 @@ def resolve(
         known = {field.name for field in fields(Preprocessing)}
         if unknown := sorted(set(description) - known):
             raise ConfigError(
-                f"preprocessing.{unknown[0]}: unknown key; known are {', '.join(sorted(known))}"
+                f"unknown key; known are {', '.join(sorted(known))}",
+                key=f"preprocessing.{unknown[0]}",
             )
         return Preprocessing(**description)
     if description == TIMM_DEFAULT and data_config is not None:
         return from_timm(data_config)
     if description not in PRESETS:
         names = ", ".join([*PRESETS, TIMM_DEFAULT])
-        raise ConfigError(f'preprocessing: unknown preset "{description}"; known are {names}')
+        raise ConfigError(f'unknown preset "{description}"; known are {names}', key="preprocessing")
     return PRESETS[description]
 
 

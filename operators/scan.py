@@ -80,16 +80,18 @@ class Scan:
         ]
 
 
-def explain(bad: Sequence[Mapping[str, Any]]) -> str:
-    """Images that cannot be used, one line each, the first twenty of them."""
-    lines = [
-        b["file"] + ("" if b["row"] is None else f" row {b['row']}") + f": {b['reason']}"
+def explain(bad: Sequence[Mapping[str, Any]]) -> list[BadDataError]:
+    """Images that cannot be used, the first twenty of them, and what to do."""
+    found = [
+        BadDataError(
+            b["reason"], value=b["file"] + ("" if b["row"] is None else f" row {b['row']}")
+        )
         for b in bad[:_LISTED]
     ]
     if len(bad) > _LISTED:
-        lines.append(f"... and {len(bad) - _LISTED} more images")
-    lines.append(f"{len(bad)} unusable images; on_bad_image: skip leaves them out")
-    return "\n".join(lines)
+        found.append(BadDataError(f"... and {len(bad) - _LISTED} more images"))
+    what = f"{len(bad)} unusable images; on_bad_image: skip leaves them out"
+    return [*found, BadDataError(what)]
 
 
 def builtin_source(name: str, split: str) -> Source:
@@ -113,27 +115,28 @@ def file_names(found: Sequence[Source]) -> tuple[str, ...]:
 
 def columns(
     description: Mapping[str, Any], found: Mapping[str, Sequence[Source]]
-) -> tuple[dict[str, Table], list[str]]:
+) -> tuple[dict[str, Table], list[BadDataError]]:
     """Labels and domains of all rows; no image is read.
 
     Returns:
         One table per split, and problems (with any, tables are missing).
     """
-    result, problems = {}, []
+    result, problems = {}, list[BadDataError]()
     for split, its_sources in found.items():
         parts = []
         for source in its_sources:
             try:
                 parts.append(_columns(source, description))
             except BadDataError as error:
-                problems.append(str(error))
+                problems.append(error)
         if len(parts) < len(its_sources):
             continue
         label = labels.join([part[0] for part in parts])
         domain = labels.join([part[1] for part in parts])
         if label is None or domain is None:
             what = "labels" if label is None else "domains"
-            problems.append(f"dataset.{split}: {what} are integers in one file, strings in another")
+            what += " are integers in one file, strings in another"
+            problems.append(BadDataError(what, key=f"dataset.{split}"))
             continue
         sizes = [len(part[0].values) for part in parts]
         number = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
@@ -154,12 +157,14 @@ def _columns(source: Source, description: Mapping[str, Any]) -> tuple[Column, Co
     """Label and domain of each row of a source."""
     name = description.get("domain")
     if source.kind == "parquet":
-        wanted = [description["label"], *([name] if name else [])]
+        wanted = {"label": description["label"], **({"domain": name} if name else {})}
         count, found = tables.read_columns(source.url, description["image"], wanted)
         return found[0], found[1] if name else _constant(count)
     if name:
         raise BadDataError(
-            f'{source.url}: dataset.domain "{name}" needs Parquet files, which have columns'
+            f'"{name}" needs Parquet files, which have columns',
+            key="dataset.domain",
+            value=source.url,
         )
     if source.kind in builtin.BUILTIN:
         values = builtin.load(source.kind).labels(source.url)

@@ -123,8 +123,9 @@ def task_sizes(num_classes: int, initial: int | None, increment: int) -> tuple[i
     initial = increment if initial is None else initial
     if initial > num_classes:
         raise ConfigError(
-            f"scenario.{key}: task 0 wants {initial} classes, the data set has {num_classes}; "
-            f"use at most {num_classes}"
+            f"task 0 wants {initial} classes, the data set has {num_classes}; "
+            f"use at most {num_classes}",
+            key=f"scenario.{key}",
         )
     full, rest = divmod(num_classes - initial, increment)
     return (initial,) + (increment,) * full + ((rest,) if rest else ())
@@ -157,14 +158,14 @@ def tasks(
     """
     if kind == "domain_incremental":
         if not domains:
-            raise ConfigError("dataset.domain: the data names no domain; give the column")
+            raise ConfigError("the data names no domain; give the column", key="dataset.domain")
         everything = tuple(range(num_classes))
         return tuple(
             Task(index=i, classes=everything, domains=(domain,))
             for i, domain in enumerate(domain_order(domains, order))
         )
     if increment is None:
-        raise ConfigError("scenario.increment: missing; class_incremental needs it")
+        raise ConfigError("missing; class_incremental needs it", key="scenario.increment")
     ids = class_order(num_classes, order)
     all_domains = tuple(range(len(domains) or 1))
     stream, start = [], 0
@@ -235,8 +236,9 @@ def _check_permutation(order: Sequence[Any], expected: Sequence[Any], what: str)
     parts = [f"{name} {_some(ids)}" for name, ids in problems.items() if ids]
     if parts:
         raise ConfigError(
-            f"scenario.orders: an explicit {what} order must name each of the {len(expected)} "
-            f"{what}{'es' if what == 'class' else 's'} once; {'; '.join(parts)}"
+            f"an explicit {what} order must name each of the {len(expected)} "
+            f"{what}{'es' if what == 'class' else 's'} once; {'; '.join(parts)}",
+            key="scenario.orders",
         )
 
 

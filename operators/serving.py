@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from operators.backbone import CLIP
-from operators.errors import BadDataError, ConfigError, IncompatibleError
+from operators.errors import BadDataError, ChangedWeights, ConfigError, IncompatibleError
 from operators.keys import digest
 from operators.prefetch import batched, prefetch
 from operators.preprocessing import Preprocessing
@@ -173,8 +173,8 @@ class Predictor:
             try:
                 replace(model, network=name).backbone()
             except (ConfigError, IncompatibleError) as error:
-                line = _about_weights(network["backbone"], places.get(name), error, name)
-                raise type(error)(line) from error
+                place = places.get(name)
+                raise _about_weights(network["backbone"], place, error, name) from error
         self._score = predictors.open_predictor(model)
 
     def scores(
@@ -302,18 +302,21 @@ def _places(given: str, names: Sequence[str]) -> dict[str, str]:
 
 
 def _about_weights(
-    backbone: Mapping[str, Any], place: str | None, error: Exception, network: str
-) -> str:
-    """What is wrong with a network's weights, and what to do."""
+    backbone: Mapping[str, Any],
+    place: str | None,
+    error: ConfigError | IncompatibleError,
+    network: str,
+) -> ConfigError | IncompatibleError:
+    """What is wrong with a network's weights, and what to do where there is no spec."""
     model, wanted = backbone["model"], backbone["fingerprint"][:12]
-    if isinstance(error, IncompatibleError) and "changed since the plan" in str(error):
+    kind = ConfigError if isinstance(error, ConfigError) else IncompatibleError
+    problem = f"{error.value}: {error.what}" if error.value else error.what
+    if isinstance(error, ChangedWeights):
         where = place or backbone["weights"] or "timm's hub"
         problem = f"weights at {where} are not those that the model was made with"
-    else:
-        problem = str(error).removeprefix("backbone.weights: ").removeprefix("backbone: ")
-        problem = problem.partition("; set backbone.weights")[0]
     where = WEIGHTS if network == MAIN else f"{WEIGHTS}, behind a comma"
-    return f"backbone {model}: {problem}; name the file of its weights (state {wanted}) in {where}"
+    advice = f"name the file of its weights (state {wanted}) in {where}"
+    return kind(problem, value=f"backbone {model}", advice=advice)
 
 
 def _load_pyfunc(path: str) -> Predictor:

@@ -136,7 +136,7 @@ def identity(url: str) -> dict[str, Any]:
             filesystem.invalidate_cache()
             return {"url": url, "ukey": str(filesystem.ukey(path))}
     except OSError as error:
-        raise ConfigError(f"{url}: {reason(error)}") from error
+        raise ConfigError(reason(error), value=url) from error
 
 
 def open_file(url: str) -> BinaryIO:
@@ -281,14 +281,14 @@ def _find(url: str) -> list[Source]:
                 return _matches(url, [filesystem.unstrip_protocol(name) for name in found])
             return [_folder(url) if filesystem.isdir(path) else _table(url)]
     except ConfigError as error:
-        raise BadDataError(str(error)) from error
+        raise BadDataError(error.what, value=error.value) from error
     except OSError as error:
-        raise BadDataError(f"{url}: {reason(error)}") from error
+        raise BadDataError(reason(error), value=url) from error
 
 
 def _matches(pattern: str, found: list[str]) -> list[Source]:
     if not found:
-        raise BadDataError(f"{pattern}: nothing matches")
+        raise BadDataError("nothing matches", value=pattern)
     return [source for url in found for source in _find(url)]
 
 
@@ -341,7 +341,7 @@ def file_system(url: str) -> tuple[Any, str]:
         return fsspec.core.url_to_fs(url)
     except ImportError as error:
         extra = '; pip install "graftwork[s3]"' if url.startswith("s3://") else ""
-        raise ConfigError(f"{url}: {error}{extra}") from error
+        raise ConfigError(f"{error}{extra}", value=url) from error
 
 
 def _read_files(files: list[str]) -> Iterator[bytes | str]:

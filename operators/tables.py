@@ -5,7 +5,7 @@ refused, because reading one can run code that another library registered for it
 """
 
 import difflib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from operators import sources
-from operators.errors import BadDataError
+from operators.errors import BadDataError, together
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,41 +34,43 @@ class Column:
     null: np.ndarray
 
 
-def read_columns(url: str, image: str, columns: Sequence[str]) -> tuple[int, list[Column]]:
+def read_columns(url: str, image: str, columns: Mapping[str, str]) -> tuple[int, list[Column]]:
     """Reads small columns, and checks that there is a column with images.
 
     Args:
         url: a Parquet file.
         image: name of the image column.
-        columns: names of columns of integers or strings.
+        columns: names of columns of integers or strings, by their key under `dataset` in a spec.
 
     Returns:
         Number of rows, and the columns.
 
     Raises:
-        BadDataError: not a Parquet file, or one line for each column that is missing or has
-            another type.
+        BadDataError: not a Parquet file, or all columns that are missing or have another type.
     """
-    problems = []
+    problems: list[BadDataError] = []
+
+    def wrong(key: str, what: str) -> None:
+        problems.append(BadDataError(what, key=f"dataset.{key}", value=url))
+
     with _opened(url) as file:
         schema = file.schema_arrow
-        for number, name in enumerate((image, *columns)):
+        for key, name in {"image": image, **columns}.items():
             if name not in schema.names:
-                problems.append(f'{url}: no column "{name}"; there are: {_names(name, schema)}')
-            elif number == 0 and _leaf(schema, image) is None:
-                problems.append(
-                    f'{url}: column "{image}" is {schema.field(image).type}; images are binary, '
-                    "or struct {bytes, path}"
+                wrong(key, f'no column "{name}"; there are: {_names(name, schema)}')
+            elif key == "image" and _leaf(schema, image) is None:
+                kind = schema.field(image).type
+                wrong(
+                    key, f'column "{name}" is {kind}; images are binary, or struct {{bytes, path}}'
                 )
-            elif number and not _countable(schema.field(name).type):
-                problems.append(
-                    f'{url}: column "{name}" is {schema.field(name).type}; '
-                    "integers or strings are needed"
-                )
+            elif key != "image" and not _countable(schema.field(name).type):
+                kind = schema.field(name).type
+                wrong(key, f'column "{name}" is {kind}; integers or strings are needed')
         if problems:
-            raise BadDataError("\n".join(dict.fromkeys(problems)))
-        table = file.read(columns=list(columns))
-    return table.num_rows, [_column(table[name]) for name in columns]
+            raise together(problems)
+        names = list(columns.values())
+        table = file.read(columns=names)
+    return table.num_rows, [_column(table[name]) for name in names]
 
 
 def _names(missing: str, schema: pa.Schema) -> str:

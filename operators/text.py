@@ -50,7 +50,9 @@ def run(order: Order, store: Store) -> Result:
             [encode(network, phrases(keyed["names"], t)) for t in keyed["templates"]]
         )
     except ValueError as error:
-        raise BadDataError(f"dataset.classes: {error}; shorten the name or the template") from error
+        raise BadDataError(
+            f"{error}; shorten the name or the template", key="dataset.classes"
+        ) from error
     return Result(
         files={"text.safetensors": save_tensors({"features": found})},
         facts={"templates": len(found), "classes": len(keyed["names"])},

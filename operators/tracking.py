@@ -92,7 +92,7 @@ class Tracker:
                 },
             )
         except OSError as error:
-            raise StorageError(f"tracking: cannot write the journal: {error}") from error
+            raise StorageError(f"cannot write the journal: {error}", key="tracking") from error
         tags = {**tags, "graftwork.kind": "pipeline"}
         short, long = records.params(params)
         first = records.start("pipeline", None, name, tags, records.now())

@@ -46,7 +46,9 @@ def sqlite_path(uri: str) -> Path | None:
         return None
     match = re.fullmatch(r"sqlite:///(.+)", uri.split("?")[0])
     if match is None or match[1] == ":memory:":
-        raise ConfigError(f"tracking: {uri!r} names no file; write sqlite:////absolute/path.db")
+        raise ConfigError(
+            f"{uri!r} names no file; write sqlite:////absolute/path.db", key="tracking"
+        )
     return Path(match[1])
 
 
@@ -63,8 +65,9 @@ def check(uri: str) -> None:
     thread.join(SECONDS)
     if reason[0]:
         raise ConfigError(
-            f"tracking: cannot reach {urls.mask(mask(uri))}: {reason[0]}; "
-            "start it, or pass another --tracking"
+            f"cannot reach {urls.mask(mask(uri))}: {reason[0]}; "
+            "start it, or pass another --tracking",
+            key="tracking",
         )
 
 
@@ -84,9 +87,8 @@ def _problem(uri: str) -> str:
         if scheme.startswith("databricks"):
             return ""
     except (OSError, ValueError, ConfigError) as error:
-        cause = getattr(error, "reason", error)
-        words = getattr(cause, "strerror", None) or str(cause).removeprefix("tracking: ")
-        return words or type(error).__name__
+        cause = error.what if isinstance(error, ConfigError) else getattr(error, "reason", error)
+        return getattr(cause, "strerror", None) or str(cause) or type(error).__name__
     known = "sqlite, http, https, databricks, " + ", ".join(DATABASE_PORTS)
     return f"{scheme!r} is not one of {known}"
 

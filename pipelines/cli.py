@@ -100,9 +100,9 @@ def _where(
     try:
         urls.check(store)
     except ConfigError as error:
-        raise ConfigError(f"--store: {error}") from error
+        raise error.about("--store") from error
     if store.startswith("hf://"):
-        raise ConfigError('--store: protocol "hf" can only be read (file, s3, gs, abfs)')
+        raise ConfigError('protocol "hf" can only be read (file, s3, gs, abfs)', key="--store")
     return Where(store=store, tracking=tracking, address=address, insecure=insecure)
 
 
@@ -472,8 +472,8 @@ def _fail(error: BaseException, debug: bool) -> None:
     if isinstance(error, Interrupted):
         lines, status = [str(error)], error.exit_code
     elif isinstance(error, GraftworkError):
-        found = str(error).splitlines() or [type(error).__name__]
-        lines, status = [f"error: {line}" for line in dict.fromkeys(found)], error.exit_code
+        found = [line or type(error).__name__ for line in error.lines()]
+        lines, status = [f"error: {line}" for line in found], error.exit_code
     elif isinstance(error, typer.TyperException):
         # Without arguments the "error" is the help, which is printed already.
         silent = type(error).__name__ == "NoArgsIsHelpError"

@@ -220,7 +220,9 @@ def _merge(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Run:
     count = len(chains[0])
     if entry.asked.over == "tasks":
         if count < 2:
-            raise ConfigError(f"{entry.asked.path}.over: the stream has one task; nothing to merge")
+            raise ConfigError(
+                "the stream has one task; nothing to merge", key=f"{entry.asked.path}.over"
+            )
         series = [chains[0][: number + 1] for number in range(count)]
     else:
         series = [[chain[number] for chain in chains] for number in range(count)]

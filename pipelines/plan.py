@@ -17,7 +17,7 @@ from operators import description as descriptions
 from operators import preprocessing as preprocessings
 from operators.backbone import Backbone
 from operators.dataset import Dataset
-from operators.errors import BadDataError, ConfigError, IncompatibleError
+from operators.errors import BadDataError, ConfigError, IncompatibleError, together
 from operators.keys import program_digest
 from operators.preprocessing import Preprocessing
 from operators.stage import Stage
@@ -27,6 +27,7 @@ from pipelines.cell import Method, Run
 from pipelines.runs import make_runs
 from pipelines.spec import Loaded
 from pipelines.spec_model import PipelineSpec
+from pipelines.spec_model import Preprocessing as PreprocessingSpec
 from pipelines.trunk import Reference, Trunk, check_networks, check_trainable
 
 
@@ -72,11 +73,7 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     spec = loaded.spec
     methods, combinations, backbone = _resolve(loaded, memo)
     dataset = datasets.index(spec.dataset.model_dump(mode="json"), memo)
-    given = spec.backbone.preprocessing
-    preprocessing = preprocessings.resolve(
-        given if isinstance(given, str) else given.model_dump(), backbone.data_config
-    )
-    _check_input_size(preprocessing, backbone)
+    preprocessing = _preprocessing(spec.backbone.preprocessing, backbone)
     check_networks(spec, backbone, dataset.classes, methods)
     trunk = Trunk(
         spec=spec,
@@ -113,13 +110,10 @@ def _beside(trunk: Trunk, memo: Memo, methods: Sequence[Method]) -> Trunk | None
             given.model, given.weights, trunk.spec.features.pooling, memo, given.image_size
         )
         wanted = given.preprocessing
-        preprocessing = preprocessings.resolve(
-            wanted if isinstance(wanted, str) else wanted.model_dump(), backbone.data_config
-        )
-        _check_input_size(preprocessing, backbone)
+        preprocessing = _preprocessing(wanted, backbone)
         if backbone.network != "vit":
             raise ConfigError(
-                f"backbone.model: {methods[0].name} trains a timm ViT, got {given.model}"
+                f"{methods[0].name} trains a timm ViT, got {given.model}", key="backbone.model"
             )
         beside = Trunk(
             spec=trunk.spec.model_copy(update={"backbone": given}),
@@ -130,7 +124,7 @@ def _beside(trunk: Trunk, memo: Memo, methods: Sequence[Method]) -> Trunk | None
         )
         check_trainable(beside, methods)
     except (ConfigError, IncompatibleError) as error:
-        raise type(error)(str(error).replace("backbone.", "vit.", 1)) from error
+        raise error.moved("backbone", "vit") from error
     return beside
 
 
@@ -154,8 +148,10 @@ def _reference(spec: PipelineSpec, memo: Memo) -> Reference:
     try:
         images = datasets.index(description, memo).train
     except (BadDataError, ConfigError) as error:
-        message = str(error).replace("dataset.train", "reference.images")
-        raise type(error)(message) from error
+        # Both splits are the reference's images; the other keys have the same names there.
+        own = error.moved("dataset.train", "reference.images")
+        own = own.moved("dataset.test", "reference.images").moved("dataset", "reference")
+        raise own from error
     return Reference(images=images, texts=tuple(texts))
 
 
@@ -181,7 +177,7 @@ def _resolve(
     except (ConfigError, IncompatibleError) as error:
         problems.append(error)
     if methods is None or backbone is None or problems:
-        raise type(problems[0])("\n".join(map(str, problems))) from problems[0]
+        raise together(problems) from problems[0]
     return methods, combinations, backbone
 
 
@@ -217,15 +213,28 @@ def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
     return tuple(resolved)
 
 
-def _check_input_size(preprocessing: Preprocessing, backbone: Backbone) -> None:
-    """A ViT's position embeddings fit one size of image, unless timm says otherwise."""
+def _preprocessing(given: str | PreprocessingSpec, backbone: Backbone) -> Preprocessing:
+    """What a spec says about a backbone's preprocessing.
+
+    Raises:
+        ConfigError: it cannot be resolved, or the images do not fit a ViT's position embeddings.
+    """
+    try:
+        preprocessing = preprocessings.resolve(
+            given if isinstance(given, str) else given.model_dump(), backbone.data_config
+        )
+    except ConfigError as error:
+        raise error.moved("preprocessing", "backbone.preprocessing") from error
+    # The embeddings fit one size of image, unless timm says otherwise.
     height = backbone.data_config["input_size"][1]
     fixed = backbone.data_config.get("fixed_input_size", False)
     if fixed and preprocessing.crop not in (None, height):
         raise ConfigError(
-            f"backbone.preprocessing: gives images of {preprocessing.crop} pixels, but "
-            f"{backbone.model} takes {height}; choose another preprocessing"
+            f"gives images of {preprocessing.crop} pixels, but "
+            f"{backbone.model} takes {height}; choose another preprocessing",
+            key="backbone.preprocessing",
         )
+    return preprocessing
 
 
 def _short(given: dict[str, Any]) -> str:

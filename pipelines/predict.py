@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from operators import found_models, inputs
-from operators.errors import BadDataError, ConfigError, StorageError
+from operators.errors import BadDataError, ConfigError, StorageError, together
 from operators.inputs import Inputs
 from pipelines.progress import Display
 from pipelines.run import Where
@@ -98,7 +98,7 @@ def predict(
         for predictions in _predictions(request, where, wanted, model):
             bad = [(p.name, p.problem) for p in predictions if p.problem]
             if bad and request.on_bad_image == "error":
-                raise BadDataError(_explain(bad))
+                raise together(_explain(bad))
             skipped += bad
             for prediction in predictions:
                 if not prediction.problem:
@@ -152,11 +152,11 @@ def _device(wanted: Device, address: str | None) -> str:
     return ("cuda" if torch.cuda.is_available() else "cpu") if wanted == "auto" else wanted
 
 
-def _explain(bad: Sequence[tuple[str, str]]) -> str:
-    lines = [f"{place}: {problem}" for place, problem in bad[:LISTED]]
+def _explain(bad: Sequence[tuple[str, str]]) -> list[BadDataError]:
+    found = [BadDataError(problem, value=place) for place, problem in bad[:LISTED]]
     if len(bad) > LISTED:
-        lines.append(f"... and {len(bad) - LISTED} more images")
-    return "\n".join([*lines, "unusable images; --on-bad-image skip leaves them out"])
+        found.append(BadDataError(f"... and {len(bad) - LISTED} more images"))
+    return [*found, BadDataError("unusable images; --on-bad-image skip leaves them out")]
 
 
 @contextmanager

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from operators.errors import ConfigError
+from operators.errors import ConfigError, together
 from operators.urls import mask
 from pipelines.yaml_source import Path
 
@@ -46,8 +46,13 @@ class Origins:
                 return self.places[path[:end]]
         return None
 
-    def lines(self, problems: Iterable[Problem | tuple[str, str]]) -> list[str]:
-        """One line per problem, in the order of the file.
+    def place(self, key: Path | str) -> str:
+        """`FILE:LINE` of a key, or `--set key=value`; empty where nothing was written."""
+        origin = self.find(parse_path(key) if isinstance(key, str) else key)
+        return one_line(origin.text) if origin else ""
+
+    def errors(self, problems: Iterable[Problem | tuple[str, str]]) -> list[ConfigError]:
+        """An error for each problem, in the order of the file.
 
         Args:
             problems: (path or dotted key path, message).
@@ -55,20 +60,23 @@ class Origins:
         Returns:
             `FILE:LINE: key.path: message` each, credentials masked, at most `MAX_LINES`.
         """
-        ranked = []
+        ranked: list[tuple[int, ConfigError]] = []
         for key, message in problems:
             path = parse_path(key) if isinstance(key, str) else key
             origin = self.find(path)
-            parts = [origin.text if origin else "", dotted(path), message]
-            ranked.append((origin.rank if origin else 0, one_line(": ".join(filter(None, parts)))))
-        lines = list(dict.fromkeys(line for _, line in sorted(ranked, key=lambda pair: pair[0])))
-        if len(lines) > MAX_LINES:
-            return [*lines[:MAX_LINES], f"... and {len(lines) - MAX_LINES} more problems"]
-        return lines
+            shown_key, place = one_line(dotted(path)), self.place(path)
+            error = ConfigError(one_line(message), key=shown_key, place=place)
+            ranked.append((origin.rank if origin else 0, error))
+        ranked.sort(key=lambda pair: pair[0])
+        found = list({str(error): error for _, error in ranked}.values())
+        if len(found) > MAX_LINES:
+            more = ConfigError(f"... and {len(found) - MAX_LINES} more problems")
+            return [*found[:MAX_LINES], more]
+        return found
 
     def error(self, problems: Iterable[Problem | tuple[str, str]]) -> ConfigError:
-        """The problems as one exception, see `lines`."""
-        return ConfigError("\n".join(self.lines(problems)))
+        """The problems as one exception, see `errors`."""
+        return together(self.errors(problems))
 
 
 def dotted(path: Path) -> str:

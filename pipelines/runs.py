@@ -249,6 +249,7 @@ def _check_rows(dataset: Dataset, stream: Described, order: OrderName) -> None:
             if not any((c, d) in present for c in task["classes"] for d in task["domains"]):
                 where = ", ".join(dataset.domains[d] for d in task["domains"])
                 raise BadDataError(
-                    f"scenario: task {number} of order {order} has no {split.name} images"
-                    + (f" (domain {where})" if where else "")
+                    f"task {number} of order {order} has no {split.name} images"
+                    + (f" (domain {where})" if where else ""),
+                    key="scenario",
                 )

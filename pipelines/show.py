@@ -109,8 +109,9 @@ def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> Non
         Console().print(doctors.render(report))
     if report.problems:
         raise BadDataError(
-            f"dataset: {len(report.problems)} unusable images; mend them, or leave them out with "
-            "dataset.on_bad_image: skip"
+            f"{len(report.problems)} unusable images; mend them, or leave them out with "
+            "dataset.on_bad_image: skip",
+            key="dataset",
         )
 
 

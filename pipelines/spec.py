@@ -16,7 +16,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from operators import urls
-from operators.errors import BadDataError, ConfigError, IncompatibleError
+from operators.errors import BadDataError, ConfigError, IncompatibleError, together
 from pipelines import overrides as overriding
 from pipelines.fields import with_places
 from pipelines.problems import Origin, Origins, Problem, dotted, nearest, one_line, shown
@@ -65,17 +65,11 @@ class Loaded:
 
     @contextmanager
     def locating(self) -> Iterator[None]:
-        """Puts the place in the spec before lines of errors that begin with a key of it."""
+        """Adds to errors where the value of their key was written."""
         try:
             yield
         except (BadDataError, ConfigError, IncompatibleError) as error:
-            raise type(error)("\n".join(map(self._located, str(error).splitlines()))) from error
-
-    def _located(self, line: str) -> str:
-        key, separator, what = line.partition(": ")
-        if not separator or key.split(".")[0] not in PipelineSpec.model_fields:
-            return line
-        return str(self.origins.error([(key, what)]))
+            raise error.placed(self.origins.place) from error
 
 
 def presets() -> dict[str, FilePath]:
@@ -113,7 +107,7 @@ def load_resolved(source: str, overrides: Sequence[str] = ()) -> Loaded:
     )
     # Duplicates and references are worded with their own lines: a path may have two of them.
     lines = [
-        one_line(f"{name}:{line}: {dotted(path)}: {message}")
+        ConfigError(one_line(message), key=one_line(dotted(path)), place=one_line(f"{name}:{line}"))
         for line, path, message in document.problems
     ]
     value, problems = overriding.apply(document.value, origins, overrides)
@@ -121,7 +115,7 @@ def load_resolved(source: str, overrides: Sequence[str] = ()) -> Loaded:
     spec, found = _check(value)
     problems += [(path, message) for path, message in found if path not in noted]
     if spec is None or problems or lines:
-        raise ConfigError("\n".join(lines + origins.lines(problems)))
+        raise together(lines + origins.errors(problems))
     return Loaded(spec, dump(spec.to_value()), origins)
 
 

@@ -258,8 +258,9 @@ def _memory(cell: Cell, hyper: dict[str, Any], earlier: Described) -> _Memory:
     classes = len({c for task in earlier for c in task["classes"]})
     if kind == "total" and budget < classes:
         raise ConfigError(
-            f"methods: {cell.method.name} shares exemplars {budget} among {classes} classes, which "
-            f"leaves none for some; give at least {classes}, or 0"
+            f"{cell.method.name} shares exemplars {budget} among {classes} classes, which "
+            f"leaves none for some; give at least {classes}, or 0",
+            key="methods",
         )
     table = cell.trunk.table(cell.trunk.dataset.train)
     kept = shares(table, earlier, budget, kind)

@@ -250,27 +250,31 @@ def check_networks(
         wanted = method.card["network"]
         if wanted == "clip" and backbone.network != "clip":
             raise ConfigError(
-                f"backbone.model: {method.name} needs a CLIP with both towers, such as "
-                f"open_clip:ViT-B-16-quickgelu, got {backbone.model}"
+                f"{method.name} needs a CLIP with both towers, such as "
+                f"open_clip:ViT-B-16-quickgelu, got {backbone.model}",
+                key="backbone.model",
             )
         if wanted == "vit" and method.trains and backbone.network == "clip":
             raise ConfigError(
-                f"backbone.model: {method.name} trains a timm ViT, got {backbone.model}; "
-                "on CLIP run closed-form methods and those for CLIP"
+                f"{method.name} trains a timm ViT, got {backbone.model}; "
+                "on CLIP run closed-form methods and those for CLIP",
+                key="backbone.model",
             )
         if wanted == "clip" and list(classes) == [str(number) for number in range(len(classes))]:
             raise ConfigError(
-                f"dataset.classes: {method.name} reads the names of the classes; give them"
+                f"{method.name} reads the names of the classes; give them", key="dataset.classes"
             )
         if method.card["contract"] == "fused" and spec.vit is None:
             raise ConfigError(
-                f"vit: {method.name} has a branch on a ViT beside the CLIP; give "
-                "vit: {model: vit_base_patch16_224.orig_in21k}, for example"
+                f"{method.name} has a branch on a ViT beside the CLIP; give "
+                "vit: {model: vit_base_patch16_224.orig_in21k}, for example",
+                key="vit",
             )
         if method.card["reference"] and spec.reference is None:
             raise ConfigError(
-                f"reference: {method.name} distils on images and texts of no task; give "
-                "reference: {images: ..., texts: ...}, or the method distillation: 0"
+                f"{method.name} distils on images and texts of no task; give "
+                "reference: {images: ..., texts: ...}, or the method distillation: 0",
+                key="reference",
             )
 
 
@@ -288,15 +292,17 @@ def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:
     name = trained[0].name
     if backbone.refused:
         raise IncompatibleError(
-            f"backbone.model: {name} trains on ViTs with timm's standard blocks, not on "
-            f"{backbone.model}: {backbone.refused}"
+            f"{name} trains on ViTs with timm's standard blocks, not on "
+            f"{backbone.model}: {backbone.refused}",
+            key="backbone.model",
         )
     if spec.backbone.precision == "fp16":
-        raise ConfigError(f"backbone.precision: {name} trains in fp32 or bf16, got fp16")
+        raise ConfigError(f"{name} trains in fp32 or bf16, got fp16", key="backbone.precision")
     if spec.features.pooling != backbone.natural_pooling:
         raise ConfigError(
-            f"features.pooling: {name} reads the backbone's own pooling, "
-            f"{backbone.natural_pooling}, got {spec.features.pooling}"
+            f"{name} reads the backbone's own pooling, "
+            f"{backbone.natural_pooling}, got {spec.features.pooling}",
+            key="features.pooling",
         )
     _check_crop(trunk, trained)
 
@@ -307,6 +313,6 @@ def _check_crop(trunk: Trunk, trained: Sequence["Method"]) -> None:
         value = AUGMENTATIONS[name]
         if value != AUGMENTATIONS["none"] and trunk.preprocessing.crop is None:
             raise ConfigError(
-                f"backbone.preprocessing: augmentation {name} of "
-                f"{method.name} needs a crop size; set preprocessing.crop"
+                f"augmentation {name} of {method.name} needs a crop size; set preprocessing.crop",
+                key="backbone.preprocessing",
             )

@@ -96,7 +96,7 @@ def test_a_damaged_input_is_named(store: Store) -> None:
     *_, broken = run(stages[1:], store)
     assert isinstance(broken, Broken)
     assert isinstance(broken.error, DamagedStage)
-    assert broken.error.key == stages[0].key
+    assert broken.error.stage_key == stages[0].key
 
 
 @pytest.mark.parametrize(

@@ -417,7 +417,7 @@ def test_pretrained_weights_offline(
     assert time.monotonic() - begin < 10
     assert line == (
         "backbone.weights: weights of vit_tiny_patch16_224 are not cached and the hub is "
-        "unreachable (Name or service not known); set backbone.weights to a file"
+        "unreachable (Name or service not known); give a file"
     )
 
 
@@ -442,10 +442,15 @@ def test_tables(call: Command, tmp_path: Path) -> None:
 
     assert one(tmp_path / "no.parquet") == "data.yaml:3: dataset.train: no.parquet: not found"
     assert one(tmp_path / "x*.parquet") == "data.yaml:3: dataset.train: x*.parquet: nothing matches"
-    assert one(good, label="lable") == 'good.parquet: no column "lable"; there are: label, image'
-    assert one(good, domain="style") == 'good.parquet: no column "style"; there are: image, label'
+    assert one(good, label="lable") == (
+        'data.yaml:5: dataset.label: good.parquet: no column "lable"; there are: label, image'
+    )
+    assert one(good, domain="style") == (
+        'data.yaml:5: dataset.domain: good.parquet: no column "style"; there are: image, label'
+    )
     assert one(good, label="image") == (
-        'good.parquet: column "image" is binary; integers or strings are needed'
+        'data.yaml:5: dataset.label: good.parquet: column "image" is binary; '
+        "integers or strings are needed"
     )
     beyond = table(tmp_path / "beyond.parquet", [0, 1, 100, 1])
     assert one(good, beyond, classes=["a", "b"]) == (
@@ -460,7 +465,10 @@ def test_tables(call: Command, tmp_path: Path) -> None:
         "negative.parquet row 1: label -1 out of range 0 and up"
     )
     real = table(tmp_path / "real.parquet", [0.5, 1])
-    assert one(real) == 'real.parquet: column "label" is double; integers or strings are needed'
+    assert one(real) == (
+        'data.yaml:2: dataset.label: real.parquet: column "label" is double; '
+        "integers or strings are needed"
+    )
     (tmp_path / "half.parquet").write_bytes(good.read_bytes()[:200])
     assert one(tmp_path / "half.parquet").startswith("half.parquet: not a readable Parquet file: ")
     none = table(tmp_path / "none.parquet", [0, None, 1])

@@ -91,7 +91,7 @@ def test_weights_of_the_other_gelu_are_refused_where_their_name_says_so(
     if other is None:
         clip_models._check_activation(model, place, from_openai=False)
     else:
-        with pytest.raises(IncompatibleError, match=f"set backbone.model: open_clip:{other}$"):
+        with pytest.raises(IncompatibleError, match=f"; take open_clip:{other}$"):
             clip_models._check_activation(model, place, from_openai=False)
 
 

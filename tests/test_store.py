@@ -111,7 +111,7 @@ def test_truncated_and_missing_files_are_found_and_set_aside(tmp_path: Path, dam
         (data if damage == "remove" else folder / "manifest.json").unlink()
     with pytest.raises(DamagedStage) as caught:
         store.verify("fit", stage.key)
-    assert pickle.loads(pickle.dumps(caught.value)).key == stage.key
+    assert pickle.loads(pickle.dumps(caught.value)).stage_key == stage.key
     store.quarantine("fit", stage.key)
     assert not store.has("fit", stage.key)
     assert len(list((tmp_path / "quarantine").iterdir())) == 1

@@ -435,7 +435,7 @@ def test_a_damaged_state_is_found_by_whoever_reads_it(store: Store, folder: Path
     for stage in (second, of(made, "predict")[0]):
         with pytest.raises(DamagedStage) as caught:
             compute([stage], store)
-        assert (caught.value.operator, caught.value.key) == ("train", first.key)
+        assert (caught.value.operator, caught.value.stage_key) == ("train", first.key)
         assert "state.safetensors has sha256" in caught.value.reason
 
 
