@@ -4,10 +4,10 @@
         [--only NAME] [--clock wall|cpu] [--peak NAME graftwork|bare FOLDER]
 
 Both read safetensors files and write one. The bare loop loads all checkpoints, walks through the
-names, and saves; graftwork reads and writes tensor by tensor. Rounds of both alternate, the ratio
-is the median of the ratios of neighbours; above 1 graftwork is faster. Peak memory is the private
-memory of a fresh process beyond what it had before it merged, as a multiple of one checkpoint;
-pages of files, which the system can drop, are not in it.
+names, and saves; graftwork reads tensor by tensor, and holds its result as the operator does.
+Rounds of both alternate, the ratio is the median of the ratios of neighbours; above 1 graftwork is
+faster. Peak memory is the private memory of a fresh process beyond what it had before it merged, as
+a multiple of one checkpoint; pages of files, which the system can drop, are not in it.
 
 `--clock cpu` counts the processor seconds of the process: for machines that others use too.
 """
@@ -29,7 +29,8 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from operators import merging
-from operators.merging.apply import merge_files
+from operators.merging.apply import Merged
+from operators.merging.readers import TensorFile, to_bytes
 
 State = dict[str, Tensor]
 CASES: dict[str, dict[str, object]] = {
@@ -130,9 +131,11 @@ def bare(name: str, places: list[Path], base: Path, target: Path) -> None:
 
 
 def graftwork(name: str, places: list[Path], base: Path, target: Path) -> None:
-    """The merge as a program calls it."""
+    """The merge as the operator does it."""
     merge = merging.build(name, CASES[name])
-    merge_files(merge, places, target, base if merge.card.base else None)
+    start = TensorFile(base) if merge.card.base else None
+    merged = Merged(merge, [TensorFile(place) for place in places], start)
+    target.write_bytes(to_bytes(merged.specs, merged))
 
 
 CLOCKS = {"wall": time.perf_counter, "cpu": time.process_time}

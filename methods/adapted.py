@@ -31,6 +31,7 @@ class Parts:
 class Adapted(Protocol):
     """A method in two parts; a frozen keyword-only dataclass."""
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     card: ClassVar[Card]
 
     def parts(self) -> Parts:

@@ -78,23 +78,6 @@ def ema_(average: Tensor, new: Tensor, decay: float) -> None:
     average.copy_(lerp(average, new.to(average.dtype), 1 - decay))
 
 
-@torch.no_grad()
-def mean_(average: Tensor, new: Tensor, count: int) -> None:
-    """average <- (count average + new) / (count + 1): the mean of `count` tensors, and one more.
-
-    Args:
-        average: float32 or float64; only its shape and dtype matter if `count` is 0.
-        new: of its shape.
-        count: tensors so far.
-
-    Raises:
-        ValueError: the shapes differ, or the average is too narrow.
-    """
-    _check(average, new, 1 / (count + 1))
-    _wide(average)
-    average.copy_(lerp(average, new.to(average.dtype), 1 / (count + 1)))
-
-
 def _check(a: Tensor, b: Tensor, weight: float) -> None:
     if a.shape != b.shape:
         raise ValueError(f"tensors of one shape are averaged, got {list(a.shape)}, {list(b.shape)}")

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, fields
 from typing import ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from methods import optim
 from methods.base import Card, State
 from methods.exemplars import Budget, Selection
 from methods.fused import Branches
 from methods.hyperparameters import require
-from methods.promptfusion_clip import Stabiliser, StabiliserLearner
+from methods.promptfusion_clip import Stabiliser
 from methods.promptfusion_parts import PAPER, rules
-from methods.promptfusion_vit import Booster, BoosterLearner
+from methods.promptfusion_vit import Booster
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class PromptFusion:
     Chen et al., https://arxiv.org/abs/2303.07223; without its Lite variant, which spares the ViT
     for some images. The two branches train side by side as two chains, each with a loss of its own,
     and the weight is fitted after each task on the scores of both; the authors' code trains all of
-    it at once by the loss of the blended scores (`Joint`). Defaults are those for CIFAR-100.
+    it at once by the loss of the blended scores. Defaults are those for CIFAR-100.
 
     Args:
         epochs: passes over the images of a task and its exemplars.
@@ -92,32 +92,6 @@ class PromptFusion:
 
     def blend(self, state: State, clip: Tensor, vit: Tensor) -> Tensor:
         return blend(clip, vit, state["weight"])
-
-
-class Joint(nn.Module):
-    """Both branches and the blend in one network, with the loss of the authors' code.
-
-    What a pipeline runs is the branches alone, side by side; this is what they are measured by.
-
-    Args:
-        clip: the CLIP branch, of which the mask is used.
-        vit: the ViT branch.
-    """
-
-    def __init__(self, clip: StabiliserLearner, vit: BoosterLearner) -> None:
-        super().__init__()
-        self.clip, self.vit = clip, vit
-        self.weight = nn.Parameter(torch.ones(1))
-
-    def logits(self, clip_images: Tensor, vit_images: Tensor) -> Tensor:
-        """Scores [B, C] of images [B, 3, h, w], as each branch sees them."""
-        return blend(
-            self.clip.logits(clip_images, None), self.vit.logits(vit_images, None), self.weight
-        )
-
-    def forward(self, clip_images: Tensor, vit_images: Tensor, targets: Tensor) -> Tensor:
-        """The loss of a batch."""
-        return self.clip.mask.loss(self.logits(clip_images, vit_images), targets)
 
 
 def blend(clip: Tensor, vit: Tensor, weight: Tensor) -> Tensor:

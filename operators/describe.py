@@ -5,6 +5,7 @@ from dataclasses import asdict
 from typing import Any
 
 import methods
+from methods.adapted import Adapted
 from operators import ensembling, merging
 from operators.errors import ConfigError
 
@@ -93,7 +94,7 @@ def combination(
     return {"hyperparameters": asdict(built), "card": asdict(built.card)}, strangers
 
 
-def _parts(name: str, built: Any) -> dict[str, Any]:
+def _parts(name: str, built: Adapted) -> dict[str, Any]:
     """What an adapted method consists of; every part with all hyper-parameters."""
     parts = built.parts()
     session, classifier = parts.first_session, built

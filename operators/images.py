@@ -2,19 +2,13 @@
 
 The bytes are not trusted: the format is told by its first bytes, the size is checked before
 anything is decompressed, and a truncated image is an error.
-
-Shapes: H height, W width.
 """
 
 import io
-from typing import TYPE_CHECKING
 
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
 from operators.errors import BadDataError
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 MAX_PIXELS = 89_478_485
 """Width times height that is decoded unless the spec says otherwise; Pillow's own first limit."""
@@ -58,19 +52,6 @@ def rgb(data: bytes | None, max_pixels: int | None = None) -> Image.Image:
         raise
     except Exception as error:  # decoders of damaged bytes raise nearly everything
         raise BadDataError(f"truncated or damaged: {_one_line(error)}") from error
-
-
-def decode(data: bytes, max_pixels: int | None = None) -> "Tensor":
-    """Pixels uint8 [3, H, W] of an encoded image; see `rgb`.
-
-    Raises:
-        BadDataError: not an image, truncated, damaged, or larger than `max_pixels`.
-    """
-    import torch  # here, so that indexing images does not load it
-
-    image = rgb(data, max_pixels)
-    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
-    return pixels.view(image.height, image.width, 3).permute(2, 0, 1).contiguous()
 
 
 def _open(data: bytes | None, max_pixels: int | None) -> ImageFile.ImageFile:

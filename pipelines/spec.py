@@ -27,8 +27,6 @@ from pipelines.yaml_source import Path, SyntaxProblem, dump, parse
 __all__ = [
     "Loaded",
     "PipelineSpec",
-    "from_value",
-    "load",
     "load_resolved",
     "presets",
 ]
@@ -77,24 +75,19 @@ def presets() -> dict[str, FilePath]:
     return {path.stem: path for path in sorted(_PRESETS.glob("*.yaml"), key=lambda p: p.stem)}
 
 
-def load(source: str, overrides: Sequence[str] = ()) -> PipelineSpec:
-    """Read and check a spec.
+def load_resolved(source: str, overrides: Sequence[str] = ()) -> Loaded:
+    """Reads and checks a spec.
 
     Args:
         source: path, fsspec URL, or name of a preset; a file comes before a preset of its name.
         overrides: `dotted.key=value` each, applied in order.
 
     Returns:
-        The spec.
+        The spec, with its resolved text and the origins of its values.
 
     Raises:
-        ConfigError: all problems, a line each.
+        ConfigError: all problems.
     """
-    return load_resolved(source, overrides).spec
-
-
-def load_resolved(source: str, overrides: Sequence[str] = ()) -> Loaded:
-    """As `load`, with the resolved text and the origins of the values."""
     name, text = _read(source)
     try:
         document = parse(text)
@@ -117,18 +110,6 @@ def load_resolved(source: str, overrides: Sequence[str] = ()) -> Loaded:
     if spec is None or problems or lines:
         raise together(lines + origins.errors(problems))
     return Loaded(spec, dump(spec.to_value()), origins)
-
-
-def from_value(value: Mapping[str, Any]) -> PipelineSpec:
-    """Check a spec given as plain values.
-
-    Raises:
-        ConfigError: all problems, a line each.
-    """
-    spec, problems = _check(value)
-    if spec is None or problems:
-        raise Origins({}).error(problems)
-    return spec
 
 
 def with_absolute_places(loaded: Loaded) -> str:

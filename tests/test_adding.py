@@ -109,9 +109,9 @@ def test_the_spec_and_the_table_are_accepted(tree: Path) -> None:
     call(tree, "write_parquet.py")
     code = (
         "from operators.dataset import index; from operators.store import Store\n"
-        "from pipelines.spec import load\n"
+        "from pipelines.spec import load_resolved\n"
         "files = ['dataset.train=train.parquet', 'dataset.test=test.parquet']\n"
-        "spec = load('flowers.yaml', files)\n"
+        "spec = load_resolved('flowers.yaml', files).spec\n"
         "found = index(spec.dataset.model_dump(mode='json'), Store('store').memo)\n"
         "print(found.classes, len(found.train), len(found.test))"
     )
@@ -127,4 +127,8 @@ def test_the_built_in_data_set_is_images_with_labels(tree: Path) -> None:
         "    assert {images.check(image) for image in found} == {(16, 16)}\n"
     )
     call(tree, "-c", code)
-    call(tree, "-c", "from pipelines.spec import load; load('quickstart', ['dataset=stripes'])")
+    call(
+        tree,
+        "-c",
+        "from pipelines import spec; spec.load_resolved('quickstart', ['dataset=stripes'])",
+    )

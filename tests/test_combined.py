@@ -33,7 +33,6 @@ from operators import (
 )
 from operators import evaluate as evaluating
 from operators.errors import ConfigError, DamagedStage, Diverged, IncompatibleError
-from operators.merging.apply import merge_states
 from operators.stage import Stage
 from operators.store import Store
 from pipelines import explain, outcomes, show
@@ -41,6 +40,7 @@ from pipelines.cell import Run
 from pipelines.plan import Plan
 from tests import pngs, tiny
 from tests.pngs import compute, of
+from tests.test_merging import merge_states
 
 FINETUNE = {"epochs": 1, "batch_size": 4, "lr": 0.05}
 METHODS: list[Any] = [

@@ -7,12 +7,11 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from methods.hyperparameters import HyperparameterError
 from operators import ensembling
 from operators.ensembling import RULES, scores
-from operators.ensembling.scores import NEVER, align, blend, scaled
+from operators.ensembling.scores import NEVER, align, scaled
 
 
 def stack(models: int = 3, rows: int = 20, classes: int = 5, seed: int = 0) -> Tensor:
@@ -160,46 +159,6 @@ def test_standardised_models_weigh_the_same() -> None:
         torch.testing.assert_close(
             combined(name, louder, scale="standardise"), combined(name, given, scale="standardise")
         )
-
-
-def test_a_temperature_is_found_on_training_rows() -> None:
-    logits = stack(1, rows=4000)[0]
-    targets = torch.multinomial(
-        (logits / 2.5).softmax(1), 1, generator=torch.Generator().manual_seed(0)
-    )[:, 0]
-    assert scores.fit_temperature(logits, targets) == pytest.approx(2.5, rel=0.1)
-
-
-# --- learned ----------------------------------------------------------------------------------
-
-
-def test_a_blend_is_a_weighted_mean() -> None:
-    given = stack(2)
-    torch.testing.assert_close(
-        blend(given, torch.tensor([0.25, 0.75])), 0.25 * given[0] + 0.75 * given[1]
-    )
-    torch.testing.assert_close(blend(given, torch.tensor([2.0, 2.0])), given.mean(0))
-    assert torch.equal(blend(given, torch.tensor([1.0, 0.0])), given[0])
-    per_class = torch.tensor([[1.0, 0, 1, 0, 0.5], [0, 1.0, 0, 1, 0.5]])
-    expected = torch.where(per_class[0] == 1, given[0], given[1])
-    torch.testing.assert_close(blend(given, per_class)[:, :4], expected[:, :4])
-    partial, _ = align([given[0], given[1, :, :2]], [range(5), range(2)])
-    torch.testing.assert_close(blend(partial, torch.tensor([0.1, 0.9]))[:, 2:], given[0, :, 2:])
-
-
-def test_learned_weights_prefer_the_model_that_knows() -> None:
-    given = stack(3, rows=400)
-    targets = given[1].argmax(1)
-    weights = scores.fit_blend(given, targets)
-    assert weights.shape == (3,) and float(weights.sum()) == pytest.approx(1)
-    assert float(weights[1]) > 0.9
-
-    def loss(chosen: Tensor) -> float:
-        return float(F.cross_entropy(blend(given, chosen), targets))
-
-    assert loss(weights) < loss(torch.full((3,), 1 / 3))
-    columns = scores.fit_blend(given, targets, per_class=True)
-    assert columns.shape == (3, 5) and loss(columns) <= loss(weights) + 1e-6
 
 
 # --- alignment, names -------------------------------------------------------------------------

@@ -48,12 +48,9 @@ def facts(error: GraftworkError) -> dict[str, Any]:
 
 @pytest.mark.parametrize("error", ERRORS, ids=lambda error: type(error).__name__)
 def test_facts_cross_process_borders(error: GraftworkError) -> None:
-    by_ray = RayTaskError("work", "traceback", error).as_instanceof_cause()
-    for found in (
-        pickle.loads(pickle.dumps(error)),
-        copy.copy(error),
-        by_ray.cause,
-    ):
+    by_ray: Any = RayTaskError.from_bytes(RayTaskError("work", "traceback", error).to_bytes())
+    crossed = by_ray.cause
+    for found in (pickle.loads(pickle.dumps(error)), copy.copy(error), crossed):
         assert facts(found) == facts(error)
         assert str(found) == str(error)
         assert found.exit_code == error.exit_code

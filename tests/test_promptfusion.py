@@ -15,7 +15,7 @@ from safetensors.torch import load as load_tensors
 
 from methods.clip import unit
 from methods.hyperparameters import HyperparameterError
-from methods.promptfusion import Joint, PromptFusion, blend, fit_weight
+from methods.promptfusion import PromptFusion, blend, fit_weight
 from methods.promptfusion_clip import Stabiliser, StabiliserLearner
 from methods.promptfusion_parts import Mask
 from methods.promptfusion_vit import Booster, BoosterLearner
@@ -51,14 +51,14 @@ def booster(index: int = 0, **changes: Any) -> BoosterLearner:
 
 
 def test_at_infinity_one_branch_decides_alone() -> None:
-    joint, images = Joint(stabiliser(), booster()), tiny.images(task(0)).pixels
+    images = tiny.images(task(0)).pixels
     with torch.no_grad():
-        clip, vit = joint.clip.logits(images, None), joint.vit.logits(images, None)
+        clip, vit = stabiliser().logits(images, None), booster().logits(images, None)
         assert torch.equal(blend(clip, vit, torch.tensor(-torch.inf)), clip)
         assert torch.equal(blend(clip, vit, torch.tensor(torch.inf)), vit)
         share = torch.tensor(1.0).sigmoid()
         assert float(share) == pytest.approx(0.731, abs=1e-3)
-        assert torch.equal(joint.logits(images, images), (1 - share) * clip + share * vit)
+        assert torch.equal(blend(clip, vit, torch.ones(1)), (1 - share) * clip + share * vit)
 
 
 def test_the_fitted_weight_has_the_least_cross_entropy() -> None:

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import baseline, same_results
 from benchmarks.baseline import Code
 from benchmarks.same_results import Compared, bits, descends, differences
-from pipelines.spec import load
+from pipelines.spec import load_resolved
 
 
 def result(**changes: Any) -> dict[str, Any]:
@@ -131,7 +131,7 @@ def test_specs_are_specs(path: Path, tmp_path: Path) -> None:
     text = path.read_text()
     filled = string.Template(text).substitute(dict.fromkeys(baseline.needs(text), "/data"))
     (tmp_path / "spec.yaml").write_text(filled)
-    assert load(str(tmp_path / "spec.yaml")).pipeline == f"same-{path.stem}"
+    assert load_resolved(str(tmp_path / "spec.yaml")).spec.pipeline == f"same-{path.stem}"
 
 
 def compared(**changes: Any) -> Compared:

@@ -21,6 +21,7 @@ from operators.index_file import SplitIndex
 from operators.preprocessing import Preprocessing
 from operators.training_data import TaskRows
 from tests.pngs import png
+from tests.test_images import decode
 
 PREPROCESSING = Preprocessing(resize=20, crop=18, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
 SIZES = [(16, 16), (31, 20), (20, 33), (18, 18), (64, 9)]
@@ -186,7 +187,7 @@ def test_without_a_crop_images_of_one_size_are_taken_as_they_are() -> None:
     same = [png(seed, (12, 10)) for seed in range(3)]
     rows = opened(same, same, preprocessing=Preprocessing())
     found = rows.batch([2, 0], 0, "none")
-    assert torch.equal(found, torch.stack([codec.decode(same[2]), codec.decode(same[0])]))
+    assert torch.equal(found, torch.stack([decode(same[2]), decode(same[0])]))
 
 
 def test_targets_and_queries_are_handed_through() -> None:

@@ -105,61 +105,6 @@ def energy_route(stack: Tensor, temperature: float = 1.0, by_size: bool = False)
     return stack[chosen, torch.arange(stack.shape[1])]
 
 
-def blend(stack: Tensor, weights: Tensor) -> Tensor:
-    """Weighted means [N, K] of logits, the weights of the models that can give a class adding to 1.
-
-    Args:
-        weights: [E], or [E, K] for a weight per class; at least 0.
-    """
-    able = stack.isfinite()
-    shares = (weights[:, None, None] if weights.ndim == 1 else weights[:, None]) * able
-    total = (stack.masked_fill(~able, 0.0) * shares).sum(dim=0)
-    return _never_where_none(total / shares.sum(dim=0).clamp(min=1e-30), stack)
-
-
-def fit_blend(stack: Tensor, targets: Tensor, per_class: bool = False, steps: int = 200) -> Tensor:
-    """Weights for `blend` with the smallest cross-entropy on held-out rows: [E], or [E, K].
-
-    Args:
-        stack: logits [E, N, K] of rows that no model was trained on; never test images.
-        targets: columns [N].
-        per_class: a weight per class instead of one for all.
-        steps: of L-BFGS, at most.
-    """
-    shape = (len(stack), stack.shape[2]) if per_class else (len(stack),)
-    raw = torch.zeros(shape, dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([raw], max_iter=steps, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(blend(stack, raw.softmax(dim=0)), targets)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return raw.detach().softmax(dim=0)
-
-
-def fit_temperature(logits: Tensor, targets: Tensor, steps: int = 100) -> float:
-    """The temperature of one model with the smallest cross-entropy on training rows.
-
-    Args:
-        logits: [N, K]; of the current task alone where the others' images are gone.
-        targets: columns [N].
-    """
-    raw = torch.zeros((), dtype=torch.float64, requires_grad=True)
-    optimizer = torch.optim.LBFGS([raw], max_iter=steps, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = torch.nn.functional.cross_entropy(logits.double() / raw.exp(), targets)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
-    return float(raw.detach().exp())
-
-
 def _mean(values: Tensor, able: Tensor) -> Tensor:
     total = values.masked_fill(~able, 0.0).sum(dim=0)
     count = able.sum(dim=0)

@@ -4,7 +4,6 @@ Beside the result, memory holds what one tensor of all models takes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -12,7 +11,7 @@ from torch import Tensor
 from operators.merging import means, readers
 from operators.merging.contract import Group, Merge
 from operators.merging.keys import Entry, Policy, decide
-from operators.merging.readers import InMemory, Reader, Spec, TensorFile
+from operators.merging.readers import Reader, Spec
 
 State = dict[str, Tensor]
 PLAIN = Policy()
@@ -134,39 +133,3 @@ class _Lazy(Sequence[Tensor]):
 
     def __getitem__(self, place: int) -> Tensor:  # type: ignore[override]
         return self._reads[place]()
-
-
-def merge_states(
-    merge: Merge,
-    states: Sequence[Mapping[str, Tensor]],
-    base: Mapping[str, Tensor] | None = None,
-    statistics: Sequence[Mapping[str, Tensor]] | None = None,
-    policy: Policy = PLAIN,
-) -> State:
-    """The merged state of states in memory, which stay as they are; see `Merged`."""
-    merged = Merged(
-        merge,
-        [InMemory(state) for state in states],
-        None if base is None else InMemory(base),
-        None if statistics is None else [InMemory(s) for s in statistics],
-        policy,
-    )
-    given = {t.untyped_storage().data_ptr() for state in states for t in state.values()}
-    return {
-        name: tensor.clone() if tensor.untyped_storage().data_ptr() in given else tensor
-        for name, tensor in merged
-    }
-
-
-def merge_files(
-    merge: Merge,
-    places: Sequence[str | Path],
-    target: str | Path,
-    base: str | Path | None = None,
-    policy: Policy = PLAIN,
-) -> None:
-    """Merges safetensors files into a new one, without holding any of them; see `Merged`."""
-    files, started = [TensorFile(p) for p in places], None if base is None else TensorFile(base)
-    merged = Merged(merge, files, started, policy=policy)
-    with open(target, "wb") as file:
-        readers.write(merged.specs, merged, file)

@@ -1,8 +1,8 @@
-"""Weighted means of models: uniform and greedy soups, EMA, SWA, WiSE-FT."""
+"""Weighted means of models: uniform soup, EMA, SWA, WiSE-FT."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -28,39 +28,6 @@ def ema(models: Iterable[Tensor], decay: float) -> Tensor:
     for tensor in tensors:
         average.lerp_(tensor, 1 - decay)
     return average
-
-
-def greedy_soup(
-    states: Sequence[Mapping[str, Tensor]],
-    evaluate: Callable[[Mapping[str, Tensor]], float],
-    accept: Literal["ge", "gt"] = "ge",
-) -> tuple[dict[str, Tensor], list[int]]:
-    """Adds models to a soup as long as it gets no worse: greedy soup.
-
-    Wortsman et al., https://arxiv.org/abs/2203.05482. Models are tried best first. In continual
-    learning held-out images are those of the current task, so that the soup leans to it.
-
-    Args:
-        states: of models with the same tensors.
-        evaluate: accuracy of a state on held-out images, never on test images.
-        accept: a model stays if the soup is not worse ("ge", the paper's), or if it is better
-            ("gt", the authors' code).
-
-    Returns:
-        The soup, and the numbers of its models in the order in which they were added.
-    """
-    from operators.merging.apply import merge_states
-
-    alone = [evaluate(state) for state in states]
-    order = sorted(range(len(states)), key=lambda i: -alone[i])
-    chosen, best = order[:1], alone[order[0]]
-    soup = merge_states(Mean(), [states[i] for i in chosen])
-    for candidate in order[1:]:
-        trial = merge_states(Mean(), [states[i] for i in [*chosen, candidate]])
-        reached = evaluate(trial)
-        if reached > best or (accept == "ge" and reached == best):
-            chosen, soup, best = [*chosen, candidate], trial, reached
-    return soup, chosen
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -118,19 +118,13 @@ def order(specs: Mapping[str, Spec]) -> list[str]:
     return sorted(specs, key=lambda name: (-specs[name].dtype.itemsize, name))
 
 
-def write(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]], file: BinaryIO) -> None:
-    """Writes a safetensors file as the tensors come.
+def to_bytes(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]) -> bytearray:
+    """A safetensors file, in memory, as the tensors come; none of its content is held twice.
 
     Args:
         specs: of all tensors.
         tensors: exactly these, in the order of `order(specs)`.
     """
-    for piece in _pieces(specs, tensors):
-        file.write(piece)
-
-
-def to_bytes(specs: Mapping[str, Spec], tensors: Iterable[tuple[str, Tensor]]) -> bytearray:
-    """As `write`, in memory; nothing of the content is held twice."""
     content = bytearray(len(_header(specs)) + sum(spec.bytes for spec in specs.values()))
     view, at = memoryview(content), 0
     for piece in _pieces(specs, tensors):
