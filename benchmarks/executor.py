@@ -19,11 +19,11 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cluster.executor import execute
-from cluster.session import connect
-from cluster.worker import run_stage
+from cluster.execution.executor import execute
+from cluster.execution.worker import run_stage
+from cluster.sessions.session import connect
 from operators.stage import OPERATORS, Operator, Order, Result, Stage
-from operators.store import Store
+from operators.store.store import Store
 
 NOOP = Operator(version=1, function="executor:noop")
 

@@ -20,12 +20,13 @@ from typing import Any
 
 import torch
 
-from cluster.worker import run_stage
-from operators import backbone, dataset, models, sources
-from operators.pixels import normalise, prepare
-from operators.preprocessing import PRESETS
+from cluster.execution.worker import run_stage
+from operators.backbones import loading, resolve
+from operators.data import dataset, sources
+from operators.images.pixels import normalise, prepare
+from operators.images.preprocessing import PRESETS
 from operators.stage import OPERATORS, Resources, Stage
-from operators.store import Store
+from operators.store.store import Store
 
 MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 
@@ -72,17 +73,17 @@ def against_the_floor(train: str, weights: str, count: int, precision: str) -> N
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
         split = dataset.index({"train": [train], "test": [train]}, store.memo).train
-        about = backbone.resolve(MODEL, weights, "token", store.memo)
+        about = resolve.resolve(MODEL, weights, "token", store.memo)
         preprocessing = PRESETS["lamda_224"]
         images = list(sources.read(split.places(0, count)))
-        network = models.load_on_device(MODEL, weights, "token", about.fingerprint, "cpu")
+        network = loading.load_on_device(MODEL, weights, "token", about.fingerprint, "cpu")
         pixels = prepare(images[:128], preprocessing)
 
         @torch.inference_mode()
         def forward(batch: int) -> None:
             for chunk in pixels.split(batch):
-                with models.autocast("cpu", precision):
-                    models.pooled_features(network, normalise(chunk, preprocessing), "token")
+                with loading.autocast("cpu", precision):
+                    loading.pooled_features(network, normalise(chunk, preprocessing), "token")
 
         def decode() -> None:
             for start in range(0, len(images), 16):
@@ -131,7 +132,7 @@ def peak(train: str, test: str, limit: str) -> None:
     limits = None if limit == "all" else int(limit)
     with tempfile.TemporaryDirectory() as folder:
         store = Store(folder)
-        about = backbone.resolve("vit_micro_patch4_32", "builtin", "token", store.memo)
+        about = resolve.resolve("vit_micro_patch4_32", "builtin", "token", store.memo)
         found = dataset.index(
             {
                 "train": [train],

@@ -31,7 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 import training
 
 import methods
-from operators import extract, loop, models
+from operators.backbones import loading
+from operators.stages import features
+from operators.training import loop
 
 LIMIT = 1e-3
 """Relative error up to which fp32 on both devices counts as the same."""
@@ -64,8 +66,8 @@ def flops(work: Callable[[], object]) -> int:
 
 def extraction(model: str, batch: int, most: float) -> str:
     """A row: the forward pass of the frozen backbone."""
-    network = models.load(model, "random", "token").to("cuda")
-    embed = models.embedder(network, "token")
+    network = loading.load(model, "random", "token").to("cuda")
+    embed = loading.embedder(network, "token")
     images = torch.randn(batch, 3, 224, 224, device="cuda")
 
     def forward() -> None:
@@ -166,17 +168,17 @@ def main() -> None:
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, {most / 1e12:.0f} TFLOP/s")
     print(f"\n{options.model}, bf16\n\n| step | images/s | bare | ratio | of the peak | GiB |")
     print("|---|---|---|---|---|---|")
-    for batch in (128, extract.BATCH_SIZES["cuda"]):
+    for batch in (128, features.BATCH_SIZES["cuda"]):
         print(extraction(options.model, batch, most), flush=True)
     torch.backends.cudnn.allow_tf32 = False  # as in a run
     settings = loop.Settings(seed=0, device="cuda", precision="bf16", decoders=2)
-    network = models.load(options.model, "random", "token")
+    network = loading.load(options.model, "random", "token")
     pixels = torch.randn(options.batch, 3, 224, 224)
     for case in training.cases(wanted, options.batch, network, settings):
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         report(lambda: steps(case, options.batch, options.steps, pixels, most), case, ends)  # noqa: B023
-    network = models.load(options.check_model, "random", "token", 112)
+    network = loading.load(options.check_model, "random", "token", 112)
     few = torch.randn(8, 3, 112, 112)
     print(f"\n{options.check_model}, 112 pixels, 8 images: loss, logits, gradients, same class\n")
     print("| method | fp32 on the GPU | bf16 on the GPU |\n|---|---|---|")

@@ -9,7 +9,7 @@ download of weights, and a test pass every fifth epoch. Both sides have the same
 the backbone, images (32 pixels, CIFAR's size), kind of augmentation, batch, optimiser and frozen
 pass for queries. Ours decodes PNG files, PILOT has the pixels. A step is from batch to batch,
 loading included; the first of a round is left out. Rounds of all sides alternate; medians.
-Either runs in a process as its users have it: ours as workers are started (`cluster/memory.py`),
+Either runs in a process as its users have it: ours as workers are started (`cluster/sessions/huge_pages.py`),
 unless GLIBC_TUNABLES says otherwise, PILOT without any such variable.
 Cached: with the test transform (augmentation "none") the queries come from the cache of features,
 while PILOT computes them again for every batch; its own column stays with the training transform,
@@ -46,13 +46,14 @@ from torch.utils.data import DataLoader
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import methods
-from cluster import memory
-from methods import vit as seams
-from methods.trained import Task
-from operators import loop, models
-from operators.index_file import SplitIndex
-from operators.preprocessing import PRESETS
-from operators.training_data import TaskRows
+from cluster.sessions import huge_pages
+from methods.contracts.trained import Task
+from methods.networks import vit as seams
+from operators.backbones import loading
+from operators.data.index_file import SplitIndex
+from operators.images.preprocessing import PRESETS
+from operators.training import loop
+from operators.training.rows import TaskRows
 
 CLASSES = 10
 TASK = Task(index=0, count=10, current=tuple(range(CLASSES)), before=0, seen=CLASSES)
@@ -254,7 +255,7 @@ def main() -> None:
 
 def compare(options: argparse.Namespace) -> None:
     """Prints the table: has both sides work in turn."""
-    plain = {name: v for name, v in os.environ.items() if name != memory.VARIABLE}
+    plain = {name: v for name, v in os.environ.items() if name != huge_pages.VARIABLE}
     sides = {
         side: subprocess.Popen(
             [sys.executable, __file__, *sys.argv[1:], "--side", side],
@@ -263,7 +264,7 @@ def compare(options: argparse.Namespace) -> None:
             stdout=subprocess.PIPE,
             text=True,
         )
-        for side, environment in (("pilot", plain), ("ours", plain | memory.environment()))
+        for side, environment in (("pilot", plain), ("ours", plain | huge_pages.environment()))
     }
 
     def seconds(side: str, name: str, column: str) -> list[float]:
@@ -295,7 +296,7 @@ def serve(options: argparse.Namespace) -> None:
     """A side: trains a round for every line [method, column] and answers with seconds of steps."""
     answers, sys.stdout = sys.stdout, sys.stderr  # whatever PILOT prints
     torch.set_num_threads(options.threads)
-    network = seams.check(models.load(f"vit_{options.model}_patch16_224", "random", "token"))
+    network = seams.check(loading.load(f"vit_{options.model}_patch16_224", "random", "token"))
     random = np.random.default_rng(0)
     count = options.batch * options.steps
     pixels = random.integers(0, 256, (count, 32, 32, 3), dtype=np.uint8)

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
 
-from operators.pixels import prepare
-from operators.prefetch import batched, prefetch
-from operators.preprocessing import PRESETS
+from operators.images.pixels import prepare
+from operators.images.prefetch import batched, prefetch
+from operators.images.preprocessing import PRESETS
 
 BATCH = 16
 

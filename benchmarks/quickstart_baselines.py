@@ -11,7 +11,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from operators import digits
+from operators.data import digits
 
 
 def pixels(split: str) -> np.ndarray:

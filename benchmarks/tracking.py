@@ -12,10 +12,10 @@ import tempfile
 import time
 from typing import Any
 
-from operators import tracking
-from pipelines.progress import Display
-from pipelines.run import Where, run_pipeline
-from pipelines.spec import load_resolved
+from operators.tracking import tracker
+from pipelines.running.progress import Display
+from pipelines.running.run import Where, run_pipeline
+from pipelines.spec.loading import load_resolved
 
 SWEEP = ("methods=[simplecil, slda, fecam, acil]", "scenario.orders={count: 50, first: 0}")
 
@@ -24,17 +24,17 @@ def drop(*_: Any, **__: Any) -> None:
     """Records nothing."""
 
 
-def no_ids(*_: Any, **__: Any) -> tracking.RunIds:
+def no_ids(*_: Any, **__: Any) -> tracker.RunIds:
     """Ids of nothing."""
-    return tracking.RunIds(experiment_id=None, run_id=None, methods={}, unsent=0, problem="")
+    return tracker.RunIds(experiment_id=None, run_id=None, methods={}, unsent=0, problem="")
 
 
 def measure(recorded: bool) -> None:
     """Prints wall-clock seconds of the run and processor seconds of its driver."""
     if not recorded:
         for name in ("start", "log", "method_run", "stage"):
-            setattr(tracking.Tracker, name, drop)
-        tracking.Tracker.finish = no_ids
+            setattr(tracker.Tracker, name, drop)
+        tracker.Tracker.finish = no_ids
     with tempfile.TemporaryDirectory() as store:
         wall, processor = time.perf_counter(), time.process_time()
         run_pipeline(load_resolved("quickstart", SWEEP), Where(store=store), Display(quiet=True))

@@ -38,14 +38,15 @@ from torch import Tensor
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import methods
-from methods import vit as seams
-from methods.first_session import Peft
-from methods.trained import Task, Trained, trains
-from operators import loop, models
-from operators.index_file import SplitIndex
-from operators.models import PRECISIONS
-from operators.preprocessing import Preprocessing
-from operators.training_data import TaskRows
+from methods.contracts.trained import Task, Trained, trains
+from methods.networks import vit as seams
+from methods.parts.first_session import Peft
+from operators.backbones import loading
+from operators.backbones.loading import PRECISIONS
+from operators.data.index_file import SplitIndex
+from operators.images.preprocessing import Preprocessing
+from operators.training import loop
+from operators.training.rows import TaskRows
 
 CLASSES = 10
 PER_ROUND = 4
@@ -284,7 +285,7 @@ def main() -> None:
     clock = CLOCKS[options.clock]
     torch.set_num_threads(options.threads)
     size = options.size
-    network = models.load(options.model, "random", "token", size)
+    network = loading.load(options.model, "random", "token", size)
     pixels = torch.rand(options.batch, 3, size, size, generator=torch.Generator().manual_seed(0))
     given = rows_of(encoded(options.batch * PER_ROUND, options.edge), size)
     columns = {

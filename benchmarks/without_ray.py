@@ -21,18 +21,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cluster.chain import Progress
-from cluster.executor import Event, run
-from cluster.graph import needed
-from cluster.policy import Failure, Kind, Policy
-from cluster.schedule import Schedule
-from cluster.worker import Done, run_stage
+from cluster.execution.chain_worker import Progress
+from cluster.execution.executor import Event, run
+from cluster.execution.graph import needed
+from cluster.execution.policy import Failure, Kind, Policy
+from cluster.execution.schedule import Schedule
+from cluster.execution.worker import Done, run_stage
 from operators.errors import GraftworkError
 from operators.stage import OPERATORS, Stage
-from operators.store import Store
-from pipelines import outcomes
-from pipelines.plan import make_plan
-from pipelines.spec import load_resolved
+from operators.store.store import Store
+from pipelines.planning.plan import make_plan
+from pipelines.running import recording
+from pipelines.spec.loading import load_resolved
 
 
 class TimeIsUp(Exception):
@@ -142,7 +142,7 @@ def compute(
 
 def row(store: Store, asked: Any) -> dict[str, Any]:
     """What is told of a result."""
-    read = outcomes.read(store, asked, cached=False)
+    read = recording.read(store, asked, cached=False)
     return {
         "label": asked.method.label,
         "hyperparameters": asked.method.hyperparameters,

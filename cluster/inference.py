@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.session import connect
-from operators import inference
+from cluster.sessions.session import connect
 from operators.errors import ClusterLost, GraftworkError, OutOfMemory, StageFailed
-from operators.inference import Prediction
-from operators.inputs import Shard
+from operators.serving import inference
+from operators.serving.inference import Prediction
+from operators.serving.inputs import Shard
 
 AHEAD = 2
 """Shards per CPU that are handed to Ray at once."""

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cluster import auth, memory, shipping
+from cluster.sessions import auth, huge_pages, shipping
 from operators.errors import ClusterLost, ConfigError
 
 if TYPE_CHECKING:
@@ -120,7 +120,7 @@ def submit(
             return client.submit_job(
                 # Ray hands the line to a shell.
                 entrypoint=shlex.join(command),
-                runtime_env={"working_dir": str(folder), "env_vars": memory.environment()},
+                runtime_env={"working_dir": str(folder), "env_vars": huge_pages.environment()},
                 submission_id=job_id or f"graftwork-{uuid.uuid4().hex[:12]}",
             )
 

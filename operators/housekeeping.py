@@ -7,7 +7,7 @@ from typing import Any
 
 from operators.errors import DamagedStage
 from operators.stage import OPERATORS
-from operators.store import Store
+from operators.store.store import Store
 
 RUNS = "runs"
 """Folder of run records: `<root>/runs/<pipeline>/<time>.json`, each names the stages it used."""

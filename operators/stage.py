@@ -3,7 +3,7 @@
 A `Stage` says what is computed: operator, parameters and inputs, which make its content key, and
 beside them what is needed to compute it but changes nothing in the result (`hints`, `resources`).
 An `Operator` says how: a plain function that reads inputs from the store and returns files.
-Neither knows Ray; `cluster/executor.py` brings them to the workers.
+Neither knows Ray; `cluster/execution/executor.py` brings them to the workers.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from operators.keys import digest
 
 if TYPE_CHECKING:
-    from operators.store import Store
+    from operators.store.store import Store
 
 Files = Mapping[str, bytes | bytearray]
 """What an operator returns: file name -> content, committed together or not at all."""
@@ -157,18 +157,18 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {
-    "dataset": Operator(version=1, function="operators.dataset:run"),
-    "features": Operator(version=1, function="operators.extract:run"),
-    "exemplars": Operator(version=1, function="operators.rank:run"),
-    "text": Operator(version=1, function="operators.text:run"),
-    "fit": Operator(version=1, function="operators.fit:run"),
-    "train": Operator(version=1, function="operators.train:run"),
-    "join": Operator(version=1, function="operators.join:run"),
-    "predict": Operator(version=2, function="operators.predict:run"),
-    "score": Operator(version=1, function="operators.blend:score"),
-    "blend": Operator(version=1, function="operators.blend:run"),
-    "statistics": Operator(version=2, function="operators.statistics:run"),
-    "merge": Operator(version=1, function="operators.merge:run"),
-    "ensemble": Operator(version=1, function="operators.ensemble:run"),
-    "evaluate": Operator(version=1, function="operators.evaluate:run"),
+    "dataset": Operator(version=1, function="operators.data.dataset:run"),
+    "features": Operator(version=1, function="operators.stages.features:run"),
+    "exemplars": Operator(version=1, function="operators.stages.exemplars:run"),
+    "text": Operator(version=1, function="operators.stages.text:run"),
+    "fit": Operator(version=1, function="operators.stages.fit:run"),
+    "train": Operator(version=1, function="operators.stages.train:run"),
+    "join": Operator(version=1, function="operators.stages.join:run"),
+    "predict": Operator(version=2, function="operators.stages.predict:run"),
+    "score": Operator(version=1, function="operators.stages.blend:score"),
+    "blend": Operator(version=1, function="operators.stages.blend:run"),
+    "statistics": Operator(version=2, function="operators.stages.statistics:run"),
+    "merge": Operator(version=1, function="operators.stages.merge:run"),
+    "ensemble": Operator(version=1, function="operators.stages.ensemble:run"),
+    "evaluate": Operator(version=1, function="operators.stages.evaluate:run"),
 }

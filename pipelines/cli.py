@@ -17,7 +17,7 @@ from rich.console import Console
 
 from operators import __version__
 from operators.errors import ConfigError, GraftworkError, Interrupted
-from pipelines.problems import one_line
+from pipelines.spec.problems import one_line
 
 app = typer.Typer(
     name="graftwork",
@@ -94,8 +94,8 @@ DEFAULT_STORE = "graftwork-store"
 def _where(
     store: str, tracking: str | None, address: str | None = None, insecure: bool = False
 ) -> Any:
-    from operators import urls
-    from pipelines.run import Where
+    from operators.files import urls
+    from pipelines.running.run import Where
 
     try:
         urls.check(store)
@@ -108,7 +108,7 @@ def _where(
 
 def _existing(store: str) -> Any:
     """The store of an earlier run: a mistyped name must not look like an empty store."""
-    from operators.store import Store
+    from operators.store.store import Store
 
     where = _where(store, None)
     where.must_exist()
@@ -130,17 +130,17 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline: compute what the store lacks, record everything, print the results."""
-    from pipelines import show
-    from pipelines.progress import Display
-    from pipelines.run import run_pipeline
-    from pipelines.spec import load_resolved
+    from pipelines.reporting import terminal
+    from pipelines.running.progress import Display
+    from pipelines.running.run import run_pipeline
+    from pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
     document = run_pipeline(loaded, _where(store, tracking, address, insecure), Display())
     if as_json:
         _print_json(document)
     else:
-        show.document(document, Console())
+        terminal.document(document, Console())
 
 
 @app.command(epilog="Example: graftwork plan cifar100-small --set scenario.increment=20")
@@ -154,10 +154,11 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show the graph of a pipeline: what is stored, what is not, and why it is not."""
-    from operators.store import Store
-    from pipelines import explain, show
-    from pipelines.plan import make_plan
-    from pipelines.spec import load_resolved
+    from operators.store.store import Store
+    from pipelines.planning import explain
+    from pipelines.planning.plan import make_plan
+    from pipelines.reporting import terminal
+    from pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
     opened = Store(_where(store, None).store)
@@ -169,7 +170,7 @@ def plan(
     if as_json:
         _print_json(status)
     else:
-        show.plan(status, Console())
+        terminal.plan(status, Console())
 
 
 @app.command(epilog="Example: graftwork doctor spec.yaml")
@@ -180,13 +181,13 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Look at the data of a spec before any cluster time: counts, sizes, broken images."""
-    from operators.store import Store
-    from pipelines import show
-    from pipelines.progress import Display
-    from pipelines.spec import load_resolved
+    from operators.store.store import Store
+    from pipelines.reporting import terminal
+    from pipelines.running.progress import Display
+    from pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    show.doctor(loaded, Store(_where(store, None).store), Display(), as_json)
+    terminal.doctor(loaded, Store(_where(store, None).store), Display(), as_json)
 
 
 @app.command(
@@ -202,7 +203,7 @@ def submit(
 ) -> None:
     """Run a pipeline as a job of a Ray cluster; prints the job's id."""
     from cluster import jobs
-    from pipelines.spec import load_resolved, with_absolute_places
+    from pipelines.spec.loading import load_resolved, with_absolute_places
 
     loaded = load_resolved(spec, overrides or ())
     where = _where(store, tracking)
@@ -222,9 +223,9 @@ def submit(
 def status(job: Job, address: JobAddress, as_json: AsJson = False) -> None:
     """State, times and message of a submitted job."""
     from cluster import jobs
-    from pipelines import show
+    from pipelines.reporting import terminal
 
-    show.job(jobs.status(job, address=address), Console(), as_json)
+    terminal.job(jobs.status(job, address=address), Console(), as_json)
 
 
 @app.command(epilog="Example: graftwork logs graftwork-x1 --follow --address http://HEAD:8265")
@@ -244,9 +245,9 @@ def logs(
 def stop(job: Job, address: JobAddress, as_json: AsJson = False) -> None:
     """Stop a submitted job; what it stored is kept."""
     from cluster import jobs
-    from pipelines import show
+    from pipelines.reporting import terminal
 
-    show.job(jobs.stop(job, address=address), Console(), as_json)
+    terminal.job(jobs.stop(job, address=address), Console(), as_json)
 
 
 @app.command(epilog="Example: graftwork results --pipeline quickstart --format md")
@@ -259,7 +260,7 @@ def results(
     tracking: Tracking = None,
 ) -> None:
     """The leaderboard: mean and deviation over class orders and seeds, from MLflow."""
-    from pipelines import results as leaderboards
+    from pipelines.reporting import leaderboard as leaderboards
 
     where = _where(store, tracking)
     if not tracking:
@@ -319,9 +320,9 @@ def predict(
 
     Scores are the method's own logits: larger is likelier, but they are no probabilities.
     """
-    from pipelines import predict as predicting
-    from pipelines import show
-    from pipelines.progress import Display
+    from pipelines.commands import predict as predicting
+    from pipelines.reporting import terminal
+    from pipelines.running.progress import Display
 
     where = _where(store, tracking, address, insecure)
     if not tracking:
@@ -335,7 +336,7 @@ def predict(
         device=device,
         weights=weights,
     )
-    show.predictions(request, where, Display(), Console(), output, as_json)
+    terminal.predictions(request, where, Display(), Console(), output, as_json)
 
 
 @app.command(epilog="Example: graftwork methods ranpac")
@@ -344,9 +345,9 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List the methods, or the hyper-parameters and the card of one."""
-    from pipelines import show
+    from pipelines.reporting import terminal
 
-    show.methods(name, Console(), as_json)
+    terminal.methods(name, Console(), as_json)
 
 
 @app.command(epilog="Example: graftwork ui --port 5001")
@@ -356,7 +357,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Serve MLflow's pages on this machine (127.0.0.1 only) until Ctrl-C."""
-    from pipelines.ui import serve
+    from pipelines.commands.ui import serve
 
     where = _where(store, tracking)
     if not tracking:
@@ -368,10 +369,10 @@ def ui(
 def cache_ls(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """What the store holds, by kind of stage."""
     from operators import housekeeping
-    from pipelines import show
+    from pipelines.reporting import terminal
 
     rows = housekeeping.inventory(_existing(store))
-    _print_json(rows) if as_json else show.inventory(rows, Console())
+    _print_json(rows) if as_json else terminal.inventory(rows, Console())
 
 
 @cache_app.command("verify", epilog="Example: graftwork cache verify --repair")
@@ -382,10 +383,10 @@ def cache_verify(
 ) -> None:
     """Read every stored byte and compare it with its manifest; exit status 6 when damaged."""
     from operators import housekeeping
-    from pipelines import show
+    from pipelines.reporting import terminal
 
     found = housekeeping.verify(_existing(store), repair)
-    _print_json(found) if as_json else show.verified(found, Console())
+    _print_json(found) if as_json else terminal.verified(found, Console())
     raise typer.Exit(6 if found["damaged"] else 0)
 
 
@@ -404,12 +405,12 @@ def cache_gc(
 ) -> None:
     """Find (and with --delete remove) what crashes left behind and what was set aside."""
     from operators import housekeeping
-    from pipelines import show
+    from pipelines.reporting import terminal
 
     if days < 7 and not force:
         raise ConfigError(f"--days {days:g} would touch files of running pipelines; add --force")
     found = housekeeping.collect(_existing(store), days, unused, delete)
-    _print_json(found) if as_json else show.collected(found, Console())
+    _print_json(found) if as_json else terminal.collected(found, Console())
 
 
 def main() -> None:

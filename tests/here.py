@@ -6,15 +6,15 @@ from typing import Any
 
 import pytest
 
-from cluster.executor import Event, Outcome
-from cluster.graph import walk
-from cluster.worker import run_stage
+from cluster.execution.executor import Event, Outcome
+from cluster.execution.graph import walk
+from cluster.execution.worker import run_stage
 from operators.stage import OPERATORS, Stage
-from operators.store import Store
-from pipelines import run as program
-from pipelines.progress import Display
-from pipelines.run import Where, run_pipeline
-from pipelines.spec import load_resolved
+from operators.store.store import Store
+from pipelines.running import run as program
+from pipelines.running.progress import Display
+from pipelines.running.run import Where, run_pipeline
+from pipelines.spec.loading import load_resolved
 
 
 def run(spec: Path, store: Path, *overrides: str, tracking: str | None = None) -> dict[str, Any]:

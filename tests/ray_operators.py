@@ -9,7 +9,7 @@ from pathlib import Path
 from operators import live
 from operators.errors import BadDataError, ConfigError, Diverged, OutOfMemory
 from operators.stage import OPERATORS, Operator, Order, Resources, Result, Stage
-from operators.store import Store
+from operators.store.store import Store
 
 ERRORS = {
     "ValueError": ValueError("no good\nsecond line"),

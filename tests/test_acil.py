@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from methods import projection
-from methods.acil import ACIL
-from methods.base import Rows
+from methods.contracts.card import Rows
+from methods.representations import projection
+from methods.representations.acil import ACIL
 
 
 def make_rows(number: int = 60, width: int = 8) -> Rows:

@@ -14,9 +14,9 @@ LINES = re.M | re.S
 FILES = dict(re.findall(r"^`(\S+)`:\n\n```\w+\n(.*?)^```$", PAGE, LINES))
 CHANGES = re.findall(r"^In `(\S+)`,[^\n]*(?:\n[^\n]+)?:\n\n```diff\n(.*?)^```$", PAGE, LINES)
 TABLES = re.findall(r"^\| test \|[^\n]*\n\|---[^\n]*\n(.*?)\n\n", PAGE, LINES)
-KEPT = ("methods/bitfit.py", "tests/test_bitfit.py")
+KEPT = ("methods/baselines/bitfit.py", "tests/test_bitfit.py")
 """Files of the page that the checkout has; the copy begins without them."""
-KEPT_LINE = '    "bitfit": "methods.bitfit:BitFit",\n'
+KEPT_LINE = '    "bitfit": "methods.baselines.bitfit:BitFit",\n'
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         old = (root / name).read_text(encoding="utf-8")
         assert old.count(before) == 1, (name, before)
         (root / name).write_text(old.replace(before, after), encoding="utf-8")
-    reference = call(root, "-m", "pipelines.spec_reference")
+    reference = call(root, "-m", "pipelines.spec.reference")
     page = (root / "docs/spec.md").read_text(encoding="utf-8")
     start, end = page.index("| key |"), page.index("\nThe table is printed by")
     (root / "docs/spec.md").write_text(page[:start] + reference + page[end:], encoding="utf-8")

@@ -9,12 +9,14 @@ import torch
 from torch import Tensor
 
 import methods
-from methods.base import Card, Rows, State
-from methods.first_session import FirstSession
-from methods.simplecil import SimpleCIL
-from operators import describe, features, loop
+from methods.contracts.card import Card, Rows, State
+from methods.parts.first_session import FirstSession
+from methods.representations.simplecil import SimpleCIL
+from operators import catalogue
+from operators.formats import features
 from operators.stage import Order
-from operators.store import Store
+from operators.store.store import Store
+from operators.training import loop
 from tests import tiny
 
 # Table of the authors' configurations for CIFAR-100 in steps of five: epochs, lr, batch, decay.
@@ -161,7 +163,7 @@ def test_pitfall_vi_the_first_task_decides_the_features(trained: list[tuple[Tens
 
 @each
 def test_planning_sees_the_parts_as_json(name: str):
-    facts, problems = describe.method(name, {"lr": 1})
+    facts, problems = catalogue.method(name, {"lr": 1})
     assert problems == []
     assert json.loads(json.dumps(facts)) == facts
     session = facts["parts"]["first_session"]
@@ -183,6 +185,6 @@ def test_planning_sees_the_parts_as_json(name: str):
 
 @each
 def test_what_the_first_session_refuses_is_refused_by_its_name(name: str):
-    facts, problems = describe.method(name, {"epochs": 0, "lr": -1.0, "rank": 3})
+    facts, problems = catalogue.method(name, {"epochs": 0, "lr": -1.0, "rank": 3})
     assert facts == {}
     assert {path for path, _ in problems} == {f".{name}.{f}" for f in ("epochs", "lr", "rank")}

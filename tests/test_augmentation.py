@@ -11,8 +11,8 @@ from PIL import Image
 from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 
-from methods import trained
-from operators.augmentation import AUGMENTATIONS, Augmentation, augment, crop_box, generator
+from methods.contracts import trained
+from operators.images.augmentation import AUGMENTATIONS, Augmentation, augment, crop_box, generator
 from operators.seeds import derive
 
 # Their annotations speak of tensors alone.

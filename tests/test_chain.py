@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster.chain import Broken, Progress, run_chain
-from cluster.chains import Chains
-from cluster.executor import chain_leases
-from cluster.graph import needed
-from cluster.policy import Failure, Kind
-from cluster.preflight import check_resources
-from cluster.session import Node
-from cluster.worker import Done
+from cluster.execution.chain_groups import Chains
+from cluster.execution.chain_worker import Broken, Progress, run_chain
+from cluster.execution.executor import chain_leases
+from cluster.execution.graph import needed
+from cluster.execution.policy import Failure, Kind
+from cluster.execution.preflight import check_resources
+from cluster.execution.worker import Done
+from cluster.sessions.session import Node
 from operators import live
 from operators.errors import ConfigError, DamagedStage, Diverged, StageFailed
 from operators.stage import OPERATORS, Resources, Stage
-from operators.store import Store
+from operators.store.store import Store
 from tests.ray_operators import chain, stage
 
 # --- progress ---------------------------------------------------------------------------------

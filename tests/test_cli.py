@@ -22,12 +22,14 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from operators import __version__, extract, housekeeping, models
+from operators import __version__, housekeeping
+from operators.backbones import loading
 from operators.errors import BadDataError, IncompatibleError
-from operators.store import Store
+from operators.stages import features
+from operators.store.store import Store
 from pipelines import cli
-from pipelines.plan import make_plan
-from pipelines.spec import load_resolved
+from pipelines.planning.plan import make_plan
+from pipelines.spec.loading import load_resolved
 from tests.processes import started
 
 ROOT = Path(__file__).parent.parent
@@ -203,7 +205,7 @@ def test_debug_shows_the_traceback(call: Command) -> None:
 
 def test_a_bug_is_one_line_too(call: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "operators.describe.cards", lambda: {}["a secret of ghp_0123456789abcdefghij"]
+        "operators.catalogue.cards", lambda: {}["a secret of ghp_0123456789abcdefghij"]
     )
     done = call("methods")
     [line] = lines(done)
@@ -395,12 +397,12 @@ def test_weights_of_another_architecture(call: Command, spec: str) -> None:
 def test_weights_in_a_pth_file(tmp_path: Path) -> None:
     state = load_file(WEIGHTS)
     torch.save({"state_dict": state}, tmp_path / "good.pth")
-    models.load("vit_micro_patch4_32", str(tmp_path / "good.pth"), "token")
+    loading.load("vit_micro_patch4_32", str(tmp_path / "good.pth"), "token")
     torch.save(state, tmp_path / "half.pth")
     data = (tmp_path / "half.pth").read_bytes()
     (tmp_path / "half.pth").write_bytes(data[: len(data) // 2])
     with pytest.raises(IncompatibleError, match="holds code or is damaged"):
-        models.read_weights(str(tmp_path / "half.pth"))
+        loading.read_weights(str(tmp_path / "half.pth"))
 
 
 def test_pretrained_weights_offline(
@@ -554,7 +556,7 @@ def test_a_run_names_the_image_that_it_cannot_decode(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     [stage] = make_plan(loaded, store.memo).features["train"]
     with pytest.raises(BadDataError) as caught:
-        extract.run(stage.order(), store)
+        features.run(stage.order(), store)
     assert str(caught.value) == (
         f"{bad}/c1/0.png: truncated or damaged: image file is truncated; "
         "mend it, or leave it out with dataset.on_bad_image: skip"
@@ -626,7 +628,7 @@ def test_a_store_that_takes_nothing(
     def refuse(*_: Any) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("operators.blobs.os.write", refuse)
+    monkeypatch.setattr("operators.store.blobs.os.write", refuse)
     done = call("run", spec, "--store", "store")
     [line] = lines(done)
     assert done.code == 6 and line.startswith(f"store {Path('store').absolute()}") and words in line

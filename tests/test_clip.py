@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from methods import networks
-from methods.clip import VOCABULARY, Clip, class_texts, ends, phrases, unit
+from methods.networks import network
+from methods.networks.clip import VOCABULARY, Clip, class_texts, ends, phrases, unit
 from tests import tiny
 from tests.bounds import rounding
 
@@ -33,7 +33,7 @@ def test_both_paths_are_those_of_open_clip(tower: str) -> None:
     expected = clip.model.encode_text(tokens)
     assert (clip.text(tokens) - expected).abs().max() <= tower_rounding(expected)
     assert torch.equal(clip.image(pixels()), clip.model.encode_image(pixels()))
-    assert torch.equal(networks.feature(clip, pixels()), clip.image(pixels()))
+    assert torch.equal(network.feature(clip, pixels()), clip.image(pixels()))
     assert clip.text(tokens).shape == clip.image(pixels()).shape == (3, clip.num_features)
 
 

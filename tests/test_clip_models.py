@@ -9,17 +9,18 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from operators import backbone, clip_models, models
+from operators.backbones import clip, loading
+from operators.backbones import resolve as backbone
 from operators.errors import ConfigError, IncompatibleError
-from operators.preprocessing import PRESETS, resolve
-from operators.store import Store
+from operators.images.preprocessing import PRESETS, resolve
+from operators.store.store import Store
 
 MICRO = "open_clip:clip_micro_32"
 B16 = "open_clip:ViT-B-16"
 
 
 def state() -> dict[str, torch.Tensor]:
-    return dict(clip_models.build(MICRO).model.state_dict())
+    return dict(clip.build(MICRO).model.state_dict())
 
 
 @pytest.fixture(scope="module")
@@ -35,13 +36,13 @@ def test_random_weights_come_from_one_seed_without_the_network(
 
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
-    first, second = (models.load(MICRO, "random", "token") for _ in range(2))
-    assert models.fingerprint(first) == models.fingerprint(second)
+    first, second = (loading.load(MICRO, "random", "token") for _ in range(2))
+    assert loading.fingerprint(first) == loading.fingerprint(second)
     assert not any(p.requires_grad for p in first.parameters())
     assert not first.training
-    assert models.width(first) == 32
+    assert loading.width(first) == 32
     images = torch.randn(2, 3, 32, 32)
-    found = models.embedder(first, "token")(images)
+    found = loading.embedder(first, "token")(images)
     assert torch.equal(found, first.model.encode_image(images))  # type: ignore[operator, union-attr]
 
 
@@ -59,11 +60,11 @@ def test_files_of_every_form_are_loaded_in_float32(form: str, tmp_path: Path) ->
         more = {"input_resolution": torch.tensor(32), "context_length": torch.tensor(77)}
         save_file(given | more | {"vocab_size": torch.tensor(49408)}, path)
         with pytest.raises(IncompatibleError, match="openai were trained with QuickGELU"):
-            models.load(model, str(path), "token")
+            loading.load(model, str(path), "token")
         return
     else:
         save_file(given, path)
-    loaded = models.load(model, str(path), "token").state_dict()
+    loaded = loading.load(model, str(path), "token").state_dict()
     assert loaded.keys() == {f"model.{name}" for name in given}
     for name, value in given.items():
         assert loaded[f"model.{name}"].dtype == torch.float32
@@ -87,12 +88,12 @@ def test_files_of_every_form_are_loaded_in_float32(form: str, tmp_path: Path) ->
 def test_weights_of_the_other_gelu_are_refused_where_their_name_says_so(
     model: str, place: str, other: str | None
 ) -> None:
-    clip_models._config(model)
+    clip._config(model)
     if other is None:
-        clip_models._check_activation(model, place, from_openai=False)
+        clip._check_activation(model, place, from_openai=False)
     else:
         with pytest.raises(IncompatibleError, match=f"; take open_clip:{other}$"):
-            clip_models._check_activation(model, place, from_openai=False)
+            clip._check_activation(model, place, from_openai=False)
 
 
 def test_what_cannot_be_had_is_refused_in_one_line(
@@ -101,31 +102,31 @@ def test_what_cannot_be_had_is_refused_in_one_line(
     with pytest.raises(
         ConfigError, match=r'unknown .*"clip_micro_23"; did you mean "open_clip:clip_mi'
     ):
-        models.load("open_clip:clip_micro_23", "random", "token")
+        loading.load("open_clip:clip_micro_23", "random", "token")
     with pytest.raises(ConfigError, match=r"weights: missing; .* nothing is downloaded"):
-        models.load(MICRO, "", "token")
+        loading.load(MICRO, "", "token")
     with pytest.raises(IncompatibleError, match="pooling: CLIP pools as it was trained"):
-        models.load(MICRO, "random", "avg")
+        loading.load(MICRO, "random", "avg")
     with pytest.raises(IncompatibleError, match="has another text tower"):
-        models.load("open_clip:roberta-ViT-B-32", "random", "token")
+        loading.load("open_clip:roberta-ViT-B-32", "random", "token")
     broken = {name: value for name, value in state().items() if name != "visual.proj"}
     save_file(broken, tmp_path / "broken.safetensors")
     with pytest.raises(IncompatibleError, match=r"1 differences\): expected model.visual.proj"):
-        models.load(MICRO, str(tmp_path / "broken.safetensors"), "token")
+        loading.load(MICRO, str(tmp_path / "broken.safetensors"), "token")
     monkeypatch.setitem(sys.modules, "open_clip", None)
     with pytest.raises(ConfigError, match=r'pip install "graftwork\[clip\]"'):
-        models.load(MICRO, "random", "token")
+        loading.load(MICRO, "random", "token")
 
 
 def test_another_image_size_resamples_the_positions(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     save_file(state(), path)
-    network: Any = models.load(MICRO, str(path), "token", 16)
+    network: Any = loading.load(MICRO, str(path), "token", 16)
     positions = network.model.visual.positional_embedding
     assert positions.shape == (5, 48)
     assert torch.equal(positions[0], state()["visual.positional_embedding"][0])
-    assert models.embedder(network, "token")(torch.randn(1, 3, 16, 16)).shape == (1, 32)
-    assert models.data_config(network)["input_size"] == [3, 16, 16]
+    assert loading.embedder(network, "token")(torch.randn(1, 3, 16, 16)).shape == (1, 32)
+    assert loading.data_config(network)["input_size"] == [3, 16, 16]
 
 
 def test_a_tower_is_known_by_its_own_tensors(tmp_path: Path, store: Store) -> None:
@@ -155,19 +156,19 @@ def test_weights_are_found_by_any_of_their_digests_and_changed_ones_are_not(
     known = backbone.resolve(MICRO, str(path), "token", store.memo)
     given = (MICRO, str(path), "token")
     networks = [
-        models.load_on_device(*given, digest, "cpu")
+        loading.load_on_device(*given, digest, "cpu")
         for digest in (known.fingerprint, known.image_fingerprint, known.text_fingerprint)
     ]
     assert networks[0] is networks[1] is networks[2]
     save_file(state() | {"ln_final.bias": torch.ones(32)}, path)
     changed = backbone.resolve(MICRO, str(path), "token", store.memo)
-    assert models.load_on_device(*given, changed.text_fingerprint, "cpu") is not networks[0]
+    assert loading.load_on_device(*given, changed.text_fingerprint, "cpu") is not networks[0]
     with pytest.raises(IncompatibleError, match="changed since the plan"):
-        models.load_on_device(*given, known.text_fingerprint, "cpu")
+        loading.load_on_device(*given, known.text_fingerprint, "cpu")
 
 
 def test_preprocessing_is_that_of_clip() -> None:
-    config = models.data_config(models.load(MICRO, "random", "token"))
+    config = loading.data_config(loading.load(MICRO, "random", "token"))
     found, preset = resolve("timm_default", config), PRESETS["clip"]
     assert (found.resize, found.crop, found.interpolation) == (32, 32, "bicubic")
     assert (found.mean, found.std) == (preset.mean, preset.std)

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.coda_prompt import (
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.contracts.trained import Task
+from methods.prompts.coda_prompt import (
     CodaPrompt,
     CodaPromptLearner,
     attention_weights,
     orthogonal_rows,
     overlap,
 )
-from methods.hyperparameters import HyperparameterError
-from methods.trained import Task
-from operators import loop
+from operators.training import loop
 from tests import tiny
 
 METHOD = CodaPrompt(epochs=2, batch_size=6, lr=0.01, pool_size=6, prompt_length=4)

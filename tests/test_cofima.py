@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import State
-from methods.cofima import CoFiMA, CoFiMALearner
-from methods.coma import CoMA
-from methods.hyperparameters import HyperparameterError
-from methods.slca import SLCA
-from methods.trained import Trained
-from operators import loop
+from methods.contracts.card import State
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.contracts.trained import Trained
+from methods.mixtures.cofima import CoFiMA, CoFiMALearner
+from methods.mixtures.coma import CoMA
+from methods.representations.slca import SLCA
+from operators.training import loop
 from tests import tiny
 
 COMMON = {

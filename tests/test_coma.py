@@ -5,12 +5,12 @@ import dataclasses
 import pytest
 import torch
 
-from methods.base import State
-from methods.coma import CoMA
-from methods.hyperparameters import HyperparameterError
-from methods.slca import SLCA
-from methods.trained import Trained
-from operators import loop
+from methods.contracts.card import State
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.contracts.trained import Trained
+from methods.mixtures.coma import CoMA
+from methods.representations.slca import SLCA
+from operators.training import loop
 from tests import tiny
 
 COMMON = {

@@ -16,28 +16,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import methods
-from cluster.graph import walk
-from methods.base import State
-from methods.finetune import Finetune
-from methods.trained import Learner, learned
-from operators import (
-    describe,
-    ensembling,
-    fit,
-    loop,
-    merging,
-    models,
-    predictions,
-    statistics,
-    train,
-)
-from operators import evaluate as evaluating
+from cluster.execution.graph import walk
+from methods.baselines.finetune import Finetune
+from methods.contracts.card import State
+from methods.contracts.trained import Learner, learned
+from operators import catalogue, ensembling, merging
+from operators.backbones import loading
 from operators.errors import ConfigError, DamagedStage, Diverged, IncompatibleError
+from operators.formats import predictions
 from operators.stage import Stage
-from operators.store import Store
-from pipelines import explain, outcomes, show
-from pipelines.cell import Run
-from pipelines.plan import Plan
+from operators.stages import evaluate as evaluating
+from operators.stages import fit, statistics, train
+from operators.store.store import Store
+from operators.training import loop
+from pipelines.planning import explain
+from pipelines.planning.plan import Plan
+from pipelines.planning.runs import Run
+from pipelines.reporting import terminal
+from pipelines.running import recording
 from tests import pngs, tiny
 from tests.pngs import compute, of
 from tests.test_merging import merge_states
@@ -101,7 +97,7 @@ def state(store: Store, stage: Stage) -> dict[str, Tensor]:
 
 def start_of(made: Plan, stage: Stage) -> dict[str, Tensor]:
     """The state before the training of a stage."""
-    network = models.load(made.backbone.model, made.backbone.weights, "token")
+    network = loading.load(made.backbone.model, made.backbone.weights, "token")
     learner, backbone = loop.open_learner(
         train.build(dict(stage.parameters["method"])), network,  # type: ignore[arg-type]
         train.task_of(dict(stage.parameters)), None,
@@ -141,7 +137,7 @@ def test_a_merged_state_predicts_like_the_learner_that_holds_it(whole: tuple[Sto
     store, made = whole
     run = run_of(made, "ties of finetune over tasks")
     [last, model] = own(run, "predict")[-1], own(run, "merge")[-1]
-    network = models.load(made.backbone.model, made.backbone.weights, "token")
+    network = loading.load(made.backbone.model, made.backbone.weights, "token")
     learner, _ = loop.open_learner(
         methods.build("finetune", FINETUNE), network,  # type: ignore[arg-type]
         train.task_of(dict(model.parameters)), state(store, model), loop.Settings(seed=0),
@@ -604,7 +600,7 @@ def test_a_stage_is_needed_by_those_whose_parents_do_not_need_it(
     whole: tuple[Store, Plan],
 ) -> None:
     _, made = whole
-    found = outcomes.needed_by(made.runs)
+    found = recording.needed_by(made.runs)
 
     def names(stages: list[Stage]) -> set[tuple[tuple[str, int], ...]]:
         return {
@@ -628,19 +624,19 @@ def test_a_stage_is_needed_by_those_whose_parents_do_not_need_it(
 def test_results_name_their_parents(whole: tuple[Store, Plan]) -> None:
     store, made = whole
     run = run_of(made, "mean of finetune over seeds")
-    finished = outcomes.read(store, run, cached=False)
-    ids = outcomes.RunIds(
+    finished = recording.read(store, run, cached=False)
+    ids = recording.RunIds(
         experiment_id="1", run_id="2", unsent=0, problem="",
         methods={run.parents[1].evaluate.key: "abc", run.evaluate.key: "def"},
     )  # fmt: skip
-    result = outcomes.result(finished, ids)
+    result = recording.result(finished, ids)
     assert result["method"] == result["label"] == "mean of finetune over seeds"
     assert result["mlflow_run_id"] == "def"
     assert result["parents"] == [
         {"label": "finetune", "order": 1993, "seed": seed, "mlflow_run_id": name}
         for seed, name in ((0, None), (1, "abc"))
     ]
-    logged = outcomes.method_run(made, store, finished, with_model=False)
+    logged = recording.method_run(made, store, finished, with_model=False)
     assert logged.tags["graftwork.parents"] == " ".join(p.evaluate.key for p in run.parents)
     assert logged.params["merge"] == "mean" and logged.params["of"] == ["finetune"]
     assert isinstance(logged.artifacts, Mapping) is False
@@ -722,26 +718,26 @@ def test_all_problems_come_at_once(whole: tuple[Store, Plan], folder: Path) -> N
 
 
 def test_merges_and_rules_are_listed_beside_the_methods() -> None:
-    cards = describe.cards()
+    cards = catalogue.cards()
     kinds = {name: card["contract"] for name, card in cards.items()}
     assert kinds["ties"] == "merge" and kinds["vote"] == "ensemble" and kinds["slca"] == "trained"
     assert set(kinds) >= {*methods.METHODS, *ensembling.RULES}
-    card, fields = describe.card("ties")
+    card, fields = catalogue.card("ties")
     assert card["paper"] == "https://arxiv.org/abs/2306.01708"
     assert [f["name"] for f in fields] == ["density", "scale", "trim", "combine"]
     with pytest.raises(ConfigError, match='unknown method "tise"; did you mean "ties"'):
-        describe.card("tise")
+        catalogue.card("tise")
 
 
 def test_the_listing_prints(capsys: pytest.CaptureFixture[str]) -> None:
     for name in (None, "ties", "energy_route"):
-        show.methods(name, Console(width=200), as_json=False)
+        terminal.methods(name, Console(width=200), as_json=False)
     printed = capsys.readouterr().out
     assert "Trims task vectors" in printed and "density" in printed and "by_size" in printed
 
 
 def test_the_listing_says_which_network_a_method_is_on(capsys: pytest.CaptureFixture[str]) -> None:
-    show.methods(None, Console(width=200), as_json=False)
+    terminal.methods(None, Console(width=200), as_json=False)
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     at = {row[0]: number for number, row in enumerate(rows) if row}
     assert [rows[at["proof"]][1:3], rows[at["proof"] + 1][:2]] == [
@@ -750,7 +746,7 @@ def test_the_listing_says_which_network_a_method_is_on(capsys: pytest.CaptureFix
     ]
     fused = at["promptfusion"]
     assert [row[:2] for row in rows[fused + 1 : fused + 3]] == [["on", "CLIP,"], ["a", "ViT"]]
-    show.methods("promptfusion", Console(width=80), as_json=False)
+    terminal.methods("promptfusion", Console(width=80), as_json=False)
     printed = capsys.readouterr().out
     facts = dict(line.split(None, 1) for line in printed.splitlines() if line.startswith("network"))
     assert facts["network"].strip() == "clip, vit"

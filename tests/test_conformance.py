@@ -23,12 +23,12 @@ from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
 import methods
-from methods import hyperparameters
-from methods.base import State
-from methods.networks import Network
-from methods.trained import Learner, Task, Trained, shared, trains
-from operators import loop
+from methods.contracts import hyperparameters
+from methods.contracts.card import State
+from methods.contracts.trained import Learner, Task, Trained, shared, trains
+from methods.networks.network import Network
 from operators.errors import Diverged
+from operators.training import loop
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

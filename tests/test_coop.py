@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from methods.clip import cosines, phrases
-from methods.coop import CoOp, CoOpLearner
-from operators import loop
+from methods.networks.clip import cosines, phrases
+from methods.prompts.coop import CoOp, CoOpLearner
+from operators.training import loop
 from tests import tiny
 
 SMALL = CoOp(epochs=2, batch_size=6, lr=0.1, warmup_epochs=0, context_length=4)

@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.dap import DAP, DAPLearner, Generator
-from methods.trained import Task
-from methods.vit import forward_tokens, read_out
-from operators import loop
+from methods.contracts.trained import Task
+from methods.networks.vit import forward_tokens, read_out
+from methods.prompts.dap import DAP, DAPLearner, Generator
+from operators.training import loop
 from tests import tiny
 
 METHOD = DAP(epochs=2, batch_size=6, prompt_length=4, embedding=8)

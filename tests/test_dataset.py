@@ -16,11 +16,11 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from operators import dataset, labels, scan, sources
+from operators.data import dataset, labels, scan, sources
+from operators.data.index_file import encode_index
+from operators.data.tables import Column
 from operators.errors import BadDataError, ConfigError
-from operators.index_file import encode_index
 from operators.keys import canonical
-from operators.tables import Column
 
 
 class Memo:

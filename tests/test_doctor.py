@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from operators import dataset
+from operators.data import dataset
 from operators.errors import BadDataError
-from pipelines import doctor
+from pipelines.commands import doctor
 
 
 class NoMemo:

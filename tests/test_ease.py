@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import State
-from methods.ease import EASE, EASELearner, compose, weights
-from methods.heads import cosine
-from methods.hyperparameters import HyperparameterError
-from methods.trained import Task
-from operators import loop
+from methods.contracts.card import State
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.contracts.trained import Task
+from methods.parts.heads import cosine
+from methods.representations.ease import EASE, EASELearner, compose, weights
+from operators.training import loop
 from tests import tiny
 
 SMALL = EASE(epochs=2, batch_size=6, bottleneck=4, lr=0.2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.hyperparameters import HyperparameterError
+from methods.contracts.hyperparameters import HyperparameterError
 from operators import ensembling
 from operators.ensembling import RULES, scores
 from operators.ensembling.scores import NEVER, align, scaled

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from operators import inputs, models, serving, tracking_uri
+from operators.backbones import loading
 from operators.errors import (
     BadDataError,
     ChangedWeights,
@@ -21,10 +21,12 @@ from operators.errors import (
     Interrupted,
     together,
 )
-from operators.store import Store
-from pipelines.plan import _reference, make_plan
-from pipelines.spec import load_resolved
-from pipelines.spec_model import PipelineSpec
+from operators.serving import inputs, predictor
+from operators.store.store import Store
+from operators.tracking import uri
+from pipelines.planning.plan import _reference, make_plan
+from pipelines.spec.loading import load_resolved
+from pipelines.spec.model import PipelineSpec
 from tests.test_cli import folder, write_spec
 
 ROOT = Path(__file__).parent.parent
@@ -101,7 +103,7 @@ def test_preprocessing_that_cannot_be_has_the_key_and_place_of_its_network(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     wide = {"input_size": [3, 32, 48], "mean": [0.5] * 3, "std": [0.5] * 3}
-    monkeypatch.setattr(models, "data_config", lambda *_: wide)
+    monkeypatch.setattr(loading, "data_config", lambda *_: wide)
     path = tmp_path / "spec.yaml"
     network = {"model": "vit_micro_patch4_32", "weights": "builtin"}
     write_spec(path, backbone={**network, "preprocessing": "timm_default"})
@@ -116,9 +118,9 @@ def test_weights_of_a_served_model_may_lie_anywhere(tmp_path: Path) -> None:
     place.parent.mkdir()
     place.write_bytes(b"nonsense")
     with pytest.raises(IncompatibleError) as caught:
-        models.read_weights(str(place))
+        loading.read_weights(str(place))
     about = {"model": "vit", "fingerprint": "f" * 64, "weights": str(place)}
-    found = serving._about_weights(about, None, caught.value, serving.MAIN)
+    found = predictor._about_weights(about, None, caught.value, predictor.MAIN)
     assert str(found) == (
         f"backbone vit: {place}: not a safetensors file (8 bytes); copy the file again; "
         f"name the file of its weights (state {'f' * 12}) in GRAFTWORK_WEIGHTS"
@@ -146,7 +148,7 @@ def test_only_a_missing_column_is_answered_with_another_one(
 
 def test_a_problem_of_tracking_is_named_once() -> None:
     with pytest.raises(ConfigError) as caught:
-        tracking_uri.check("sqlite:///")
+        uri.check("sqlite:///")
     assert str(caught.value).count("tracking: ") == 1
     assert caught.value.key == "tracking"
 

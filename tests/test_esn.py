@@ -11,8 +11,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.base import State
-from methods.esn import (
+from methods.contracts.card import State
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.contracts.trained import Task, trains
+from methods.mixtures.esn import (
     CANDIDATES,
     ESN,
     ESNExpert,
@@ -24,11 +26,9 @@ from methods.esn import (
     vote,
     winners,
 )
-from methods.hyperparameters import HyperparameterError
-from methods.trained import Task, trains
-from methods.vit import forward_tokens
-from operators import loop
+from methods.networks.vit import forward_tokens
 from operators.seeds import derive
+from operators.training import loop
 from tests import tiny
 
 METHOD = ESN(

@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-from cluster.executor import Connect, Event, execute, run
-from cluster.graph import needed, walk
-from cluster.policy import Failure, Kind, Policy
-from cluster.schedule import Schedule
-from cluster.session import Session, connect
-from cluster.worker import Done, run_stage
+from cluster.execution.executor import Connect, Event, execute, run
+from cluster.execution.graph import needed, walk
+from cluster.execution.policy import Failure, Kind, Policy
+from cluster.execution.schedule import Schedule
+from cluster.execution.worker import Done, run_stage
+from cluster.sessions.session import Session, connect
 from operators.errors import (
     BadDataError,
     ClusterLost,
@@ -31,7 +31,7 @@ from operators.errors import (
     StageFailed,
 )
 from operators.stage import OPERATORS, Resources, Stage
-from operators.store import Store
+from operators.store.store import Store
 from tests.processes import started
 from tests.ray_operators import stage
 

@@ -14,21 +14,24 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import methods
-from methods import exemplars as fields
-from methods import optim
-from methods.base import Card
-from methods.exemplars import Budget, Selection
-from methods.heads import linear_head
-from methods.hyperparameters import HyperparameterError, require
-from methods.trained import Augmentation, Learner, Recipe, Task
-from methods.vit import read_out
-from operators import exemplars, fit, rank, snapshots, sources, train
+from methods.contracts import exemplars as fields
+from methods.contracts.card import Card
+from methods.contracts.exemplars import Budget, Selection
+from methods.contracts.hyperparameters import HyperparameterError, require
+from methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from methods.networks.vit import read_out
+from methods.parts import optim
+from methods.parts.heads import linear_head
+from operators.data import exemplars, sources
+from operators.data.scenario import rows_of
 from operators.errors import ConfigError
-from operators.scenario import rows_of
 from operators.stage import Stage
-from operators.store import Store
-from operators.training_data import TaskRows
-from pipelines.plan import Plan
+from operators.stages import exemplars as rank
+from operators.stages import fit, train
+from operators.store.store import Store
+from operators.training import snapshots
+from operators.training.rows import TaskRows
+from pipelines.planning.plan import Plan
 from tests import pngs
 from tests.pngs import compute, of
 

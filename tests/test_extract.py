@@ -15,11 +15,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
-from operators import backbone, digits, extract, features, models, preprocessing
+from operators.backbones import loading, resolve
+from operators.data import digits
 from operators.errors import BadDataError, ConfigError, DamagedStage, IncompatibleError
-from operators.preprocessing import Preprocessing
+from operators.formats import features
+from operators.images import preprocessing
+from operators.images.preprocessing import Preprocessing
 from operators.stage import Resources, Stage
-from operators.store import Store
+from operators.stages import features as extract
+from operators.store.store import Store
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 PREPROCESSING = Preprocessing(resize=36, crop=32, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
@@ -47,7 +51,7 @@ def network() -> Any:
 
 
 def embed(network: Any) -> Any:
-    return models.embedder(network, "token")
+    return loading.embedder(network, "token")
 
 
 def plain_features(network: Any) -> torch.Tensor:
@@ -110,7 +114,7 @@ def test_low_precision_is_near_full_precision(network: Any) -> None:
 def test_average_pooling_is_the_mean_of_the_patch_tokens(network: Any) -> None:
     pixels = torch.rand(2, 3, 32, 32)
     tokens = network.forward_features(pixels)
-    found = models.pooled_features(network, pixels, "avg")
+    found = loading.pooled_features(network, pixels, "avg")
     assert torch.allclose(found, tokens[:, 1:].mean(1))
 
 
@@ -156,35 +160,35 @@ def test_a_file_that_begins_like_a_pickle_is_read_for_what_it_is(tmp_path: Path)
         if path.read_bytes()[:1] == b"\x80":
             break
     assert path.read_bytes()[:1] == b"\x80"
-    assert torch.equal(models.read_weights(str(path))["a"], given["a"])
+    assert torch.equal(loading.read_weights(str(path))["a"], given["a"])
 
 
 def test_weights_are_loaded_strictly(tmp_path: Path, network: Any) -> None:
     model = timm.create_model(TINY, num_classes=10)
     sound = {k: v for k, v in model.state_dict().items()}
     save_file(sound, tmp_path / "sound.safetensors")
-    loaded = models.load(TINY, str(tmp_path / "sound.safetensors"), "token")
+    loaded = loading.load(TINY, str(tmp_path / "sound.safetensors"), "token")
     # The classifier is dropped, everything else is loaded.
     assert torch.equal(loaded.state_dict()["norm.weight"], sound["norm.weight"])
     torch.save({"state_dict": sound}, tmp_path / "sound.pth")
-    assert models.fingerprint(models.load(TINY, str(tmp_path / "sound.pth"), "token")) == (
-        models.fingerprint(loaded)
+    assert loading.fingerprint(loading.load(TINY, str(tmp_path / "sound.pth"), "token")) == (
+        loading.fingerprint(loaded)
     )
 
     missing = {k: v for k, v in sound.items() if k != "blocks.0.attn.qkv.weight"}
     save_file(missing, tmp_path / "missing.safetensors")
     with pytest.raises(IncompatibleError, match=r"blocks.0.attn.qkv.weight \[576, 192\], file has"):
-        models.load(TINY, str(tmp_path / "missing.safetensors"), "token")
+        loading.load(TINY, str(tmp_path / "missing.safetensors"), "token")
     whole = (tmp_path / "sound.safetensors").read_bytes()
     (tmp_path / "short.safetensors").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(IncompatibleError, match="truncated: its header expects"):
-        models.load(TINY, str(tmp_path / "short.safetensors"), "token")
+        loading.load(TINY, str(tmp_path / "short.safetensors"), "token")
     with pytest.raises(ConfigError, match="not found"):
-        models.load(TINY, str(tmp_path / "absent.safetensors"), "token")
+        loading.load(TINY, str(tmp_path / "absent.safetensors"), "token")
     with pytest.raises(ConfigError, match='did you mean "vit_tiny_patch16_224"'):
-        models.load("vit_tinny_patch16_224", "random", "token")
+        loading.load("vit_tinny_patch16_224", "random", "token")
     with pytest.raises(IncompatibleError, match="no class token"):
-        models.load("resnet18", "random", "token")
+        loading.load("resnet18", "random", "token")
 
 
 def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
@@ -194,36 +198,36 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
 
     torch.save({"state_dict": Code()}, tmp_path / "code.pth")
     with pytest.raises(IncompatibleError, match="code"):
-        models.load(TINY, str(tmp_path / "code.pth"), "token")
+        loading.load(TINY, str(tmp_path / "code.pth"), "token")
     assert not (tmp_path / "executed").exists()
 
 
 def test_fingerprint_sees_one_changed_weight(network: Any) -> None:
-    before = models.fingerprint(network)
+    before = loading.fingerprint(network)
     with torch.no_grad():
         network.blocks[0].attn.qkv.weight[0, 0] += 1e-6
-        assert models.fingerprint(network) != before
+        assert loading.fingerprint(network) != before
         network.blocks[0].attn.qkv.weight[0, 0] -= 1e-6
 
 
 def test_resolving_a_backbone_again_needs_no_model(tmp_path: Path) -> None:
     memo = Store(str(tmp_path)).memo
-    first = backbone.resolve("vit_micro_patch4_32", "builtin", "token", memo)
-    backbone_load, models.load = models.load, None  # type: ignore[assignment]
+    first = resolve.resolve("vit_micro_patch4_32", "builtin", "token", memo)
+    backbone_load, loading.load = loading.load, None  # type: ignore[assignment]
     try:
-        assert backbone.resolve("vit_micro_patch4_32", "builtin", "token", memo) == first
+        assert resolve.resolve("vit_micro_patch4_32", "builtin", "token", memo) == first
     finally:
-        models.load = backbone_load
-    assert first.fingerprint == models.fingerprint(
-        models.load("vit_micro_patch4_32", first.weights, "token")
+        loading.load = backbone_load
+    assert first.fingerprint == loading.fingerprint(
+        loading.load("vit_micro_patch4_32", first.weights, "token")
     )
 
 
 def test_the_shipped_backbone_gives_the_features_that_it_gave(tmp_path: Path) -> None:
     """A change of any library that moves features must raise the operator's version."""
     memo = Store(str(tmp_path)).memo
-    found = backbone.resolve("vit_micro_patch4_32", "builtin", "token", memo)
-    shipped = models.load(found.model, found.weights, "token")
+    found = resolve.resolve("vit_micro_patch4_32", "builtin", "token", memo)
+    shipped = loading.load(found.model, found.weights, "token")
     digit = next(iter(digits.images("train")))
     [row] = extract.extract([digit], embed(shipped), preprocessing.PRESETS["micro_32"])
     # Written down from a run; CPUs differ in the last bits.
@@ -233,15 +237,15 @@ def test_the_shipped_backbone_gives_the_features_that_it_gave(tmp_path: Path) ->
 
 def test_a_vit_at_another_size_has_resampled_position_embeddings(tmp_path: Path) -> None:
     memo = Store(str(tmp_path)).memo
-    own = backbone.resolve("vit_micro_patch4_32", "builtin", "token", memo)
-    small = backbone.resolve("vit_micro_patch4_32", "builtin", "token", memo, 16)
+    own = resolve.resolve("vit_micro_patch4_32", "builtin", "token", memo)
+    small = resolve.resolve("vit_micro_patch4_32", "builtin", "token", memo, 16)
     assert small.fingerprint != own.fingerprint
     assert (own.data_config["input_size"], small.data_config["input_size"]) == (
         [3, 32, 32],
         [3, 16, 16],
     )
-    large = models.load("vit_micro_patch4_32", own.weights, "token").state_dict()
-    found = models.load("vit_micro_patch4_32", own.weights, "token", 16).state_dict()
+    large = loading.load("vit_micro_patch4_32", own.weights, "token").state_dict()
+    found = loading.load("vit_micro_patch4_32", own.weights, "token", 16).state_dict()
     table = large["pos_embed"]
     grid = table[:, 1:].reshape(1, 8, 8, -1).permute(0, 3, 1, 2)
     halved = torch.nn.functional.interpolate(grid, (4, 4), mode="bicubic", antialias=True)
@@ -254,7 +258,7 @@ def test_a_vit_at_another_size_has_resampled_position_embeddings(tmp_path: Path)
 
 def test_a_backbone_without_position_embeddings_has_one_size() -> None:
     with pytest.raises(IncompatibleError, match=r"image_size: resnet18 cannot be had for .* 64"):
-        models.load("resnet18", "random", "avg", 64)
+        loading.load("resnet18", "random", "avg", 64)
 
 
 def test_the_operator_refuses_images_that_changed(tmp_path: Path) -> None:
@@ -263,7 +267,7 @@ def test_the_operator_refuses_images_that_changed(tmp_path: Path) -> None:
         paths.append(tmp_path / f"{number}.png")
         paths[-1].write_bytes(image)
     store = Store(str(tmp_path / "store"))
-    found = backbone.resolve("vit_micro_patch4_32", "builtin", "token", store.memo)
+    found = resolve.resolve("vit_micro_patch4_32", "builtin", "token", store.memo)
     stage = Stage(
         operator="features",
         parameters={

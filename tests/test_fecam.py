@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from methods import HyperparameterError
-from methods.base import Rows
-from methods.fecam import FeCAM
+from methods.contracts.card import Rows
+from methods.representations.fecam import FeCAM
 
 CLASSES = [0, 1, 2, 3, 4]
 

@@ -5,8 +5,8 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from methods.finetune import Finetune, unfreeze
-from operators import loop
+from methods.baselines.finetune import Finetune, unfreeze
+from operators.training import loop
 from tests import tiny
 
 SMALL = Finetune(epochs=2, batch_size=6, lr=0.01, augmentation="none")

@@ -12,13 +12,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 import methods
-from methods import first_session, hyperparameters
-from methods.first_session import FirstSession, FirstSessionLearner, Peft
-from methods.peft import Adapter
-from methods.prompt_tokens import PromptInit
-from methods.ranpac import RanPAC
-from methods.trained import Task
-from operators import loop
+from methods.contracts import hyperparameters
+from methods.contracts.trained import Task
+from methods.parts import first_session
+from methods.parts.first_session import FirstSession, FirstSessionLearner, Peft
+from methods.parts.peft import Adapter
+from methods.parts.prompt_tokens import PromptInit
+from methods.representations.ranpac import RanPAC
+from operators.training import loop
 from tests import tiny
 
 KINDS: tuple[Peft, ...] = get_args(Peft)

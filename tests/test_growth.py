@@ -11,8 +11,8 @@ import pytest
 import torch
 
 import methods
-from methods.base import Growth, Rows, State
-from methods.trained import Task
+from methods.contracts.card import Growth, Rows, State
+from methods.contracts.trained import Task
 from tests import test_conformance as conformance
 from tests import test_methods, tiny
 

@@ -9,15 +9,15 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods import contrast, mixtures
-from methods.base import State
-from methods.contrast import apart
-from methods.hide_prompt import HiDePrompt, HiDePromptLearner
-from methods.hyperparameters import HyperparameterError
-from methods.mixtures import Mixtures, align
-from methods.trained import Task
-from methods.vit import forward_tokens, heads, read_out
-from operators import loop
+from methods.contracts.card import State
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.contracts.trained import Task
+from methods.networks.vit import forward_tokens, heads, read_out
+from methods.prompts import contrast, gaussian_mixtures
+from methods.prompts.contrast import apart
+from methods.prompts.gaussian_mixtures import Mixtures, align
+from methods.prompts.hide_prompt import HiDePrompt, HiDePromptLearner
+from operators.training import loop
 from tests import tiny
 
 SMALL: dict[str, Any] = {
@@ -331,7 +331,7 @@ def test_a_domain_incremental_stream_keeps_the_classes_of_each_task_apart():
     assert learner.logits(images, query).shape == (6, 3)
 
 
-def mixture(kind: mixtures.Statistics = "centroids", width: int = 4) -> Mixtures:
+def mixture(kind: gaussian_mixtures.Statistics = "centroids", width: int = 4) -> Mixtures:
     """Two entries: one of two far apart clouds, one of a single cloud."""
     draw = torch.Generator().manual_seed(0)
     rows = torch.randn(300, width, generator=draw) * torch.arange(1.0, width + 1) / width

@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from operators import images
 from operators.errors import BadDataError
+from operators.images import codec
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -37,7 +37,7 @@ def declared(width: int, height: int) -> bytes:
 
 def decode(data: bytes, max_pixels: int | None = None) -> torch.Tensor:
     """Pixels uint8 [3, H, W]."""
-    image = images.rgb(data, max_pixels)
+    image = codec.rgb(data, max_pixels)
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
@@ -60,7 +60,7 @@ def test_pixels_equal_pil_convert(mode: str, kind: str) -> None:
     assert pixels.dtype == torch.uint8
     assert pixels.shape == (3, 7, 13)
     assert np.array_equal(pixels.permute(1, 2, 0).numpy(), expected)
-    assert images.check(data) == (13, 7)
+    assert codec.check(data) == (13, 7)
 
 
 def test_palette_with_transparency_does_not_warn() -> None:
@@ -91,7 +91,7 @@ def test_exif_orientation_is_not_applied() -> None:
     ],
 )
 def test_header_alone_tells(data: bytes | None, why: str) -> None:
-    for look in (images.check, images.rgb):
+    for look in (codec.check, codec.rgb):
         with pytest.raises(BadDataError) as caught:
             look(data)
         assert str(caught.value) == why
@@ -110,7 +110,7 @@ def test_max_pixels_is_the_limit_itself() -> None:
     assert decode(data, 100).shape == (3, 10, 10)
     with pytest.raises(BadDataError, match="10x10 = 100 pixels, more than max_pixels 99"):
         decode(data, 99)
-    assert images.check(declared(20000, 10000), 10**9) == (20000, 10000)  # no warning of Pillow's
+    assert codec.check(declared(20000, 10000), 10**9) == (20000, 10000)  # no warning of Pillow's
 
 
 def test_damaged_bytes_raise_nothing_else() -> None:

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators import inputs
 from operators.errors import BadDataError
+from operators.serving import inputs
 
 
 @pytest.fixture

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from cluster import jobs, shipping
+from cluster import jobs
+from cluster.sessions import shipping
 from operators.errors import ConfigError
 from tests.ray_cluster import Cluster, two_nodes
 

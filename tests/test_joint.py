@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.heads import CosineHead
-from methods.joint import Joint
-from methods.trained import Task
-from operators import loop
+from methods.baselines.joint import Joint
+from methods.contracts.trained import Task
+from methods.parts.heads import CosineHead
+from operators.training import loop
 from tests import tiny
 
 ALL = Task(index=0, count=1, current=tuple(range(6)), before=0, seen=6)

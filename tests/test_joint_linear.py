@@ -6,10 +6,10 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from methods import joint_linear
-from methods.base import Rows, State
-from methods.joint_linear import JointLinear
-from methods.ranpac import RanPAC
+from methods.contracts.card import Rows, State
+from methods.representations import joint_linear
+from methods.representations.joint_linear import JointLinear
+from methods.representations.ranpac import RanPAC
 
 CLASSES = [0, 1, 2, 3, 4]
 

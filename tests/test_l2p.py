@@ -8,12 +8,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods import selection
-from methods.heads import current_cross_entropy
-from methods.hyperparameters import HyperparameterError
-from methods.l2p import L2P, L2PLearner
-from methods.vit import forward_tokens
-from operators import loop
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.networks.vit import forward_tokens
+from methods.parts.heads import current_cross_entropy
+from methods.prompts import selection
+from methods.prompts.l2p import L2P, L2PLearner
+from operators.training import loop
 from tests import tiny
 
 SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 6, "pool_size": 8, "top_n": 2}

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.base import State
-from methods.hyperparameters import HyperparameterError
-from methods.lae import LAE, LAELearner
-from operators import loop
+from methods.contracts.card import State
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.mixtures.lae import LAE, LAELearner
+from operators.training import loop
 from tests import tiny
 
 SMALL = LAE(

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from operators import lease
 from operators.errors import RunHeld
-from operators.lease import held, process_start
-from operators.store import Store
+from operators.store import lease
+from operators.store.lease import held, process_start
+from operators.store.store import Store
 from tests.processes import started
 
 NAME = {"ab" * 32: "l2p order 1993 seed 0"}

@@ -8,14 +8,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods import optim
-from methods.base import Card
-from methods.finetune import Finetune, FinetuneLearner
-from methods.heads import current_cross_entropy
-from methods.trained import Recipe, restore
-from operators import loop
+from methods.baselines.finetune import Finetune, FinetuneLearner
+from methods.contracts.card import Card
+from methods.contracts.trained import Recipe, restore
+from methods.parts import optim
+from methods.parts.heads import current_cross_entropy
 from operators.errors import Diverged
 from operators.seeds import derive
+from operators.training import loop
 from tests import tiny
 
 METHOD = Finetune(epochs=2, batch_size=5, lr=0.01)

@@ -5,11 +5,11 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 
-from methods.hyperparameters import HyperparameterError
-from methods.lora import LAYERS, LoRA, LoRALearner
-from methods.trained import Task
-from methods.vit import LowRank
-from operators import loop
+from methods.baselines.lora import LAYERS, LoRA, LoRALearner
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.contracts.trained import Task
+from methods.networks.vit import LowRank
+from operators.training import loop
 from tests import tiny
 
 METHOD = LoRA(epochs=2, batch_size=6, lr=0.01, rank=4)

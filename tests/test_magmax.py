@@ -6,12 +6,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.base import State
-from methods.hyperparameters import HyperparameterError
-from methods.magmax import MagMax, MagMaxLearner, flat, max_magnitude
-from methods.magmax_independent import MagMaxIndependent
-from methods.trained import Task
-from methods.vit import forward_tokens, read_out
+from methods.contracts.card import State
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.contracts.trained import Task
+from methods.mixtures.magmax import MagMax, MagMaxLearner, flat, max_magnitude
+from methods.mixtures.magmax_independent import MagMaxIndependent
+from methods.networks.vit import forward_tokens, read_out
 from tests import tiny
 
 QUICK = {"epochs": 2, "batch_size": 6, "lr": 1e-3, "head_lr": 0.01, "augmentation": "none"}

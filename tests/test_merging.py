@@ -14,15 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from methods.averaging import lerp
-from methods.hyperparameters import HyperparameterError
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.parts.averaging import lerp
 from operators import merging
 from operators.errors import IncompatibleError
 from operators.merging import MERGES, fisher, means, model_stock, regmean, task_vectors
 from operators.merging.apply import PLAIN, Merged
 from operators.merging.contract import Merge
 from operators.merging.dare import drop
-from operators.merging.keys import Policy
+from operators.merging.policy import Policy
 from operators.merging.readers import InMemory, TensorFile, to_bytes
 from operators.merging.slerp import slerp
 from operators.merging.ties import agreeing, ties

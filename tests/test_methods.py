@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import methods
 from methods import HyperparameterError
-from methods.base import Card, Fitted, Rows, State
-from operators import describe
+from methods.contracts.card import Card, Fitted, Rows, State
+from operators import catalogue
 
 WIDTH, CLASSES = 8, 5
 
@@ -361,7 +361,7 @@ class Voter:
 def test_card_says_that_a_batch_votes(selection: str, batch: bool, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setitem(methods.METHODS, "voter", "stand_in:Voter")
     monkeypatch.setitem(sys.modules, "stand_in", cast(ModuleType, SimpleNamespace(Voter=Voter)))
-    facts, problems = describe.method("voter", {"eval_selection": selection})
+    facts, problems = catalogue.method("voter", {"eval_selection": selection})
     assert problems == []
     assert facts["card"]["batch_information_at_test"] is batch
     assert Voter.card.batch_information_at_test is False
@@ -369,7 +369,7 @@ def test_card_says_that_a_batch_votes(selection: str, batch: bool, monkeypatch: 
 
 def test_only_adapted_and_fused_methods_have_parts():
     for name in methods.METHODS:
-        facts, _ = describe.method(name, {})
+        facts, _ = catalogue.method(name, {})
         assert ("parts" in facts) == (facts["card"]["contract"] in ("adapted", "fused")), name
         assert facts["hyperparameters"] == dataclasses.asdict(methods.build(name, {}))
 

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from operators.errors import BadDataError
-from operators.metrics import DEFINITIONS, Summary, forgetting, forgetting_chaudhry, summarise
+from operators.evaluation.metrics import (
+    DEFINITIONS,
+    Summary,
+    forgetting,
+    forgetting_chaudhry,
+    summarise,
+)
 
 
 def table(rows: list[tuple[int, int, int, int, int, int]]) -> dict[str, np.ndarray]:

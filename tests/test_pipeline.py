@@ -21,8 +21,8 @@ import pytest
 import yaml
 from PIL import Image
 
-from operators.predictions import read
-from operators.store import Store
+from operators.formats.predictions import read
+from operators.store.store import Store
 from pipelines import cli
 from tests.processes import started
 from tests.test_report import cost_table

@@ -16,16 +16,18 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from methods import hyperparameters, registry
-from operators import describe, models
+from methods.contracts import hyperparameters, registry
+from operators import catalogue
+from operators.backbones import loading
 from operators.ensembling import rules
 from operators.errors import BadDataError
 from operators.merging import contract
 from operators.stage import Result, Stage
-from operators.store import Store
-from pipelines import explain, show
-from pipelines.plan import Plan, make_plan
-from pipelines.spec import load_resolved
+from operators.store.store import Store
+from pipelines.planning import explain
+from pipelines.planning.plan import Plan, make_plan
+from pipelines.reporting import terminal
+from pipelines.spec.loading import load_resolved
 
 
 @pytest.fixture(scope="module")
@@ -145,14 +147,14 @@ def looks(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
         return look
 
-    for module, name in ((describe, "method"), (describe, "combination"), (models, "load")):
+    for module, name in ((catalogue, "method"), (catalogue, "combination"), (loading, "load")):
         monkeypatch.setattr(module, name, watched(name, getattr(module, name)))
     return found
 
 
 @pytest.mark.parametrize(
     "module",
-    [describe, hyperparameters, registry, contract, rules, models],
+    [catalogue, hyperparameters, registry, contract, rules, loading],
     ids=lambda module: module.__name__,
 )
 def test_an_edited_source_file_is_no_hit_in_the_memo(
@@ -174,7 +176,7 @@ def test_an_edited_source_file_is_no_hit_in_the_memo(
 def test_all_wrong_methods_are_reported_at_once_with_their_lines(
     store: Store, tmp_path: Path
 ) -> None:
-    text = (Path(__file__).parent.parent / "pipelines/presets/quickstart.yaml").read_text()
+    text = (Path(__file__).parent.parent / "pipelines/spec/presets/quickstart.yaml").read_text()
     wrong = text.replace("- slda", "- slda: {shrinkage: 2}").replace("- acil", "- acyl")
     path = tmp_path / "wrong.yaml"
     path.write_text(wrong)
@@ -188,7 +190,7 @@ def test_all_wrong_methods_are_reported_at_once_with_their_lines(
 
 
 def test_a_task_without_images_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from operators import dataset
+    from operators.data import dataset
 
     whole: Any = dataset.index
 
@@ -245,7 +247,7 @@ def test_a_plan_says_what_differs_in_a_list_of_tasks(
     assert why["fit slda"] == f"class order or task sizes: {says}"
     out = io.StringIO()
     found = explain.explain(plan(stored, "methods=[slda, acil]", override), stored)
-    show.plan(found, Console(file=out, width=200))
+    terminal.plan(found, Console(file=out, width=200))
     assert why["fit slda"] in out.getvalue()
 
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from cluster.policy import Failure, Kind, Policy, Raise, Repair, Retry, Tries
+from cluster.execution.policy import Failure, Kind, Policy, Raise, Repair, Retry, Tries
 from operators.errors import (
     ClusterLost,
     DamagedStage,

@@ -9,10 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.finetune import Finetune
-from operators import extract, loop
-from operators.prefetch import batched, prefetch
-from operators.preprocessing import PRESETS
+from methods.baselines.finetune import Finetune
+from operators.images.prefetch import batched, prefetch
+from operators.images.preprocessing import PRESETS
+from operators.stages import features
+from operators.training import loop
 from tests import pngs, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -175,7 +176,7 @@ def test_an_extraction_that_fails_leaves_no_thread() -> None:
             yield pngs.png(0)
 
     with pytest.raises(RuntimeError, match="out of memory"):
-        extract.extract(images(), embed, PRESETS["micro_32"], batch_size=2, workers=THREADS)
+        features.extract(images(), embed, PRESETS["micro_32"], batch_size=2, workers=THREADS)
 
 
 def test_threads_that_work_ahead_are_made_in_one_place() -> None:

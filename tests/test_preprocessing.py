@@ -15,9 +15,9 @@ import torch
 import torchvision.transforms as T
 from PIL import Image
 
-from operators import pixels
 from operators.errors import BadDataError, ConfigError, IncompatibleError
-from operators.preprocessing import PRESETS, Preprocessing, from_timm, resolve
+from operators.images import pixels
+from operators.images.preprocessing import PRESETS, Preprocessing, from_timm, resolve
 
 SIZES = [
     *[(32, 32), (64, 64), (16, 16), (128, 32), (32, 128), (256, 256), (224, 224), (227, 227)],

@@ -13,17 +13,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load as load_tensors
 
-from methods.clip import unit
-from methods.hyperparameters import HyperparameterError
-from methods.promptfusion import PromptFusion, blend, fit_weight
-from methods.promptfusion_clip import Stabiliser, StabiliserLearner
-from methods.promptfusion_parts import Mask
-from methods.promptfusion_vit import Booster, BoosterLearner
-from methods.trained import Task
-from operators import features, loop
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.contracts.trained import Task
+from methods.mixtures.promptfusion import PromptFusion, blend, fit_weight
+from methods.mixtures.promptfusion_clip import Stabiliser, StabiliserLearner
+from methods.mixtures.promptfusion_parts import Mask
+from methods.mixtures.promptfusion_vit import Booster, BoosterLearner
+from methods.networks.clip import unit
 from operators.errors import ConfigError
-from operators.store import Store
-from pipelines.plan import Plan
+from operators.formats import features
+from operators.store.store import Store
+from operators.training import loop
+from pipelines.planning.plan import Plan
 from tests import pngs, tiny
 from tests.bounds import rounding
 from tests.pngs import compute, of

@@ -9,11 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.base import State
-from methods.hyperparameters import HyperparameterError
-from methods.proof import PROOF, ProofLearner
-from methods.proof_fusion import Fusion, contrast
-from operators import describe, loop
+from methods.contracts.card import State
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.mixtures.proof import PROOF, ProofLearner
+from methods.mixtures.proof_fusion import Fusion, contrast
+from operators import catalogue
+from operators.training import loop
 from tests import tiny
 
 METHOD = PROOF(epochs=2, batch_size=6, exemplars=6)
@@ -106,9 +107,9 @@ def test_an_image_is_scored_alone_unless_asked_otherwise() -> None:
             by_batch.scores(images, texts)[:1] - by_batch.scores(images[:1], texts)
         ).abs().max() > 1
         torch.testing.assert_close(by_batch.scores(images[:1], texts), whole[:1])
-    facts, _ = describe.method("proof", {"eval_selection": "batch_mean"})
+    facts, _ = catalogue.method("proof", {"eval_selection": "batch_mean"})
     assert facts["card"]["batch_information_at_test"]
-    facts, _ = describe.method("proof", {"exemplars": 7})
+    facts, _ = catalogue.method("proof", {"exemplars": 7})
     assert not facts["card"]["batch_information_at_test"]
     assert facts["card"]["exemplars"] == 7
 

@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import methods
-from methods import moments, projection, ridge
-from methods.base import Rows, State
-from methods.first_session import FirstSession, Peft
-from methods.ranpac import RanPAC
-from operators import describe
+from methods.contracts.card import Rows, State
+from methods.parts.first_session import FirstSession, Peft
+from methods.representations import moments, projection, ridge
+from methods.representations.ranpac import RanPAC
+from operators import catalogue
 from tests import tiny
 
 CLASSES = [0, 1, 2, 3, 4]
@@ -253,7 +253,7 @@ def test_few_rows_need_no_square_matrix_of_the_projection():
 def test_without_a_first_session_nothing_is_adapted():
     parts = RanPAC().parts()
     assert (parts.first_session, parts.classifier, parts.keeps_frozen) == (None, None, False)
-    facts, _ = describe.method("ranpac", {})
+    facts, _ = catalogue.method("ranpac", {})
     assert facts["parts"]["first_session"] is None
     assert facts["parts"]["classifier"]["hyperparameters"] == facts["hyperparameters"]
 
@@ -281,7 +281,7 @@ def test_planning_sees_the_session_and_the_method_itself():
         "prompt_length": 30,
         "score": "cosine",
     }
-    facts, problems = describe.method("ranpac", given)
+    facts, problems = catalogue.method("ranpac", given)
     assert problems == []
     assert json.loads(json.dumps(facts)) == facts
     parts = facts["parts"]
@@ -301,7 +301,7 @@ def test_planning_sees_the_session_and_the_method_itself():
 
 
 def test_problems_of_both_parts_are_told_together():
-    facts, problems = describe.method("ranpac", {"lr": 0, "bottleneck": 0, "ridge": 0})
+    facts, problems = catalogue.method("ranpac", {"lr": 0, "bottleneck": 0, "ridge": 0})
     assert facts == {}
     assert {path for path, _ in problems} == {".ranpac.lr", ".ranpac.bottleneck", ".ranpac.ridge"}
 

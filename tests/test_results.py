@@ -13,11 +13,11 @@ from pathlib import Path
 import pytest
 
 from operators.errors import ConfigError
-from operators.replay import connect
-from operators.tracking import MethodRun, Tracker
-from operators.tracking_uri import default_uri
-from pipelines import ui
-from pipelines.results import Record, aggregate, labels, leaderboard, render
+from operators.tracking.sender import connect
+from operators.tracking.tracker import MethodRun, Tracker
+from operators.tracking.uri import default_uri
+from pipelines.commands import ui
+from pipelines.reporting.leaderboard import Record, aggregate, labels, leaderboard, render
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")

@@ -10,21 +10,22 @@ import pytest
 from safetensors.torch import save_file
 
 import methods
-from cluster.chains import Chains
-from cluster.executor import chain_leases
-from cluster.graph import needed
-from cluster.schedule import Schedule
-from operators import describe, models
-from operators.augmentation import AUGMENTATIONS
+from cluster.execution.chain_groups import Chains
+from cluster.execution.executor import chain_leases
+from cluster.execution.graph import needed
+from cluster.execution.schedule import Schedule
+from operators import catalogue
+from operators.backbones import loading
+from operators.data.scenario import class_order
 from operators.errors import ConfigError, GraftworkError, IncompatibleError
-from operators.scenario import class_order
+from operators.images.augmentation import AUGMENTATIONS
 from operators.stage import Stage
-from operators.store import Store
-from pipelines import training
-from pipelines.cell import Method, Run
-from pipelines.plan import Plan
-from pipelines.runs import make_runs
-from pipelines.trunk import Trunk
+from operators.store.store import Store
+from pipelines.planning import trained
+from pipelines.planning.expand import make_runs
+from pipelines.planning.plan import Plan
+from pipelines.planning.runs import Method, Run
+from pipelines.planning.shared import Trunk
 from tests import pngs
 from tests.pngs import of
 
@@ -106,7 +107,7 @@ def test_a_key_changes_with_what_changes_the_result(
 
 def test_other_weights_are_another_training(store: Store, folder: Path, tmp_path: Path) -> None:
     before = pngs.plan(store, folder)
-    weights = dict(models.load(pngs.MODEL, "random", "token").state_dict())
+    weights = dict(loading.load(pngs.MODEL, "random", "token").state_dict())
     path = tmp_path / "weights.safetensors"
     save_file(weights, path)
     assert changed(before, pngs.plan(store, folder, f"backbone.weights={path}")) == set()
@@ -414,7 +415,7 @@ def test_experts_that_share_something_wait_for_the_first_task_alone(
 
 
 def described(name: str, card: dict[str, Any] | None = None, **given: Any) -> Method:
-    facts, problems = describe.method(name, given)
+    facts, problems = catalogue.method(name, given)
     assert not problems
     facts["card"] = facts["card"] | (card or {})
     return Method(name=name, label=name, **facts)
@@ -689,5 +690,5 @@ def test_what_an_augmentation_does_is_in_the_key(
 ) -> None:
     before = pngs.plan(store, folder)
     other = replace(AUGMENTATIONS["lamda"], flip=0.25)
-    monkeypatch.setattr(training, "AUGMENTATIONS", {**AUGMENTATIONS, "lamda": other})
+    monkeypatch.setattr(trained, "AUGMENTATIONS", {**AUGMENTATIONS, "lamda": other})
     assert changed(before, pngs.plan(store, folder)) == TRAINED

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.clusters import k_means
-from methods.s_prompts import SPrompts, SPromptsLearner
-from methods.trained import Task
-from methods.vit import forward_tokens
-from operators import loop
+from methods.contracts.trained import Task
+from methods.networks.vit import forward_tokens
+from methods.parts.clusters import k_means
+from methods.prompts.s_prompts import SPrompts, SPromptsLearner
+from operators.training import loop
 from tests import tiny
 
 METHOD = SPrompts(epochs=2, batch_size=6, lr=0.1, prompt_length=3, centres=2)

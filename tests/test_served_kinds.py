@@ -16,14 +16,19 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from operators import ensembling, features, fit, loop, models, predictions, serving
+from operators import ensembling
+from operators.backbones import loading
 from operators.ensembling.scores import align
 from operators.errors import ConfigError, IncompatibleError
-from operators.store import Store
-from pipelines import outcomes
-from pipelines.cell import Run
-from pipelines.plan import Plan, make_plan
-from pipelines.spec import load_resolved
+from operators.formats import features, predictions
+from operators.serving import predictor as serving
+from operators.stages import fit
+from operators.store.store import Store
+from operators.training import loop
+from pipelines.planning.plan import Plan, make_plan
+from pipelines.planning.runs import Run
+from pipelines.running import recording
+from pipelines.spec.loading import load_resolved
 from tests import pngs
 from tests.test_promptfusion import BESIDE
 from tests.test_text import BACKBONE, COOP, NAMES, ZSCL, reference
@@ -71,7 +76,7 @@ class Made(NamedTuple):
     def model(self, label: str) -> Path:
         """The folder `data` of the run's model, written once."""
         run, place = self.run(label), self.folder / "models" / label
-        for name, content in outcomes._model(self.plan, self.store, run).items():
+        for name, content in recording._model(self.plan, self.store, run).items():
             path = place / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if callable(content):
@@ -134,7 +139,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def on_clip(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("clip")
-    save_file(models.load(pngs.MODEL, "random", "token").state_dict(), folder / "vit.st")
+    save_file(loading.load(pngs.MODEL, "random", "token").state_dict(), folder / "vit.st")
     beside = {**BESIDE, "weights": str(folder / "vit.st")}
     return made(folder, data, backbone=BACKBONE, vit=beside, reference=reference(data), **ON_CLIP)
 
@@ -185,14 +190,14 @@ def test_two_branches_see_the_image_as_each_was_trained(on_clip: Made) -> None:
 def test_weights_of_the_second_network_are_looked_for_behind_a_comma(
     on_clip: Made, tmp_path: Path
 ) -> None:
-    models._kept.cache_clear()
+    loading._kept.cache_clear()
     folder, place = on_clip.model("promptfusion"), on_clip.folder / "vit.st"
     place.rename(tmp_path / "moved.st")
     try:
         with pytest.raises(ConfigError, match=r"vit\.st: not found.*WEIGHTS, behind a comma$"):
             serving.Predictor(folder)
         assert serving.Predictor(folder, weights=f",{tmp_path}/moved.st").classes
-        models._kept.cache_clear()
+        loading._kept.cache_clear()
         with pytest.raises(IncompatibleError, match="does not fit"):
             serving.Predictor(folder, weights=f"{tmp_path}/moved.st,")
     finally:
@@ -202,14 +207,14 @@ def test_weights_of_the_second_network_are_looked_for_behind_a_comma(
 def test_a_second_network_elsewhere_is_the_same_model(on_clip: Made) -> None:
     run = on_clip.run("promptfusion")
     assert run.served is not None and run.served.beside is not None
-    known = outcomes.model_identity(on_clip.plan, run)
+    known = recording.model_identity(on_clip.plan, run)
 
     def with_backbone(**changes: Any) -> str | None:
         beside = run.served and run.served.beside
         assert run.served and beside
         other = replace(beside, backbone=replace(beside.backbone, **changes))
         changed = replace(run, served=replace(run.served, beside=other))
-        return outcomes.model_identity(on_clip.plan, changed)
+        return recording.model_identity(on_clip.plan, changed)
 
     assert with_backbone(weights="elsewhere.st") == known
     assert with_backbone(fingerprint="0" * 64) != known
@@ -248,13 +253,13 @@ def test_an_ensemble_holds_its_models(
 def test_members_share_the_frozen_features_of_a_batch(
     on_vit: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows, embedder = [], models.embedder
+    rows, embedder = [], loading.embedder
 
     def counting(*given: Any) -> Any:
         embed = embedder(*given)
         return lambda images: (rows.append(len(images)), embed(images))[1]
 
-    monkeypatch.setattr(models, "embedder", counting)
+    monkeypatch.setattr(loading, "embedder", counting)
     predictor = serving.Predictor(on_vit.model("votes"))
     batch, images = loop.PLAIN_BATCH["cpu"], on_vit.images("votes")
     first, second = predictor.logits(images[:1]), predictor.logits(images[1:2])
@@ -270,7 +275,7 @@ def test_only_what_trained_no_network_counts_as_fitted(on_vit: Made) -> None:
     methods = "methods=[simplecil, slda, {finetune: {epochs: 1}}, {esn: {epochs: 1}}]"
     chosen = [names, methods, ensembles, "tracking.models=fitted"]
     plan = make_plan(load_resolved(spec, chosen), on_vit.store.memo)
-    found = [run.method.label for run in plan.runs if outcomes.model_identity(plan, run)]
+    found = [run.method.label for run in plan.runs if recording.model_identity(plan, run)]
     assert found == ["simplecil", "slda", "simplecil too"]
 
 

@@ -21,25 +21,20 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from cluster import inference as remote
-from operators import (
-    backbone,
-    features,
-    fit,
-    found_models,
-    inference,
-    inputs,
-    models,
-    predictions,
-    serving,
-)
+from operators.backbones import loading
+from operators.backbones import resolve as backbone
 from operators.errors import ConfigError, DamagedStage, IncompatibleError
-from operators.preprocessing import resolve
-from operators.replay import connect
-from operators.store import Store
+from operators.formats import features, predictions
+from operators.images.preprocessing import resolve
+from operators.serving import inference, inputs, lookup
+from operators.serving import predictor as serving
+from operators.stages import fit
+from operators.store.store import Store
+from operators.tracking.sender import connect
 from pipelines import cli
-from pipelines.cell import Run
-from pipelines.plan import Plan, make_plan
-from pipelines.spec import load_resolved
+from pipelines.planning.plan import Plan, make_plan
+from pipelines.planning.runs import Run
+from pipelines.spec.loading import load_resolved
 from tests import here, pngs
 
 ROOT = Path(__file__).parent.parent
@@ -98,7 +93,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     folder = tmp_path_factory.mktemp("served")
     pngs.data(folder, pngs.rows(3, 0), pngs.rows(2, 5000))
     store = Store(str(folder / "store"))
-    save_file(models.load(pngs.MODEL, "random", "token").state_dict(), folder / "weights.st")
+    save_file(loading.load(pngs.MODEL, "random", "token").state_dict(), folder / "weights.st")
     half = [0.5, 0.5, 0.5]
     network = {
         "model": pngs.MODEL,
@@ -201,7 +196,7 @@ def test_a_result_from_the_store_has_its_model(made: Made) -> None:
     assert again["stages"]["computed"] == 0
     ids = {r["method"]: r["mlflow_run_id"] for r in again["results"]}
     for name in ("simplecil", "l2p"):
-        found = found_models.find(made.uri, ids[name])
+        found = lookup.find(made.uri, ids[name])
         assert (found.run_id, found.held_by) == (ids[name], made.id(name))
         assert connect(made.uri).list_artifacts(ids[name]) == []
     other = f"sqlite:///{made.folder}/elsewhere/mlflow.db"
@@ -210,9 +205,9 @@ def test_a_result_from_the_store_has_its_model(made: Made) -> None:
     )
     assert fresh["stages"]["computed"] == 0
     [result] = fresh["results"]
-    found = found_models.find(other, "pngs/slda")
+    found = lookup.find(other, "pngs/slda")
     assert found.held_by == found.run_id == result["mlflow_run_id"]
-    brought = found_models.fetch(other, found, made.folder)
+    brought = lookup.fetch(other, found, made.folder)
     for path in made.model("slda").iterdir():
         assert (brought / path.name).read_bytes() == path.read_bytes()
 
@@ -222,18 +217,18 @@ def test_orders_that_share_a_fit_share_its_model(made: Made, tmp_path: Path) -> 
         made.folder / "spec.yaml", tmp_path, "methods=[simplecil]", "scenario.orders=[1993, 7]"
     )
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    found = [found_models.find(uri, r["mlflow_run_id"]) for r in done["results"]]
+    found = [lookup.find(uri, r["mlflow_run_id"]) for r in done["results"]]
     assert found[0].run_id != found[1].run_id
     assert found[0].held_by == found[1].held_by
 
 
 @pytest.mark.parametrize(("kept", "with_model"), [("fitted", ["slda"]), ("none", [])])
 def test_models_can_be_left_out(made: Made, kept: str, with_model: list[str]) -> None:
-    from pipelines import outcomes
+    from pipelines.running import recording
 
     chosen = [f"tracking.models={kept}", "methods=[slda,{finetune: {epochs: 1, batch_size: 4}}]"]
     plan = make_plan(load_resolved(str(made.folder / "spec.yaml"), chosen), made.store.memo)
-    found = [run.method.name for run in plan.runs if outcomes.model_identity(plan, run)]
+    found = [run.method.name for run in plan.runs if recording.model_identity(plan, run)]
     assert found == with_model
     assert plan.runs[0].model.key == made.run("slda").model.key
 
@@ -254,7 +249,7 @@ def test_a_shorter_stream_offers_the_classes_it_saw(made: Made) -> None:
 
 
 def test_weights_are_looked_for_and_checked(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
-    models._kept.cache_clear()
+    loading._kept.cache_clear()
     place, moved = made.folder / "weights.st", made.folder / "moved.st"
     place.rename(moved)
     try:
@@ -267,7 +262,7 @@ def test_weights_are_looked_for_and_checked(made: Made, monkeypatch: pytest.Monk
         found = serving.Predictor(made.model("slda")).logits(made.images)
         assert torch.equal(found, pipeline_scores(made, made.run("slda")))
         state = {
-            n: t + 1 for n, t in models.load(pngs.MODEL, "random", "token").state_dict().items()
+            n: t + 1 for n, t in loading.load(pngs.MODEL, "random", "token").state_dict().items()
         }
         save_file(state, made.folder / "other.st")
         with pytest.raises(IncompatibleError, match="are not those that the model was made with"):
@@ -496,7 +491,7 @@ def test_images_of_a_size_that_the_backbone_does_not_take(made: Made, tmp_path: 
 def micro(tmp_path: Path) -> Path:
     """A model of random class means on the backbone that comes with the package."""
     model = "vit_micro_patch4_32"
-    network = models.load(model, backbone.place(model, "builtin"), "token")
+    network = loading.load(model, backbone.place(model, "builtin"), "token")
     classes = ["ant", "bee", "cat"]
     predictor = {
         "kind": "fitted",
@@ -516,7 +511,7 @@ def micro(tmp_path: Path) -> Path:
             "model": model,
             "weights": "builtin",
             "pooling": "token",
-            "fingerprint": models.fingerprint(network),
+            "fingerprint": loading.fingerprint(network),
             "image_size": None,
         },
         "preprocessing": resolve("micro_32").to_json(),
@@ -527,7 +522,7 @@ def micro(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(about))
-    means = torch.randn(3, models.width(network), generator=torch.Generator().manual_seed(0))
+    means = torch.randn(3, loading.width(network), generator=torch.Generator().manual_seed(0))
     save_file({"prototypes": means}, folder / "state.safetensors")
     return folder
 

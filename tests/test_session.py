@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster import memory
-from cluster.executor import execute
-from cluster.graph import walk
-from cluster.preflight import check_resources
-from cluster.session import Node, connect
+from cluster.execution.executor import execute
+from cluster.execution.graph import walk
+from cluster.execution.preflight import check_resources
+from cluster.sessions import huge_pages
+from cluster.sessions.session import Node, connect
 from operators.errors import ConfigError, StorageError
 from operators.stage import Resources, Stage
-from operators.store import Store
+from operators.store.store import Store
 from tests.ray_cluster import Cluster, two_nodes
 from tests.ray_operators import advised_megabytes, stage
 
@@ -57,10 +57,10 @@ def test_workers_of_a_joined_cluster_get_huge_pages(
     cluster: Cluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel's own word for it, unless the machine has them switched off, or always on."""
-    monkeypatch.delenv(memory.VARIABLE, raising=False)
+    monkeypatch.delenv(huge_pages.VARIABLE, raising=False)
     with connect(cluster.address):
         variable, advised = ray.get(ray.remote(advised_megabytes).remote())
-    assert variable == memory.TUNABLES
+    assert variable == huge_pages.TUNABLES
     setting = Path("/sys/kernel/mm/transparent_hugepage/enabled")
     if setting.exists() and "[madvise]" in setting.read_text():
         assert advised >= 60
@@ -170,7 +170,7 @@ print([name for name in changed if name in os.environ])
     assert result.stderr == ""
     facts, folder, computed, pages, after = result.stdout.splitlines()
     assert (facts, computed, after) == ("True 1.0 0o600", "1", "[]")
-    assert pages == memory.TUNABLES
+    assert pages == huge_pages.TUNABLES
     assert not Path(folder).exists()
     assert not list((tmp_path / "home").iterdir())
 

@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from methods.base import Rows
-from methods.simplecil import SimpleCIL
+from methods.contracts.card import Rows
+from methods.representations.simplecil import SimpleCIL
 
 METHOD = SimpleCIL()
 

@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods import alignment, gaussians
-from methods.alignment import drift, normalised, reset_final_norm
-from methods.base import State
-from methods.hyperparameters import HyperparameterError
-from methods.slca import SLCA, SLCALearner
-from methods.trained import Task
-from operators import loop
+from methods.contracts.card import State
+from methods.contracts.hyperparameters import HyperparameterError
+from methods.contracts.trained import Task
+from methods.parts import alignment, gaussians
+from methods.parts.alignment import drift, normalised, reset_final_norm
+from methods.representations.slca import SLCA, SLCALearner
+from operators.training import loop
 from tests import tiny
 
 SMALL = SLCA(epochs=2, batch_size=6, milestone=1, alignment_epochs=2, samples_per_class=32)

@@ -6,8 +6,8 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from methods import HyperparameterError
-from methods.base import Rows
-from methods.slda import SLDA
+from methods.contracts.card import Rows
+from methods.representations.slda import SLDA
 
 CLASSES = [0, 1, 2]
 

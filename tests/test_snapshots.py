@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.finetune import Finetune
-from operators import loop, snapshots
+from methods.baselines.finetune import Finetune
 from operators.errors import StorageError
-from operators.loop import Snapshot
 from operators.stage import Result, Stage
-from operators.store import Store
+from operators.store.store import Store
+from operators.training import loop, snapshots
+from operators.training.loop import Snapshot
 from tests import tiny
 
 

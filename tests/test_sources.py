@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators import digits, sources, tables
+from operators.data import digits, sources, tables
 from operators.errors import BadDataError, ConfigError
 
 

@@ -14,18 +14,18 @@ import yaml
 from pydantic import BaseModel
 
 from operators.errors import ConfigError
-from operators.preprocessing import PRESETS
-from pipelines.fields import PLACE
-from pipelines.problems import MAX_LINES
-from pipelines.spec import (
+from operators.images.preprocessing import PRESETS
+from pipelines.spec.fields import PLACE
+from pipelines.spec.loading import (
     MAX_BYTES,
     PipelineSpec,
     load_resolved,
     presets,
     with_absolute_places,
 )
-from pipelines.spec_model import PREPROCESSING
-from pipelines.spec_reference import keys, table
+from pipelines.spec.model import PREPROCESSING
+from pipelines.spec.problems import MAX_LINES
+from pipelines.spec.reference import keys, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -547,7 +547,7 @@ def test_preprocessing_names_are_those_that_exist() -> None:
 def test_the_reference_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
     assert table() in page, (
-        "run `python -m pipelines.spec_reference`, put the table in docs/spec.md"
+        "run `python -m pipelines.spec.reference`, put the table in docs/spec.md"
     )
     for name in presets():
         assert f"`{name}`" in page

@@ -8,9 +8,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from operators.errors import ConfigError
-from pipelines.problems import MAX_LINES
-from pipelines.spec import load_resolved
-from pipelines.spec_reference import keys
+from pipelines.spec.loading import load_resolved
+from pipelines.spec.problems import MAX_LINES
+from pipelines.spec.reference import keys
 
 GOOD = """\
 pipeline: p

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from methods.base import State
-from methods.stage_heads import StageHeads
-from methods.trained import Task, restore
+from methods.contracts.card import State
+from methods.contracts.trained import Task, restore
+from methods.parts.stage_heads import StageHeads
 
 WIDTH = 2
 

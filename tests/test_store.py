@@ -12,7 +12,7 @@ import pytest
 from operators.errors import DamagedStage, StorageError
 from operators.keys import digest, source_digest
 from operators.stage import Order, Result
-from operators.store import Store
+from operators.store.store import Store
 
 
 def order(name: str = "a") -> Order:

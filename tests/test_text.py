@@ -11,11 +11,13 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
-from methods.clip import class_texts, cosines
-from operators import clip_models, features, models, text
+from methods.networks.clip import class_texts, cosines
+from operators.backbones import clip, loading
 from operators.errors import BadDataError, ConfigError
-from operators.store import Store
-from pipelines.plan import Plan
+from operators.formats import features
+from operators.stages import text
+from operators.store.store import Store
+from pipelines.planning.plan import Plan
 from tests import pngs
 from tests.pngs import compute, of
 
@@ -62,7 +64,7 @@ def test_zero_shot_scores_are_those_of_both_towers(store: Store, folder: Path) -
     templates = ["a photo of a {}.", "the {}"]
     made = plan(store, folder, f"text.templates={json.dumps(templates)}")
     compute(made.stages, store)
-    network: Any = models.load(MICRO, "random", "token")
+    network: Any = loading.load(MICRO, "random", "token")
     [stage] = of(made, "text")
     stored = load_tensors(store.read("text", stage.key, "text.safetensors"))["features"]
     assert stored.shape == (2, 6, 32)
@@ -83,7 +85,7 @@ def test_zero_shot_scores_are_those_of_both_towers(store: Store, folder: Path) -
 def test_keys_of_a_tower_depend_on_that_tower(store: Store, folder: Path, tmp_path: Path) -> None:
     def with_weights(**changes: torch.Tensor) -> Plan:
         path = tmp_path / "weights.safetensors"
-        state = dict(clip_models.build(MICRO).model.state_dict())
+        state = dict(clip.build(MICRO).model.state_dict())
         save_file(state | changes, path)
         return plan(store, folder, f"backbone.weights={path}", methods=["zs_clip", COOP])
 

@@ -20,12 +20,12 @@ from typing import Any
 
 import pytest
 
-from operators import records
 from operators.errors import ConfigError
-from operators.journal import Journal
-from operators.replay import SETTINGS, connect
-from operators.tracking import MethodRun, Tracker
-from operators.tracking_uri import artifact_root, check, default_uri, mask
+from operators.tracking import records
+from operators.tracking.journal import Journal
+from operators.tracking.sender import SETTINGS, connect
+from operators.tracking.tracker import MethodRun, Tracker
+from operators.tracking.uri import artifact_root, check, default_uri, mask
 
 ROOT = Path(__file__).parents[1]
 

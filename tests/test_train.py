@@ -15,16 +15,22 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 import methods
-from methods.base import State
-from methods.trained import Task, shared, trains
-from operators import dataset, live, loop, models, pixels, predictions, snapshots, train
-from operators import features as shards
+from methods.contracts.card import State
+from methods.contracts.trained import Task, shared, trains
+from operators import live
+from operators.backbones import loading
+from operators.data import dataset
+from operators.data.index_file import SplitIndex
 from operators.errors import BadDataError, DamagedStage, Diverged, IncompatibleError
-from operators.index_file import SplitIndex
+from operators.formats import features as shards
+from operators.formats import predictions
+from operators.images import pixels
 from operators.stage import Result, Stage
-from operators.store import Store
-from operators.training_data import TaskRows
-from pipelines.plan import Plan
+from operators.stages import train
+from operators.store.store import Store
+from operators.training import loop, snapshots
+from operators.training.rows import TaskRows
+from pipelines.planning.plan import Plan
 from tests import pngs
 from tests.pngs import compute, of
 
@@ -73,7 +79,7 @@ def encoded(folder: Path, split: str) -> list[bytes]:
 
 
 def network(made: Plan) -> Any:
-    return models.load(made.backbone.model, made.backbone.weights, "token")
+    return loading.load(made.backbone.model, made.backbone.weights, "token")
 
 
 def by_hand(made: Plan, folder: Path, seed: int = 0) -> list[tuple[State, loop.Log]]:
@@ -586,7 +592,7 @@ def test_queries_are_the_cached_features_of_the_rows(store: Store, folder: Path)
     compute([*of(made, "dataset"), *made.features["train"]], store)
     inputs = given_pixels(made, encoded(folder, "train"))
     with torch.inference_mode():
-        frozen = models.embedder(network(made), "token")(inputs)
+        frozen = loading.embedder(network(made), "token")(inputs)
     for stage in of(made, "train"):
         assert train.task_rows(stage.order(), store).query is None
         asks = replace(stage, inputs={**stage.inputs, "features": made.features["train"]})
@@ -663,7 +669,7 @@ def test_an_adapted_method_is_fitted_on_both_features(store: Store, folder: Path
         loop.Settings(seed=0),
     )
     inputs = given_pixels(made, encoded(folder, "train"))
-    frozen = models.embedder(network(made), "token")
+    frozen = loading.embedder(network(made), "token")
     with torch.inference_mode():
         adapted, plain = learner.eval().features(inputs), frozen(inputs)
     assert not torch.allclose(adapted, plain, atol=1e-3)

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from cluster import memory
-from cluster.chain import Broken
-from cluster.executor import Event, Outcome, execute
-from cluster.policy import Kind, Policy
-from cluster.pool import RayPool
-from cluster.session import Session, connect
-from cluster.training import judge
+from cluster.execution.chain_worker import Broken
+from cluster.execution.executor import Event, Outcome, execute
+from cluster.execution.policy import Kind, Policy
+from cluster.execution.pool import RayPool
+from cluster.execution.train_group import judge
+from cluster.sessions import huge_pages
+from cluster.sessions.session import Session, connect
 from operators.errors import Diverged, RunHeld, StageFailed
 from operators.stage import Stage
-from operators.store import Store
+from operators.store.store import Store
 from tests.processes import started
 from tests.ray_operators import chain, stage
 from tests.test_executor import members
@@ -157,7 +157,7 @@ def test_one_start_serves_all_tasks_and_their_readers(
     assert content(store, a) == [b"2", b"6", b"12"]
     assert outcome.computed == 4
     assert all(done.node for done in outcome.done.values())
-    assert outcome.done[a[2].key].facts["tunables"] == memory.environment()[memory.VARIABLE]
+    assert outcome.done[a[2].key].facts["tunables"] == huge_pages.environment()[huge_pages.VARIABLE]
     assert events.index(("finished", "predict 0")) < events.index(("finished", "l2p seed 0 2"))
     assert {label for kind, label in events if kind == "progress"} == {s.label for s in a}
     assert set(Path.home().iterdir()) == before

@@ -13,13 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from operators import images as codec
-from operators import pixels
-from operators.augmentation import AUGMENTATIONS, augment, generator
+from operators.data.index_file import SplitIndex
 from operators.errors import BadDataError
-from operators.index_file import SplitIndex
-from operators.preprocessing import Preprocessing
-from operators.training_data import TaskRows
+from operators.images import codec, pixels
+from operators.images.augmentation import AUGMENTATIONS, augment, generator
+from operators.images.preprocessing import Preprocessing
+from operators.training.rows import TaskRows
 from tests.pngs import png
 from tests.test_images import decode
 

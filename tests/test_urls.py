@@ -3,7 +3,7 @@
 import pytest
 
 from operators.errors import ConfigError
-from operators.urls import check, has_credentials, mask
+from operators.files.urls import check, has_credentials, mask
 
 
 @pytest.mark.parametrize(

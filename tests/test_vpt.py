@@ -8,10 +8,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.prompt_tokens import PromptDepth, PromptTokens, uniform_bound, without_prompt
-from methods.vit import forward_tokens, read_out
-from methods.vpt_deep import VPTDeep
-from methods.vpt_shallow import VPTShallow
+from methods.networks.vit import forward_tokens, read_out
+from methods.parts.prompt_tokens import PromptDepth, PromptTokens, uniform_bound, without_prompt
+from methods.prompts.vpt_deep import VPTDeep
+from methods.prompts.vpt_shallow import VPTShallow
 from tests import tiny
 
 DEPTHS: list[PromptDepth] = ["shallow", "deep"]

@@ -8,12 +8,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.base import State
-from methods.clip import VOCABULARY, Clip
-from methods.trained import Learner, Task, Trained, shared, trains
-from operators import backbones, loop
+from methods.contracts.card import State
+from methods.contracts.trained import Learner, Task, Trained, shared, trains
+from methods.networks.clip import VOCABULARY, Clip
+from operators.backbones import shipped
+from operators.training import loop
 
-assert backbones  # registers vit_micro_patch4_32
+assert shipped  # registers vit_micro_patch4_32
 
 SIZE, WIDTH, HEADS = 32, 48, 4
 NAMES = (

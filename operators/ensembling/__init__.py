@@ -3,7 +3,7 @@
 Importing this package does not import torch; `load` does.
 """
 
-from methods.registry import Registry
+from methods.contracts.registry import Registry
 
 __all__ = ["RULES", "build", "fields", "load"]
 

@@ -8,7 +8,7 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from methods.hyperparameters import require
+from methods.contracts.hyperparameters import require
 from operators.ensembling import scores
 from operators.ensembling.scores import Scale, scaled
 

@@ -4,7 +4,7 @@ A merge is a frozen dataclass of hyper-parameters, as a method is; around it sta
 that do the arithmetic on tensors. Importing this package does not import torch; `load` does.
 """
 
-from methods.registry import Registry
+from methods.contracts.registry import Registry
 
 __all__ = ["MERGES", "build", "fields", "load"]
 

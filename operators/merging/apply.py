@@ -10,7 +10,7 @@ from torch import Tensor
 
 from operators.merging import means, readers
 from operators.merging.contract import Group, Merge
-from operators.merging.keys import Entry, Policy, decide
+from operators.merging.policy import Entry, Policy, decide
 from operators.merging.readers import Reader, Spec
 
 State = dict[str, Tensor]

@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.averaging import lerp
+from methods.parts.averaging import lerp
 from operators.merging.contract import Group, Groups, MergeCard
 
 

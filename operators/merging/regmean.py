@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.hyperparameters import require
+from methods.contracts.hyperparameters import require
 from operators.merging.contract import Group, Groups, MergeCard
 from operators.merging.means import mean
 

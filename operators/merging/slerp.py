@@ -8,8 +8,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.averaging import lerp
-from methods.hyperparameters import require
+from methods.contracts.hyperparameters import require
+from methods.parts.averaging import lerp
 from operators.merging.contract import Group, Groups, MergeCard
 
 

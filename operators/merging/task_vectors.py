@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods.hyperparameters import require
+from methods.contracts.hyperparameters import require
 from operators.merging.contract import Group, Groups, MergeCard
 
 

@@ -1,0 +1,125 @@
+"""A chain of stages on the workers of one group, stored one by one. Knows no Ray.
+
+Every rank of the group runs `run_chain` with the same stages. An operator is called on all of them
+at once and may use torch.distributed; rank 0 alone looks into the store and commits.
+"""
+
+import time
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from cluster.execution.worker import Done, done, errors_of, use_threads
+from operators import live
+from operators.errors import GraftworkError
+from operators.stage import Operator, Order
+from operators.store.store import Store
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far a stage is.
+
+    Args:
+        key: the stage's key.
+        facts: what its operator said, see `operators/live.py`.
+    """
+
+    key: str
+    facts: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A stage failed on one rank.
+
+    Args:
+        key: the stage's key.
+        error: what went wrong, with the traceback as a note.
+        peer_lost: only because another rank is gone.
+    """
+
+    key: str
+    error: GraftworkError
+    peer_lost: bool
+
+
+Report = Callable[[Done | Progress | Broken], None]
+
+
+def run_chain(
+    work: Sequence[tuple[Operator, Order]], store: Store, threads: int, report: Report
+) -> None:
+    """Computes the stages of a chain in order, each stored before the next one begins.
+
+    Args:
+        work: the stages, each with how it is computed.
+        store: where inputs are and results go.
+        threads: CPU threads of this process.
+        report: called on rank 0 for what an operator says and for each stored stage, on every
+            rank for an error.
+
+    Raises:
+        GraftworkError: as for `run_stage`, after it was reported; the stages before it are stored.
+    """
+    for operator, order in work:
+        try:
+            with errors_of(order):
+                stored = _run(operator, order, store, threads, report)
+        except GraftworkError as error:
+            error.add_note(traceback.format_exc())
+            report(Broken(order.key, error, _peer_lost(error.__cause__)))
+            raise
+        if stored is not None:
+            report(stored)
+
+
+def _run(
+    operator: Operator, order: Order, store: Store, threads: int, report: Report
+) -> Done | None:
+    """One stage on this rank; tells about the stored stage on rank 0."""
+    group = _group()
+    leads = group is None or group.get_rank() == 0
+    # Rank 0 gets here when it has stored the stage before: the others wait for that, too.
+    if _agreed(group, leads and store.has(order.operator, order.key)):
+        return done(store.manifest(order.operator, order.key), reused=True) if leads else None
+    use_threads(threads)
+    start = time.perf_counter()
+    if not leads:
+        operator.load()(order, store)
+        return None
+    with live.sink(lambda facts: report(Progress(order.key, facts))):
+        result = operator.load()(order, store)
+    return done(store.commit(order, result, time.perf_counter() - start))
+
+
+def _group() -> Any:
+    """torch.distributed if this process belongs to a group of several, otherwise None."""
+    import torch.distributed
+
+    # Ray Train makes a group of one, too.
+    here = torch.distributed.is_available() and torch.distributed.is_initialized()
+    return torch.distributed if here and torch.distributed.get_world_size() > 1 else None
+
+
+def _agreed(group: Any, decision: bool) -> bool:
+    """What rank 0 has decided."""
+    if group is None:
+        return decision
+    import torch
+
+    # NCCL moves tensors that are on a GPU.
+    flag = torch.tensor(int(decision), device="cuda" if group.get_backend() == "nccl" else "cpu")
+    group.broadcast(flag, src=0)
+    return bool(flag.item())
+
+
+def _peer_lost(cause: BaseException | None) -> bool:
+    """Whether torch.distributed failed: its ranks do so when one of them dies.
+
+    gloo says that in a `RuntimeError` like any other, which names its source file.
+    """
+    if type(cause).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
+        return True
+    return isinstance(cause, RuntimeError) and "/gloo/" in str(cause)

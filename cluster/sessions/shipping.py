@@ -1,0 +1,35 @@
+"""What of the checkout goes to a cluster: the program, not the data that lies beside it."""
+
+import shutil
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+"""The folder that holds the packages: the checkout, or site-packages of an installation."""
+
+PACKAGES = ("cluster", "methods", "operators", "pipelines")
+IGNORED = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", "*.db", "*.egg-info")
+
+
+@contextmanager
+def working_dir(files: Mapping[str, str] | None = None) -> Iterator[Path]:
+    """A folder with our packages and a few more files, to be sent as Ray's `working_dir`.
+
+    A copy and not the checkout itself: stores, data sets and credentials that lie in a checkout
+    never travel, and the same program gives the same package, which Ray then uploads only once.
+
+    Args:
+        files: relative path -> text.
+    """
+    with tempfile.TemporaryDirectory(prefix="graftwork-") as folder:
+        root = Path(folder, "graftwork")
+        for package in PACKAGES:
+            if (ROOT / package).is_dir():
+                shutil.copytree(ROOT / package, root / package, ignore=IGNORED)
+        for name, text in (files or {}).items():
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(text)
+        yield root

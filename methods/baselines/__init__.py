@@ -1,0 +1,1 @@
+"""Bounds and baselines: plain fine-tuning, joint training, LoRA, BitFit, zero-shot CLIP."""

@@ -1,0 +1,117 @@
+"""Sequential fine-tuning of the whole network: the lower bound."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods.contracts.card import Card
+from methods.contracts.hyperparameters import require
+from methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from methods.networks.vit import forward_tokens, read_out
+from methods.parts import optim
+from methods.parts.heads import current_cross_entropy
+
+
+@dataclass(frozen=True, kw_only=True)
+class Finetune:
+    """Trains all weights on every task, and forgets.
+
+    Defaults are those of https://github.com/sun-hailong/LAMDA-PILOT (commit 2647455), which takes
+    the cross-entropy over the columns of the current task only; over all columns (`loss: seen`) it
+    forgets far more.
+
+    Args:
+        epochs: passes over the images of a task.
+        batch_size: images per step, of all workers together.
+        lr: learning rate.
+        weight_decay: of all parameters, on task 0.
+        later_weight_decay: of all parameters, on later tasks.
+        optimizer: optimiser, new for every task.
+        schedule: learning rate over the epochs of a task.
+        loss: columns of the cross-entropy: those of the current task, or all seen.
+        augmentation: of the training images.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 1e-3
+    weight_decay: float = 5e-4
+    later_weight_decay: float = 2e-4
+    optimizer: optim.OptimizerName = "sgd"
+    schedule: optim.ScheduleName = "constant"
+    loss: Literal["current", "seen"] = "current"
+    augmentation: Augmentation = "lamda"
+
+    card: ClassVar[Card] = Card(
+        title="Sequential fine-tuning",
+        paper="https://github.com/sun-hailong/LAMDA-PILOT",
+        summary="Trains the whole network on task after task; the lower bound.",
+        memory="backbone; C * D + C floats of classifier",
+        uses_seed=True,
+        contract="trained",
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            {
+                "epochs": (self.epochs >= 1, "at least 1"),
+                "batch_size": (self.batch_size >= 1, "at least 1"),
+                "lr": (self.lr > 0, "above 0"),
+                "weight_decay": (self.weight_decay >= 0, "at least 0"),
+                "later_weight_decay": (self.later_weight_decay >= 0, "at least 0"),
+            },
+        )
+
+    def recipe(self, task: Task) -> Recipe:
+        decay = self.later_weight_decay if task.index else self.weight_decay
+        return Recipe(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            augmentation=self.augmentation,
+            optimizer=optim.optimizer(self.optimizer, self.lr, decay),
+            schedule=optim.schedule(self.schedule),
+        )
+
+    def learner(self, vit: VisionTransformer, task: Task) -> "FinetuneLearner":
+        return FinetuneLearner(vit, task, self)
+
+
+class FinetuneLearner(Learner):
+    """The whole ViT and a linear head that grows.
+
+    Args:
+        vit: all of it is trained.
+        task: the task.
+        method: hyper-parameters.
+    """
+
+    def __init__(self, vit: VisionTransformer, task: Task, method: Finetune) -> None:
+        super().__init__(vit, task)
+        self._loss = method.loss
+        unfreeze(vit)
+        self.head = nn.Linear(vit.num_features, task.seen)
+        nn.init.kaiming_uniform_(self.head.weight, nonlinearity="linear")
+        nn.init.zeros_(self.head.bias)
+
+    def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        scores = self.logits(images, query)
+        if self._loss == "seen":
+            return {"loss": nn.functional.cross_entropy(scores.float(), targets)}
+        return {"loss": current_cross_entropy(scores, targets, self.task)}
+
+    def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        return read_out(self.vit, forward_tokens(self.vit, images))
+
+
+def unfreeze(vit: VisionTransformer) -> None:
+    """Lets all of the ViT be trained that features are read through."""
+    vit.requires_grad_(True)
+    if isinstance(vit.attn_pool, nn.Module):
+        # Such a ViT is read as a mean of its tokens instead; see `read_out`.
+        vit.attn_pool.requires_grad_(False)

@@ -1,0 +1,121 @@
+"""LoRA trained on task after task: a baseline that forgets less than fine-tuning."""
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods.contracts.card import Card
+from methods.contracts.hyperparameters import require
+from methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from methods.networks.vit import LowRank, forward_tokens, read_out, wrap
+from methods.parts import optim
+from methods.parts.heads import current_cross_entropy, linear_head
+
+LAYERS = {
+    "qkv": ("attn.qkv",),
+    "attention": ("attn.qkv", "attn.proj"),
+    "all": ("attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"),
+}
+"""Layers of a block that each value of `targets` names."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LoRA:
+    """One set of low-rank updates of a frozen ViT, trained on all tasks in turn.
+
+    Hu et al., https://arxiv.org/abs/2106.09685, with nothing against forgetting but the loss over
+    the current task's columns. Defaults are those of InfLoRA on CIFAR-100 in steps of ten classes
+    (LibContinual, commit a399ed4), so that the two differ in the method alone.
+    Shapes: C classes seen, D feature width, R rank.
+
+    Args:
+        epochs: passes over the images of a task.
+        batch_size: images per step, of all workers together.
+        lr: learning rate.
+        weight_decay: of the updates and the classifier; above 0 it also shrinks the classifier's
+            rows of earlier tasks.
+        optimizer: optimiser, new for every task.
+        schedule: learning rate over the epochs of a task.
+        rank: R, rank of an update; queries, keys and values of a block share their lower half.
+        scale: factor of the updates, alpha / R in the paper.
+        targets: layers with an update: queries, keys and values, the whole attention, or all
+            linear layers of the blocks.
+        augmentation: of the training images.
+    """
+
+    epochs: int = 20
+    batch_size: int = 128
+    lr: float = 5e-4
+    weight_decay: float = 0.0
+    optimizer: optim.OptimizerName = "adam"
+    schedule: optim.ScheduleName = "half_cosine"
+    rank: int = 10
+    scale: float = 1.0
+    targets: Literal["qkv", "attention", "all"] = "qkv"
+    augmentation: Augmentation = "imagenet"
+
+    card: ClassVar[Card] = Card(
+        title="Sequential LoRA",
+        paper="https://arxiv.org/abs/2106.09685",
+        summary="Trains low-rank updates of a frozen backbone on task after task.",
+        memory="4 * R * D floats per block for qkv; C * D + C floats of classifier",
+        uses_seed=True,
+        contract="trained",
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            {
+                "epochs": (self.epochs >= 1, "at least 1"),
+                "batch_size": (self.batch_size >= 1, "at least 1"),
+                "lr": (self.lr > 0, "above 0"),
+                "weight_decay": (self.weight_decay >= 0, "at least 0"),
+                "rank": (self.rank >= 1, "at least 1"),
+                "scale": (self.scale > 0, "above 0"),
+            },
+        )
+
+    def recipe(self, task: Task) -> Recipe:
+        return Recipe(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            augmentation=self.augmentation,
+            optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
+            schedule=optim.schedule(self.schedule),
+        )
+
+    def learner(self, vit: VisionTransformer, task: Task) -> "LoRALearner":
+        return LoRALearner(vit, task, self)
+
+
+class LoRALearner(Learner):
+    """A frozen ViT whose targets have updates, and a linear head that grows.
+
+    Args:
+        vit: its targets are wrapped.
+        task: the task.
+        method: hyper-parameters.
+    """
+
+    def __init__(self, vit: VisionTransformer, task: Task, method: LoRA) -> None:
+        super().__init__(vit, task)
+
+        def updated(layer: nn.Module) -> nn.Module:
+            assert isinstance(layer, nn.Linear), type(layer)
+            return LowRank(layer, method.rank, method.scale)
+
+        for layer in LAYERS[method.targets]:
+            wrap(vit, f"blocks.*.{layer}", updated)
+        self.head = linear_head(vit.num_features, task.seen)
+
+    def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        return {"loss": current_cross_entropy(self.logits(images, query), targets, self.task)}
+
+    def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        return read_out(self.vit, forward_tokens(self.vit, images))

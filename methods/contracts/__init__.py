@@ -1,0 +1,1 @@
+"""What a method is: its card, its hyper-parameters, and what the operators call."""

@@ -1,0 +1,19 @@
+"""The fields of a method that trains on images of earlier tasks again.
+
+Such a method has three hyper-parameters: `exemplars` (how many images), `exemplar_budget` (of what)
+and `exemplar_selection` (which ones). They are facts for planning and for readers; which rows they
+are is worked out in `operators/data/exemplars.py`, and the learner sees images and columns alone.
+"""
+
+from typing import Literal
+
+Budget = Literal["total", "per_class"]
+"""All classes share the number, fewer each as classes come; or each class keeps as many."""
+
+Selection = Literal["herding", "random"]
+"""Nearest to the mean of the frozen features, or drawn from the run's seed."""
+
+
+def rules(method: object) -> dict[str, tuple[bool, str]]:
+    """What `methods.hyperparameters.require` needs for the fields."""
+    return {"exemplars": (method.exemplars >= 0, "at least 0")}  # type: ignore[attr-defined]

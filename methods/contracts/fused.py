@@ -1,0 +1,46 @@
+"""The contract of fused methods: two branches that train side by side, and a blend of their scores.
+
+Each branch is a trained method of its own, on a network of its own; neither sees the other. After
+every task the blend is fitted on the scores of both on the task's training rows, exemplars among
+them, and what is tested are blended scores.
+
+Shapes: N rows, C classes seen.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Protocol
+
+from torch import Tensor
+
+from methods.contracts.card import Card
+
+
+@dataclass(frozen=True, kw_only=True)
+class Branches:
+    """What a fused method consists of; each a key of `PARTS` with its hyper-parameters.
+
+    Args:
+        clip: on the spec's `backbone`.
+        vit: on the spec's `vit`.
+    """
+
+    clip: tuple[str, dict[str, Any]]
+    vit: tuple[str, dict[str, Any]]
+
+
+class Fused(Protocol):
+    """A method of two branches; a frozen keyword-only dataclass."""
+
+    card: ClassVar[Card]
+
+    def branches(self) -> Branches:
+        """The branches, as the hyper-parameters have them."""
+        ...
+
+    def fit(self, clip: Tensor, vit: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        """The blend, from scores [N, C] of both branches and the columns [N] that are right."""
+        ...
+
+    def blend(self, state: dict[str, Tensor], clip: Tensor, vit: Tensor) -> Tensor:
+        """Scores [N, C]; each row's from that row alone."""
+        ...

@@ -1,0 +1,1 @@
+"""Model-mixture methods of the survey: models or their outputs are mixed."""

@@ -1,0 +1,180 @@
+"""MagMax: of every weight the largest change that any task has made to it.
+
+Shapes: B batch, D width, P weights of the backbone, C classes seen.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from methods.baselines.finetune import unfreeze
+from methods.contracts.card import Card
+from methods.contracts.hyperparameters import require
+from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from methods.networks.vit import forward_tokens, read_out
+from methods.parts import optim
+from methods.parts.heads import current_cross_entropy, linear_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagMax:
+    """Fine-tunes on task after task, and predicts with the largest changes since the beginning.
+
+    Marczak et al., https://arxiv.org/abs/2407.06322. Weights are th_0 + scale * tau, where tau
+    holds, entry by entry, the change th_t - th_0 of largest magnitude of all tasks so far.
+    `magmax_independent` starts every task from th_0. Defaults are those of the authors' code, which
+    trains CLIP's image tower under frozen text features, and has no `head_lr`.
+
+    Args:
+        epochs: passes over the images of a task.
+        batch_size: images per step, of all workers together.
+        lr: learning rate of the backbone.
+        head_lr: learning rate of the classifier, which starts from nothing.
+        weight_decay: of the backbone; the classifier has none, so that old rows stay.
+        optimizer: optimiser, new for every task.
+        schedule: learning rate over the epochs of a task.
+        clip: largest norm of all gradients together; 0 does not clip.
+        scale: of the merged changes.
+        augmentation: of the training images.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 1e-5
+    head_lr: float = 1e-3
+    weight_decay: float = 0.1
+    optimizer: optim.OptimizerName = "adamw"
+    schedule: optim.ScheduleName = "cosine"
+    clip: float = 1.0
+    scale: float = 0.5
+    augmentation: Augmentation = "imagenet"
+
+    card: ClassVar[Card] = Card(
+        title="MagMax, sequential fine-tuning",
+        paper="https://arxiv.org/abs/2407.06322",
+        summary="Fine-tunes in sequence; predicts with the changes of largest magnitude.",
+        memory="backbone, twice, however many tasks; C * D + C floats of classifier",
+        uses_seed=True,
+        contract="trained",
+    )
+
+    def __post_init__(self) -> None:
+        require(self, rules(self))
+
+    def recipe(self, task: Task) -> Recipe:
+        return recipe(self)
+
+    def learner(self, vit: VisionTransformer, task: Task) -> "MagMaxLearner":
+        return MagMaxLearner(vit, task, self)
+
+
+class MagMaxLearner(Learner):
+    """The fine-tuned ViT with a head that grows, and the largest changes so far.
+
+    Args:
+        vit: all of it is trained.
+        task: the task.
+        method: hyper-parameters.
+    """
+
+    tau: Tensor
+    """Change of largest magnitude of every weight [P]."""
+    start: Tensor
+    """The pre-trained weights [P]."""
+
+    def __init__(self, vit: VisionTransformer, task: Task, method: MagMax) -> None:
+        super().__init__(vit, task)
+        self._method = method
+        start = flat(vit)
+        self.register_buffer("start", start, persistent=False)
+        self.register_buffer("tau", torch.zeros_like(start))
+        unfreeze(vit)
+        self.head = linear_head(vit.num_features, task.seen)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return groups(self.vit, self.head, self._method)
+
+    def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        scores = self.head(read_out(self.vit, forward_tokens(self.vit, images)))
+        return {"loss": current_cross_entropy(scores, targets, self.task)}
+
+    def finish(self, data: TaskImages) -> None:
+        self.tau.copy_(max_magnitude(self.tau, flat(self.vit) - self.start))
+
+    def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
+        return self.head(self.features(images))
+
+    def features(self, images: Tensor) -> Tensor:
+        return features(self.vit, self.start + self._method.scale * self.tau, images)
+
+
+def rules(method: Any) -> Mapping[str, tuple[bool, str]]:
+    """What `require` needs for both variants."""
+    return {
+        "epochs": (method.epochs >= 1, "at least 1"),
+        "batch_size": (method.batch_size >= 1, "at least 1"),
+        "lr": (method.lr > 0, "above 0"),
+        "head_lr": (method.head_lr > 0, "above 0"),
+        "weight_decay": (method.weight_decay >= 0, "at least 0"),
+        "clip": (method.clip >= 0, "at least 0"),
+        "scale": (method.scale >= 0, "at least 0"),
+    }
+
+
+def recipe(method: Any) -> Recipe:
+    """How a task of either variant is trained."""
+    # Differs from danielm1405/magmax, whose learning rate rises for 500 steps and then follows a
+    # cosine by steps: ours are functions of the epoch, so that a resumed task needs no state.
+    return Recipe(
+        epochs=method.epochs,
+        batch_size=method.batch_size,
+        augmentation=method.augmentation,
+        optimizer=optim.optimizer(method.optimizer, method.lr, method.weight_decay),
+        schedule=optim.schedule(method.schedule),
+        clip=method.clip,
+    )
+
+
+def groups(vit: VisionTransformer, head: nn.Linear, method: Any) -> list[dict[str, Any]]:
+    """Backbone and head, which has its own learning rate and no decay."""
+    return [
+        {"params": [p for p in vit.parameters() if p.requires_grad]},
+        {"params": list(head.parameters()), "lr": method.head_lr, "weight_decay": 0.0},
+    ]
+
+
+def max_magnitude(kept: Tensor, new: Tensor) -> Tensor:
+    """Entry by entry the one of larger magnitude; of equal ones the new."""
+    return torch.where(new.abs() >= kept.abs(), new, kept)
+
+
+def flat(vit: VisionTransformer) -> Tensor:
+    """All weights of the ViT, one after the other [P]; a copy."""
+    return torch.cat([parameter.detach().flatten() for parameter in vit.parameters()])
+
+
+def features(vit: VisionTransformer, weights: Tensor, images: Tensor) -> Tensor:
+    """Features [B, D] of the ViT with other weights [P], in the order of `flat`."""
+    named = dict(vit.named_parameters())
+    parts = weights.split([parameter.numel() for parameter in named.values()])
+    changed = {
+        f"vit.{name}": part.view_as(parameter)
+        for (name, parameter), part in zip(named.items(), parts, strict=True)
+    }
+    return functional_call(_Reader(vit), changed, (images,))
+
+
+class _Reader(nn.Module):
+    """Reads a ViT's feature, as a module: weights can be replaced in one only."""
+
+    def __init__(self, vit: VisionTransformer) -> None:
+        super().__init__()
+        self.vit = vit
+
+    def forward(self, images: Tensor) -> Tensor:
+        return read_out(self.vit, forward_tokens(self.vit, images))

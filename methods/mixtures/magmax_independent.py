@@ -1,0 +1,150 @@
+"""MagMax on tasks that train side by side, each from the pre-trained weights.
+
+Shapes: B batch, D width, P weights of the backbone, S tasks so far, C classes seen.
+"""
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor
+from torch.nn import functional as F
+
+from methods.baselines.finetune import unfreeze
+from methods.contracts.card import Card, State
+from methods.contracts.hyperparameters import require
+from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from methods.mixtures import magmax
+from methods.networks.vit import forward_tokens, read_out
+from methods.parts import optim
+from methods.parts.heads import linear_head
+from methods.parts.stage_heads import NONE, StageHeads
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagMaxIndependent:
+    """Fine-tunes every task from the pre-trained weights, and merges the largest changes.
+
+    Marczak et al., https://arxiv.org/abs/2407.06322, its variant with independent fine-tuning; see
+    `magmax` for the sequential one. Only the changes are kept, not the experts.
+
+    Args:
+        epochs: passes over the images of a task.
+        batch_size: images per step, of all workers together.
+        lr: learning rate of the backbone.
+        head_lr: learning rate of the classifier, which starts from nothing.
+        weight_decay: of the backbone.
+        optimizer: optimiser, new for every task.
+        schedule: learning rate over the epochs of a task.
+        clip: largest norm of all gradients together; 0 does not clip.
+        scale: of the merged changes.
+        augmentation: of the training images.
+    """
+
+    epochs: int = 10
+    batch_size: int = 128
+    lr: float = 1e-5
+    head_lr: float = 1e-3
+    weight_decay: float = 0.1
+    optimizer: optim.OptimizerName = "adamw"
+    schedule: optim.ScheduleName = "cosine"
+    clip: float = 1.0
+    scale: float = 0.5
+    augmentation: Augmentation = "imagenet"
+
+    card: ClassVar[Card] = Card(
+        title="MagMax, independent fine-tuning",
+        paper="https://arxiv.org/abs/2407.06322",
+        summary="Fine-tunes every task alone; predicts with the changes of largest magnitude.",
+        memory="backbone, once, however many tasks; classifiers of C * (D + 2) floats if "
+        "class-incremental, T * C * (D + 2) if domain-incremental",
+        uses_seed=True,
+        growth="tasks",
+        independent=True,
+        contract="trained",
+    )
+
+    def __post_init__(self) -> None:
+        require(self, magmax.rules(self))
+
+    def recipe(self, task: Task) -> Recipe:
+        return magmax.recipe(self)
+
+    def expert(self, vit: VisionTransformer, task: Task) -> "MagMaxExpert":
+        return MagMaxExpert(vit, task, self)
+
+    def learner(self, vit: VisionTransformer, task: Task) -> "MagMaxJoined":
+        return MagMaxJoined(vit, task, self)
+
+
+class MagMaxExpert(Learner):
+    """The whole ViT and a classifier of the task's classes.
+
+    Args:
+        vit: all of it is trained.
+        task: the task.
+        method: hyper-parameters.
+    """
+
+    def __init__(self, vit: VisionTransformer, task: Task, method: MagMaxIndependent) -> None:
+        super().__init__(vit, task)
+        self._method = method
+        unfreeze(vit)
+        self.head = linear_head(vit.num_features, len(task.current))
+        place = torch.zeros(task.seen, dtype=torch.int64)
+        place[list(task.current)] = torch.arange(len(task.current))
+        self.place: Tensor
+        self.register_buffer("place", place, persistent=False)
+
+    def groups(self) -> list[dict[str, Any]]:
+        return magmax.groups(self.vit, self.head, self._method)
+
+    def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        scores = self.head(read_out(self.vit, forward_tokens(self.vit, images)))
+        return {"loss": F.cross_entropy(scores.float(), self.place[targets])}
+
+
+class MagMaxJoined(Learner):
+    """The pre-trained ViT, the largest changes to it, and the classifiers of all tasks.
+
+    Args:
+        vit: stays frozen.
+        task: the task.
+        method: hyper-parameters.
+    """
+
+    tau: Tensor
+    """Change of largest magnitude of every weight [P]."""
+
+    def __init__(self, vit: VisionTransformer, task: Task, method: MagMaxIndependent) -> None:
+        super().__init__(vit, task)
+        self._scale = method.scale
+        self.register_buffer("tau", torch.zeros_like(magmax.flat(vit)))
+        self.heads = StageHeads(vit.num_features, task)
+
+    def join(self, expert: State, data: TaskImages) -> None:
+        change = torch.cat(
+            [
+                (expert[f"vit.{name}"].to(own) - own if f"vit.{name}" in expert else own * 0)
+                .detach()
+                .flatten()
+                for name, own in self.vit.named_parameters()
+            ]
+        )
+        self.tau.copy_(magmax.max_magnitude(self.tau, change))
+        self.heads.take(expert["head.weight"], expert["head.bias"])
+
+    def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
+        """A class of several tasks has the mean of their scores; one of none the lowest of all."""
+        scores = self.heads([self.features(images)] * (self.task.index + 1))
+        known = scores != NONE
+        total = scores.masked_fill(~known, 0.0).sum(dim=1)
+        mean = total / known.sum(dim=1).clamp(min=1)
+        unknown = ~known.any(dim=1)
+        lowest = mean.masked_fill(unknown, torch.inf).amin(dim=1, keepdim=True)
+        return torch.where(unknown, lowest, mean)
+
+    def features(self, images: Tensor) -> Tensor:
+        weights = magmax.flat(self.vit) + self._scale * self.tau
+        return magmax.features(self.vit, weights, images)

@@ -1,0 +1,158 @@
+"""The CLIP branch of PromptFusion: a context for every class, and an image prompt.
+
+Shapes: B batch, C classes seen, O of them of earlier tasks, E joint width of CLIP, M context
+length, W width of CLIP's text tower, V width of its image tower, S length of a text.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from methods.contracts.card import Card
+from methods.contracts.exemplars import Budget, Selection
+from methods.contracts.hyperparameters import require
+from methods.contracts.trained import Learner, Recipe, Task
+from methods.mixtures.promptfusion_parts import PAPER, Mask, recipe, rules
+from methods.networks.clip import Clip, ends, phrases, unit
+from methods.parts import optim
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stabiliser:
+    """The CLIP branch of PromptFusion: a context of its own for every class, an image prompt.
+
+    Chen et al., https://arxiv.org/abs/2303.07223; see `methods/mixtures/promptfusion.py`. Contexts of
+    earlier classes are frozen, those of a task's classes and the image prompt learn.
+
+    Args:
+        epochs: passes over the images of a task and its exemplars.
+        batch_size: images per step, of all workers together.
+        lr: learning rate.
+        weight_decay: of everything that is trained.
+        optimizer: optimiser, new for every task.
+        schedule: learning rate over the epochs of a task.
+        clip: largest norm of all gradients together; 0 does not clip.
+        exemplars: images of earlier tasks that are kept.
+        exemplar_budget: of all classes together, or of each class.
+        exemplar_selection: how the images are chosen.
+        context_length: M, learned vectors before a class's name; 0 leaves the name alone.
+        image_prompt_length: learned tokens beside an image's patches.
+        legacy_double_x: keep M placeholders behind the context, as the authors' code does.
+        legacy_mask: weights of old and new classes for each place in the batch, as in the authors'
+            code; otherwise one for each class.
+    """
+
+    card: ClassVar[Card] = Card(
+        title="PromptFusion, CLIP branch",
+        paper=PAPER,
+        summary="Class contexts and an image prompt on a frozen CLIP.",
+        memory="C * M * W + L * V + C floats; images",
+        exemplars=5000,
+        uses_seed=True,
+        growth="classes",
+        network="clip",
+        contract="trained",
+    )
+
+    epochs: int = 3
+    batch_size: int = 32
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    optimizer: optim.OptimizerName = "adamw"
+    schedule: optim.ScheduleName = "cosine"
+    clip: float = 1.0
+    exemplars: int = 5000
+    exemplar_budget: Budget = "total"
+    exemplar_selection: Selection = "herding"
+    context_length: int = 30
+    image_prompt_length: int = 30
+    legacy_double_x: bool = False
+    legacy_mask: bool = False
+
+    def __post_init__(self) -> None:
+        require(self, rules(self))
+
+    def recipe(self, task: Task) -> Recipe:
+        return recipe(self)
+
+    def learner(self, vit: Clip, task: Task) -> "StabiliserLearner":
+        return StabiliserLearner(vit, task, self)
+
+
+class StabiliserLearner(Learner[Clip]):
+    """A frozen CLIP, a context for each class, and an image prompt.
+
+    Args:
+        vit: frozen.
+        task: the task.
+        method: hyper-parameters.
+    """
+
+    def __init__(self, vit: Clip, task: Task, method: Stabiliser) -> None:
+        super().__init__(vit, task)
+        length = method.context_length
+        self._tokens = tokens(vit, task.names, length, method.legacy_double_x)
+        self.context = nn.Parameter(torch.empty(task.seen, length, vit.text_width))
+        nn.init.normal_(self.context, std=0.01)
+        self.prompt = nn.Parameter(torch.randn(1, method.image_prompt_length, vit.image_width))
+        self.mask = Mask(task, method.batch_size if method.legacy_mask else 1)
+        self._old = sorted(set(range(task.seen)) - set(task.current))
+        self._kept: tuple[Tensor, Tensor] | None = None
+        self._texts: Tensor | None = None
+
+    def begin(self) -> None:
+        self.mask.reset()
+
+    def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        return {"loss": self.mask.loss(self.logits(images, query), targets)}
+
+    @torch.no_grad()
+    def after_step(self) -> None:
+        # Weight decay would move contexts that have no gradient.
+        self.context[self._old] = self.old()[0]
+        self._texts = None
+
+    @torch.no_grad()
+    def old(self) -> tuple[Tensor, Tensor]:
+        """Contexts [O, M, W] of earlier classes, and their text features [O, E]; both stay."""
+        if self._kept is None:
+            context = self.context.detach()[self._old].clone()
+            self._kept = context, self._features(self._old, context)
+        return self._kept
+
+    def texts(self) -> Tensor:
+        """Text features [C, E] of all classes seen, of unit length."""
+        if not torch.is_grad_enabled():
+            if self._texts is None:
+                self._texts = self._features(list(range(self.task.seen)), self.context)
+            return self._texts
+        own = list(self.task.current)
+        both = torch.cat([self.old()[1], self._features(own, self.context[own])])
+        places = torch.tensor(self._old + own, device=both.device)
+        return both[places.argsort()]
+
+    def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
+        features = unit(self.vit.image_with_prompt(images, self.prompt))
+        return self.vit.logit_scale.exp() * features @ self.texts().T
+
+    def _features(self, columns: list[int], context: Tensor) -> Tensor:
+        """Text features of some classes; of each, the context in place of its placeholders."""
+        if not columns:
+            return context.new_zeros(0, self.vit.num_features)
+        chosen = self._tokens[columns]
+        embedded = self.vit.embed(chosen)
+        rest = embedded[:, 1 + context.shape[1] :]
+        prompted = torch.cat([embedded[:, :1], context.to(embedded.dtype), rest], dim=1)
+        return unit(self.vit.text_from(prompted, ends(chosen)))
+
+
+def tokens(clip: Clip, names: tuple[str, ...], length: int, double: bool) -> Tensor:
+    """Tokens [C, S] of the names behind places for a context, each with a dot.
+
+    Raises:
+        ValueError: a text is longer than CLIP's context.
+    """
+    places = "X " * (2 * length if double else length)
+    return clip.tokenise(phrases(names, places + "{}."))

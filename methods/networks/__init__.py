@@ -1,0 +1,1 @@
+"""The networks that methods attach to: timm's ViT, open_clip's CLIP."""

@@ -1,0 +1,123 @@
+"""Classifiers and losses that trained methods share.
+
+Shapes: B batch, D width, C classes seen.
+"""
+
+import math
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from methods.contracts.trained import Task
+
+EPS = 1e-12
+
+
+class CosineHead(nn.Module):
+    """Scaled cosine similarity to one weight per class (LAMDA-style first sessions).
+
+    Args:
+        width: D.
+        classes: C.
+    """
+
+    def __init__(self, width: int, classes: int) -> None:
+        super().__init__()
+        bound = 1 / math.sqrt(width)
+        self.weight = nn.Parameter(torch.empty(classes, width).uniform_(-bound, bound))
+        self.scale = nn.Parameter(torch.ones(()))
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Logits [B, C] float32 of features [B, D]."""
+        with torch.autocast(features.device.type, enabled=False):
+            return self.scale * cosine(features.float(), self.weight)
+
+
+def linear_head(width: int, classes: int, std: float = 0.02) -> nn.Linear:
+    """A linear classifier: weights truncated normal, bias 0."""
+    head = nn.Linear(width, classes)
+    nn.init.trunc_normal_(head.weight, std=std)
+    nn.init.zeros_(head.bias)
+    return head
+
+
+class OtherRows:
+    """Rows of a head that belong to classes without images in a task, and must stay as they are.
+
+    The loss over the current columns gives them no gradient, but weight decay would shrink them.
+
+    Args:
+        head: with rows for all classes seen, before the first step of the task.
+        task: the task.
+    """
+
+    def __init__(self, head: nn.Linear, task: Task) -> None:
+        self._rows = sorted(set(range(task.seen)) - set(task.current))
+        self._kept = [(p, p.detach()[self._rows].clone()) for p in head.parameters()]
+
+    @torch.no_grad()
+    def put_back(self) -> None:
+        """After every step of the optimiser."""
+        for parameter, kept in self._kept:
+            parameter[self._rows] = kept
+
+
+def cosine(a: Tensor, b: Tensor) -> Tensor:
+    """Cosine similarities [A, B] of rows [A, D] and [B, D]."""
+    return F.normalize(a, dim=-1, eps=EPS) @ F.normalize(b, dim=-1, eps=EPS).T
+
+
+def current_cross_entropy(logits: Tensor, targets: Tensor, task: Task) -> Tensor:
+    """Cross-entropy over the columns of the current task alone, in float32.
+
+    Equal to setting all other logits to minus infinity: their rows get no gradient at all.
+
+    Args:
+        logits: [B, C].
+        targets: columns [B], all in `task.current`.
+    """
+    columns = torch.tensor(task.current, device=logits.device)
+    place = torch.full((logits.shape[1],), -1, device=logits.device, dtype=torch.int64)
+    place[columns] = torch.arange(len(columns), device=logits.device)
+    return F.cross_entropy(logits.float()[:, columns], place[targets])
+
+
+def all_sum(counts: Tensor) -> Tensor:
+    """The sum over all workers, so that a decision by the batch is one of the whole batch."""
+    if dist.is_available() and dist.is_initialized():
+        dist.all_reduce(counts)
+    return counts
+
+
+class _Sum(torch.autograd.Function):
+    """The sum over all workers; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        return all_sum(own.clone())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        return all_sum(gradients[0].clone())
+
+
+def batch_sum(own: Tensor) -> Tensor:
+    """As `all_sum`, for sums that gradients go through; `own` stays as it is."""
+    return _Sum.apply(own)  # type: ignore[return-value]
+
+
+def batch_rows(own: Tensor) -> tuple[Tensor, Tensor]:
+    """The rows of the whole batch [A, D], and where this worker's rows [B, D] stand among them.
+
+    Gradients reach the other workers' rows.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return own, torch.arange(len(own), device=own.device)
+    counts = torch.zeros(dist.get_world_size(), dtype=torch.int64, device=own.device)
+    counts[dist.get_rank()] = len(own)
+    start = int(all_sum(counts)[: dist.get_rank()].sum())
+    place = torch.arange(start, start + len(own), device=own.device)
+    return batch_sum(own.new_zeros(int(counts.sum()), own.shape[1]).index_add(0, place, own)), place

@@ -1,0 +1,1 @@
+"""Prompt-based methods of the survey: prompts are learned, the backbone stays."""

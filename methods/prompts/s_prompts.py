@@ -1,0 +1,192 @@
+"""S-Prompts: a prompt and a classifier for every task, chosen by the nearest cluster of images.
+
+Shapes: B batch, D width, L prompt length, T tasks so far, K centres of a task, C classes seen,
+R rows of all tasks' classifiers together.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from methods.contracts.card import Card
+from methods.contracts.hyperparameters import require
+from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from methods.networks.vit import forward_tokens, read_out
+from methods.parts import optim
+from methods.parts.clusters import k_means
+from methods.parts.prompt_tokens import without_prompt
+
+FAR = -1e9
+"""Logit of a class that the chosen task does not have."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SPrompts:
+    """Learns every task on its own: nothing is shared, so nothing is forgotten.
+
+    Wang et al., https://arxiv.org/abs/2207.12819, the variant for image models (S-iPrompts).
+    Made for domain-incremental streams. Defaults are those of the authors' code for DomainNet,
+    whose settings files are all for CLIP; its CDDB runs train 10 epochs.
+
+    Args:
+        epochs: passes over the images of a task.
+        batch_size: images per step, of all workers together.
+        lr: learning rate.
+        weight_decay: of the prompt and the classifier, on task 0.
+        later_weight_decay: the same on later tasks.
+        optimizer: optimiser, new for every task.
+        schedule: learning rate over the epochs of a task.
+        augmentation: of the training images; centres are of images without it.
+        prompt_length: L, tokens of a prompt.
+        centres: K, clusters of a task's images.
+    """
+
+    epochs: int = 30
+    batch_size: int = 128
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    later_weight_decay: float = 2e-4
+    optimizer: optim.OptimizerName = "sgd"
+    schedule: optim.ScheduleName = "cosine"
+    augmentation: Augmentation = "imagenet"
+    prompt_length: int = 10
+    centres: int = 5
+
+    card: ClassVar[Card] = Card(
+        title="S-Prompts (S-iPrompts)",
+        paper="https://arxiv.org/abs/2207.12819",
+        summary="A prompt and a classifier per task, chosen by the nearest of the tasks' centres; "
+        "where tasks bring new classes, all classes of other tasks than the chosen one are "
+        "ruled out.",
+        memory="T * (L + K) * D floats; classifiers of T * C * (D + 1) floats if "
+        "domain-incremental, C * (D + 1) if class-incremental",
+        growth="tasks",
+        version=2,
+        uses_seed=True,
+        query=True,
+        contract="trained",
+    )
+
+    def __post_init__(self) -> None:
+        require(
+            self,
+            {
+                "epochs": (self.epochs >= 1, "at least 1"),
+                "batch_size": (self.batch_size >= 1, "at least 1"),
+                "lr": (self.lr > 0, "above 0"),
+                "weight_decay": (self.weight_decay >= 0, "at least 0"),
+                "later_weight_decay": (self.later_weight_decay >= 0, "at least 0"),
+                "prompt_length": (self.prompt_length >= 1, "at least 1"),
+                "centres": (self.centres >= 1, "at least 1"),
+            },
+        )
+
+    def recipe(self, task: Task) -> Recipe:
+        decay = self.later_weight_decay if task.index else self.weight_decay
+        return Recipe(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            augmentation=self.augmentation,
+            optimizer=optim.optimizer(self.optimizer, self.lr, decay),
+            schedule=optim.schedule(self.schedule),
+        )
+
+    def learner(self, vit: VisionTransformer, task: Task) -> "SPromptsLearner":
+        return SPromptsLearner(vit, task, self)
+
+
+class SPromptsLearner(Learner):
+    """Prompts, classifiers and centres of all tasks so far.
+
+    The classifiers are rows of one matrix, task after task.
+
+    Args:
+        vit: stays frozen.
+        task: the task.
+        method: hyper-parameters.
+    """
+
+    def __init__(self, vit: VisionTransformer, task: Task, method: SPrompts) -> None:
+        super().__init__(vit, task)
+        self._count = method.centres
+        tasks, width, own = task.index + 1, vit.embed_dim, len(task.current)
+        # Either every task has a row for all classes, or none that another has. A domain may lack
+        # images of a class: its row stays unused.
+        start = task.index * task.seen if task.before == task.seen else task.before
+        rows = start + task.seen if task.before == task.seen else task.seen
+        self._own = slice(start, start + own)
+        bound = 1 / math.sqrt(width)
+        shape = (tasks, method.prompt_length, width)
+        self.prompts = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
+        self.weight = nn.Parameter(torch.empty(rows, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.empty(rows).uniform_(-bound, bound))
+        self.centres: Tensor
+        self.register_buffer("centres", torch.zeros(tasks, method.centres, width))
+        # Task and column of each row of the classifiers; -1 for a row that is not used.
+        self.rows: Tensor
+        self.register_buffer("rows", torch.full((rows, 2), -1, dtype=torch.int64))
+        self.rows[self._own, 0] = task.index
+        self.rows[self._own, 1] = torch.tensor(task.current)
+        self._kept: list[tuple[Tensor, Tensor]] = []
+
+    @property
+    def needs_query(self) -> bool:  # type: ignore[override]
+        """To choose a task; not while training, when it is known."""
+        return not self.training
+
+    def begin(self) -> None:
+        first = self._own.start
+        pairs = ((self.prompts, self.task.index), (self.weight, first), (self.bias, first))
+        for parameter, earlier in pairs:
+            self._kept.append((parameter, parameter[:earlier].detach().clone()))
+
+    def after_step(self) -> None:
+        # Weight decay reaches all rows of a tensor; those of earlier tasks are frozen.
+        with torch.no_grad():
+            for parameter, kept in self._kept:
+                parameter[: len(kept)] = kept
+
+    def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
+        features = self._features(images, self.prompts[-1:])
+        own = len(self.task.current)
+        scores = F.linear(features, self.weight[self._own], self.bias[self._own])
+        place = torch.zeros(self.task.seen, dtype=torch.int64, device=targets.device)
+        place[self.rows[self._own, 1]] = torch.arange(own, device=targets.device)
+        return {"loss": F.cross_entropy(scores.float(), place[targets])}
+
+    def finish(self, data: TaskImages) -> None:
+        # Differs from iamwangyabin/S-Prompts, which clusters one pass of augmented images: what a
+        # task looks like then depends on no draw.
+        features = data.map(lambda images, query: _queries(query))
+        self.centres[-1] = k_means(features, self._count)
+
+    def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
+        task = self.chosen(_queries(query))
+        features = self._features(images, self.prompts[task])
+        scores = F.linear(features, self.weight, self.bias).float()
+        scores = F.pad(scores, (0, 1), value=FAR)  # the last row is of no task
+        rows = torch.arange(len(self.rows), device=scores.device)
+        table = rows.new_full((self.task.index + 1, self.task.seen), len(rows))
+        used = self.rows[:, 0] >= 0
+        table[self.rows[used, 0], self.rows[used, 1]] = rows[used]
+        return scores.gather(1, table[task])
+
+    def chosen(self, features: Tensor) -> Tensor:
+        """Task [B] whose centres are nearest in the L1 distance to features [B, D] of length 1."""
+        # The authors' code takes the root of every squared difference on its own: that is L1.
+        distances = torch.cdist(features, self.centres.flatten(0, 1), p=1)
+        return distances.unflatten(1, self.centres.shape[:2]).amin(dim=2).argmin(dim=1)
+
+    def _features(self, images: Tensor, prompt: Tensor) -> Tensor:
+        tokens = forward_tokens(self.vit, images, prompt=prompt)
+        return read_out(self.vit, without_prompt(self.vit, tokens, prompt.shape[1]))
+
+
+def _queries(query: Tensor | None) -> Tensor:
+    assert query is not None
+    return F.normalize(query.float(), dim=1)

@@ -1,0 +1,44 @@
+"""Which entries of a pool an image uses: by the cosine of its query to the entries' keys.
+
+Shapes: B batch, D width, M pool size, N entries chosen.
+"""
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from methods.parts.heads import all_sum, cosine
+
+Selection = Literal["instance", "batch_vote"]
+"""By each image on its own, or by a vote of the batch. A vote of test images that were sorted by
+task tells their task: it is there to reproduce published numbers."""
+
+
+def similarity(query: Tensor, key: Tensor) -> Tensor:
+    """Cosines [B, M] of queries [B, D] to keys [M, D], in float32 also under autocast."""
+    with torch.autocast(query.device.type, enabled=False):
+        return cosine(query.float(), key.float())
+
+
+def nearest(scores: Tensor, count: int) -> Tensor:
+    """Per row the `count` largest of scores [B, M]: ids [B, N]; equal ones by the lowest id."""
+    return scores.argsort(dim=1, descending=True, stable=True)[:, :count]
+
+
+def histogram(chosen: Tensor, size: int) -> Tensor:
+    """How often each of `size` entries stands in ids [B, N], over all workers: [M] int64."""
+    # Not bincount, which has no deterministic kernel on CUDA.
+    entries = torch.arange(size, device=chosen.device)
+    return all_sum((chosen.flatten()[:, None] == entries).sum(dim=0))
+
+
+def vote(chosen: Tensor, size: int) -> Tensor:
+    """The ids that stand most often in ids [B, N] of all workers: [1, N]; ties by the lowest id."""
+    return nearest(histogram(chosen, size)[None], chosen.shape[1])
+
+
+def select(scores: Tensor, count: int, by: Selection) -> Tensor:
+    """Ids [B, N] by scores [B, M] for each image, or [1, N] for all of them by a vote."""
+    chosen = nearest(scores, count)
+    return vote(chosen, scores.shape[1]) if by == "batch_vote" else chosen

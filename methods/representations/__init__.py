@@ -1,0 +1,1 @@
+"""Representation-based methods of the survey: classifiers on features of the backbone."""

@@ -1,0 +1,55 @@
+"""APER with SSF: adapted on the first task, then class means of two backbones."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from methods.contracts.adapted import Parts
+from methods.contracts.card import Card
+from methods.contracts.hyperparameters import require
+from methods.contracts.trained import Augmentation
+from methods.parts import first_session, optim
+
+
+@dataclass(frozen=True, kw_only=True)
+class AperSSF:
+    """Trains scales and shifts on the first task; then class means of both features.
+
+    Zhou et al., https://arxiv.org/abs/2303.07338 (APER, earlier ADAM), with the defaults of
+    RevisitingCIL for CIFAR-100 in steps of five classes. Features of frozen and adapted backbone
+    stand side by side, and SimpleCIL is fitted on them.
+    Shapes: C classes seen, D feature width.
+
+    Args:
+        epochs: passes over the images of the first task.
+        batch_size: images per step, of all workers together.
+        lr: learning rate.
+        weight_decay: of everything that is trained, classifier included.
+        optimizer: optimiser of the first task.
+        schedule: learning rate over the epochs.
+        augmentation: of the training images.
+    """
+
+    card: ClassVar[Card] = Card(
+        title="APER with SSF",
+        paper="https://arxiv.org/abs/2303.07338",
+        summary="Trains scales and shifts on the first task; class means of both features.",
+        memory="scales and shifts (2 * 134 D for 12 blocks); C * 2D floats",
+        uses_seed=True,
+        contract="adapted",
+    )
+
+    epochs: int = 20
+    batch_size: int = 48
+    lr: float = 0.01
+    weight_decay: float = 5e-4
+    optimizer: optim.OptimizerName = "sgd"
+    schedule: optim.ScheduleName = "cosine"
+    augmentation: Augmentation = "lamda"
+
+    def __post_init__(self) -> None:
+        require(self, first_session.rules(self))
+
+    def parts(self) -> Parts:
+        """The first session, and SimpleCIL on the features of both backbones."""
+        session = first_session.of("ssf", self)
+        return Parts(first_session=session, classifier=("simplecil", {}), keeps_frozen=True)

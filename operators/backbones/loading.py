@@ -1,0 +1,409 @@
+"""Backbones with their weights, loaded strictly: timm models, and CLIPs of open_clip.
+
+Shapes: B batch, N tokens, D width.
+"""
+
+import difflib
+import hashlib
+import io
+import json
+import re
+import warnings
+from collections.abc import Callable
+from functools import lru_cache, partial
+from typing import Any
+
+import fsspec
+import timm
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load as load_safetensors
+from timm.data.config import resolve_model_data_config
+from timm.layers.pos_embed import resample_abs_pos_embed
+from torch import Tensor, nn
+
+from methods.networks import network as networks
+from methods.networks import vit as seams
+from methods.networks.clip import Clip
+from operators.backbones import clip, shipped
+from operators.errors import ChangedWeights, ConfigError, IncompatibleError
+
+assert shipped  # registers the models that this package ships
+
+HUB_SECONDS = 5.0
+"""The hub gets so long to say where weights are."""
+PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def autocast(device: str, precision: str) -> torch.autocast:
+    """The precision of a forward pass, to be entered around every one, and around no backward pass.
+
+    Args:
+        device: "cpu" or "cuda".
+        precision: a key of `PRECISIONS`; fp32 changes nothing.
+    """
+    dtype = PRECISIONS[precision]
+    return torch.autocast(device, dtype=dtype, enabled=dtype is not None)
+
+
+def load(model: str, weights: str, pooling: str, image_size: int | None = None) -> nn.Module:
+    """Creates a timm model without classifier, or a CLIP; in eval mode, its parameters frozen.
+
+    Args:
+        model: timm name with its tag, or `open_clip:` and a name of open_clip.
+        weights: path or URL of safetensors or of a `.pth` that holds tensors only; "random" for
+            an initialisation from seed 0; "" for the weights that timm's tag names.
+        pooling: "token" or "avg", checked against the model.
+        image_size: pixels of the square that a ViT shall see, if not its own: its position
+            embeddings are resampled, as timm does it.
+
+    Raises:
+        ConfigError: unknown model, or its pretrained weights are not to be had.
+        IncompatibleError: the weights do not fit the model, it lacks a class token, or it cannot
+            be had in this size.
+    """
+    if model.startswith(clip.PREFIX):
+        return _load_clip(model, weights, pooling, image_size)
+    if not timm.is_model(model):
+        near = difflib.get_close_matches(model.split(".")[0], timm.list_models(), 1)
+        hint = f'; did you mean "{near[0]}"?' if near else "; timm.list_models() names all"
+        raise ConfigError(f'unknown timm model "{model}"{hint}', key="backbone.model")
+    if weights == "":
+        _check_hub(model)
+    size: dict[str, Any] = {} if image_size is None else {"img_size": image_size}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            network = timm.create_model(model, pretrained=weights == "", num_classes=0, **size)
+        except (TypeError, AssertionError) as error:
+            if image_size is None:
+                raise
+            raise IncompatibleError(
+                f"{model} cannot be had for images of {image_size} pixels",
+                key="backbone.image_size",
+            ) from error
+        except (OSError, RuntimeError, ValueError) as error:
+            _check_tag(model)
+            reason = str(error).strip().splitlines()[0] if str(error).strip() else repr(error)
+            raise ConfigError(
+                f"cannot be created: {reason[:200]}",
+                key="backbone.model",
+                value=model,
+                advice="give a file of its weights",
+            ) from error
+    if weights not in ("", "random"):
+        _load_strictly(network, read_weights(weights), model, weights, image_size)
+    if pooling == "token" and not getattr(network, "num_prefix_tokens", 0):
+        raise IncompatibleError(
+            f"{model} has no class token; set features.pooling: avg", key="features.pooling"
+        )
+    return network.eval().requires_grad_(False)
+
+
+def _load_clip(model: str, weights: str, pooling: str, image_size: int | None) -> Clip:
+    if weights == "":
+        raise ConfigError(
+            f"missing; {model} needs a file, or random, since nothing is downloaded",
+            key="backbone.weights",
+        )
+    if pooling != "token":
+        raise IncompatibleError(
+            f"CLIP pools as it was trained; leave it out, got {pooling}", key="features.pooling"
+        )
+    network = clip.build(model, image_size)
+    if weights != "random":
+        state = clip.state_for(network, read_weights(weights), model, weights)
+        _check_names(network, state, model, weights)
+        network.load_state_dict(state, strict=True)
+    return network
+
+
+def _check_tag(model: str) -> None:
+    """Raises ConfigError, with the tags that there are, if timm has no such tag."""
+    name, _, tag = model.partition(".")
+    known = [full.partition(".")[2] for full in timm.list_pretrained(f"{name}.*")]
+    if tag and tag not in known:
+        near = difflib.get_close_matches(tag, known, 1)
+        hint = (
+            f'did you mean "{name}.{near[0]}"?' if near else f"tags: {', '.join(known) or 'none'}"
+        )
+        raise ConfigError(
+            f'{name} has no weights with the tag "{tag}"; {hint}', key="backbone.model"
+        )
+
+
+def _check_hub(model: str) -> None:
+    """Looks once whether weights that are not cached can be had; timm's way takes a minute.
+
+    Raises:
+        ConfigError: timm has no weights for the model, or the hub cannot be reached.
+    """
+    import huggingface_hub as hub
+    from huggingface_hub.errors import HfHubHTTPError
+
+    config = timm.get_pretrained_cfg(model)
+    if config is None or not (config.url or config.file or config.hf_hub_id):
+        raise ConfigError(
+            f"timm has no pretrained weights for {model}",
+            key="backbone.weights",
+            advice="give a file, or random",
+        )
+    if config.file or not config.hf_hub_id:
+        return
+    repository, _, revision = config.hf_hub_id.partition("@")
+    names = (config.hf_hub_filename, "model.safetensors", "open_clip_model.safetensors")
+    names = [name for name in (*names, "pytorch_model.bin", "open_clip_pytorch_model.bin") if name]
+    if any(
+        isinstance(hub.try_to_load_from_cache(repository, name, revision=revision or None), str)
+        for name in names
+    ):
+        return
+    try:
+        place = hub.hf_hub_url(repository, names[0], revision=revision or None)
+        hub.get_hf_file_metadata(place, timeout=HUB_SECONDS)
+    except HfHubHTTPError:
+        return  # it answers; timm knows other names to ask for
+    except Exception as error:  # the client's library has exceptions of its own
+        raise ConfigError(
+            f"weights of {model} are not cached and the hub is unreachable "
+            f"({' '.join(str(error).split())[:120]})",
+            key="backbone.weights",
+            advice="give a file",
+        ) from error
+
+
+def load_on_device(
+    model: str,
+    weights: str,
+    pooling: str,
+    fingerprint_: str,
+    device: str,
+    image_size: int | None = None,
+) -> nn.Module:
+    """`load`, once per process; checks that the weights still are what was planned.
+
+    Args:
+        fingerprint_: of the whole network, or of the tower of a CLIP that is wanted.
+
+    Raises:
+        ChangedWeights: the weights changed since the plan was made.
+    """
+    if device.startswith("cuda"):
+        # fp32 is fp32: by default cuDNN computes convolutions, so the patches, in TF32.
+        torch.backends.cudnn.allow_tf32 = False
+    network, known = _kept(model, weights, pooling, device, image_size)
+    if fingerprint_ not in known:  # the file may have changed since this process read it
+        _kept.cache_clear()
+        network, known = _kept(model, weights, pooling, device, image_size)
+    _check_fingerprint(model, fingerprint_, known)
+    return network
+
+
+def load_apart(
+    model: str, weights: str, pooling: str, fingerprint_: str, image_size: int | None = None
+) -> nn.Module:
+    """As `load_on_device`, on the CPU and for the caller alone: nothing of it is kept.
+
+    Raises:
+        ChangedWeights: the weights changed since the plan was made.
+    """
+    network = load(model, weights, pooling, image_size)
+    _check_fingerprint(model, fingerprint_, _fingerprints(network))
+    return network
+
+
+@lru_cache(maxsize=2)
+def _kept(
+    model: str, weights: str, pooling: str, device: str, image_size: int | None
+) -> tuple[nn.Module, tuple[str, ...]]:
+    """A network on its device, and its fingerprints."""
+    network = load(model, weights, pooling, image_size)
+    known = _fingerprints(network)
+    return network.to(device), known
+
+
+def _fingerprints(network: nn.Module) -> tuple[str, ...]:
+    return fingerprint(network), *tower_fingerprints(network)
+
+
+def _check_fingerprint(model: str, wanted: str, known: tuple[str, ...]) -> None:
+    if wanted not in known:
+        raise ChangedWeights(model, wanted, known[0])
+
+
+def read_weights(place: str) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, or of a `.pth` without any code in it.
+
+    Raises:
+        IncompatibleError: missing, truncated, or holds more than tensors.
+    """
+    try:
+        with fsspec.open(place, "rb") as file:
+            data = file.read()  # type: ignore[union-attr]
+    except FileNotFoundError as error:
+        raise ConfigError("not found", key="backbone.weights", value=place) from error
+    except IsADirectoryError as error:
+        raise ConfigError(
+            "is a folder; name a file in it", key="backbone.weights", value=place
+        ) from error
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise ConfigError(what, key="backbone.weights", value=place) from error
+    # The length that a safetensors file begins with may start with a pickle's first byte.
+    if data[:2] == b"PK" or (data[:1] == b"\x80" and data[8:9] != b"{"):
+        return _read_pickle(place, data)
+    try:
+        return load_safetensors(data)
+    except SafetensorError as error:
+        raise IncompatibleError(
+            f"{_what_is_wrong(data)}; copy the file again", key="backbone.weights", value=place
+        ) from error
+
+
+def _what_is_wrong(data: bytes) -> str:
+    """With a file that is no safetensors: its own header says how long it has to be."""
+    if not data:
+        return "empty (0 bytes)"
+    try:
+        length = int.from_bytes(data[:8], "little")
+        header = json.loads(data[8 : 8 + length])
+        ends = [v["data_offsets"][1] for k, v in header.items() if k != "__metadata__"]
+        expected = 8 + length + max(ends)
+    except (ValueError, TypeError, KeyError, IndexError, AttributeError):
+        return f"not a safetensors file ({len(data)} bytes)"
+    if expected > len(data):
+        return f"truncated: its header expects {expected} bytes, the file has {len(data)}"
+    return f"damaged safetensors file ({len(data)} bytes)"
+
+
+def _read_pickle(place: str, data: bytes) -> dict[str, Tensor]:
+    try:
+        # weights_only is said aloud: its default can be switched by the environment.
+        with warnings.catch_warnings(action="ignore"):
+            state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles raise nearly everything
+        code = re.search(r"GLOBAL ([\w.]+)", str(error))
+        what = f"contains code ({code[1]})" if code else "holds code or is damaged"
+        raise IncompatibleError(
+            f"{what}; convert it to safetensors", key="backbone.weights", value=place
+        ) from error
+    for wrapper in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(wrapper), dict):
+            state = state[wrapper]
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise IncompatibleError(
+            "is not a dictionary of tensors", key="backbone.weights", value=place
+        )
+    return state
+
+
+def _load_strictly(
+    network: nn.Module, state: dict[str, Tensor], model: str, place: str, image_size: int | None
+) -> None:
+    classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    given = {
+        name: value
+        for name, value in state.items()
+        # The pretrained classifier is the one part that a frozen backbone does without.
+        if name in expected or not any(name.startswith(f"{head}.") for head in heads)
+    }
+    if image_size is not None and (table := given.get("pos_embed")) is not None:
+        given["pos_embed"] = resample_abs_pos_embed(
+            table.float(),  # a half-precision file would round the result
+            network.patch_embed.grid_size,  # type: ignore[union-attr]
+            num_prefix_tokens=0 if network.no_embed_class else network.num_prefix_tokens,  # type: ignore[arg-type]
+        )
+    _check_names(network, given, model, place)
+    network.load_state_dict(given, strict=True)
+
+
+def _check_names(network: nn.Module, given: dict[str, Tensor], model: str, place: str) -> None:
+    """Raises IncompatibleError, with what differs, unless names and shapes are the network's."""
+    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
+    found = {name: tuple(value.shape) for name, value in given.items()}
+    differing = sorted(name for name in expected | found if expected.get(name) != found.get(name))
+    if differing:
+        shown = "; ".join(
+            f"expected {name} {list(expected[name]) if name in expected else 'absent'}, "
+            f"file has {list(found[name]) if name in found else 'none'}"
+            for name in differing[:5]
+        )
+        raise IncompatibleError(
+            f"{place} does not fit {model} ({len(differing)} differences): {shown}",
+            key="backbone.weights",
+        )
+
+
+def fingerprint(network: nn.Module, keep: Callable[[str], bool] = lambda name: True) -> str:
+    """sha256 over name, dtype, shape and bytes of the loaded state, in order of names."""
+    total = hashlib.sha256()
+    for name, value in sorted(network.state_dict().items()):
+        if not keep(name):
+            continue
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}\n".encode())
+        total.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return total.hexdigest()
+
+
+def tower_fingerprints(network: nn.Module) -> tuple[str, ...]:
+    """Of a CLIP's image tower and of its text tower; features of one survive the other's change.
+
+    The scale of the logits belongs to neither. Empty for other networks.
+    """
+    if not isinstance(network, Clip):
+        return ()
+    image, scale = "model.visual.", "model.logit_scale"
+    return (
+        fingerprint(network, lambda name: name.startswith(image)),
+        fingerprint(network, lambda name: not name.startswith(image) and name != scale),
+    )
+
+
+def width(network: nn.Module) -> int:
+    """D of the pooled features."""
+    return int(network.num_features)  # type: ignore[arg-type]
+
+
+def attachable(network: nn.Module) -> tuple[str, str]:
+    """Why methods cannot be attached to a network (empty if they can), and what they read of it."""
+    if isinstance(network, Clip):
+        return "", "token"
+    try:
+        return "", seams.pooling(seams.check(network))
+    except TypeError as error:
+        return str(error), ""
+
+
+def data_config(network: nn.Module, image_size: int | None = None) -> dict[str, Any]:
+    """timm's own preprocessing of the model, or CLIP's, as JSON values."""
+    if isinstance(network, Clip):
+        return clip.data_config(network)
+    config = resolve_model_data_config(network)
+    fixed = network.pretrained_cfg.get("fixed_input_size", False)  # type: ignore[union-attr]
+    plain = {k: list(v) if isinstance(v, tuple) else v for k, v in config.items()}
+    if image_size is not None:
+        plain["input_size"] = [3, image_size, image_size]
+    return plain | {"fixed_input_size": bool(fixed)}
+
+
+def embedder(network: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
+    """Features [B, D] of normalised images: `pooled_features` of a network."""
+    return partial(pooled_features, network, pooling=pooling)
+
+
+def pooled_features(network: nn.Module, images: Tensor, pooling: str) -> Tensor:
+    """Features [B, D]: the class token, or the mean of the patch tokens, after the final norm.
+
+    Args:
+        images: [B, 3, height, width], normalised.
+    """
+    if isinstance(network, Clip):
+        return networks.feature(network, images)
+    tokens = network.forward_features(images)  # type: ignore[operator]
+    if pooling == getattr(network, "global_pool", None) or tokens.ndim == 4:
+        return network.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
+    if pooling == "token":
+        return tokens[:, 0]
+    return tokens[:, network.num_prefix_tokens :].mean(dim=1)  # type: ignore[index]

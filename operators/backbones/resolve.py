@@ -1,0 +1,128 @@
+"""Which backbone a spec means, resolved without torch when it was resolved before.
+
+The resolved value goes into the key of every feature: the digest of the state that was really
+loaded, not the file's name or the model's tag.
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from operators.data.sources import identity
+from operators.errors import ConfigError
+from operators.keys import program_digest
+from operators.store.store import Memo, library_versions
+
+CLIP = "open_clip:"
+"""With which a spec marks the name of an open_clip model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backbone:
+    """A backbone with its weights, as planning knows it.
+
+    Args:
+        model: timm name with its tag, or `open_clip:` and open_clip's name.
+        weights: path or URL of the weights; "random" or "" (timm's pretrained tag).
+        fingerprint: sha256 over name, dtype, shape and bytes of the loaded state.
+        width: D of the features.
+        data_config: timm's own preprocessing of the model (mean, std, crop, interpolation).
+        image_size: pixels of the square that it sees, if not its own.
+        refused: why methods cannot be attached to its blocks; empty if they can.
+        natural_pooling: what attached methods read of it, "token" or "avg".
+        image_fingerprint: of a CLIP, that of the image tower alone; empty otherwise.
+        text_fingerprint: of a CLIP, that of the text tower alone; empty otherwise.
+    """
+
+    model: str
+    weights: str
+    fingerprint: str
+    width: int
+    pooling: str
+    data_config: dict[str, Any]
+    image_size: int | None = None
+    refused: str = ""
+    natural_pooling: str = "token"
+    image_fingerprint: str = ""
+    text_fingerprint: str = ""
+
+    @property
+    def network(self) -> str:
+        """As the cards of methods call it: "vit" (whatever timm has) or "clip"."""
+        return "clip" if self.text_fingerprint else "vit"
+
+
+def resolve(
+    model: str, weights: str | None, pooling: str, memo: Memo, image_size: int | None = None
+) -> Backbone:
+    """Loads the model once to learn its fingerprint; afterwards the memo knows it.
+
+    Args:
+        model: timm name with its tag, the name of a backbone shipped with this package, or
+            `open_clip:` and open_clip's name.
+        weights: path or URL, "random", "builtin" (shipped with this package), or None for the
+            weights that timm's tag names.
+        pooling: "token" or "avg".
+        image_size: pixels of the square that a ViT shall see, if not its own.
+
+    Raises:
+        ConfigError: unknown model, or weights that cannot be found.
+        IncompatibleError: the weights do not fit the model.
+    """
+    location = place(model, weights)
+    try:
+        known_by = location if location in ("random", "") else identity(location)
+    except ConfigError as error:
+        raise error.about("backbone.weights") from error
+    depends = ("torch", "timm", *(("open_clip",) if model.startswith(CLIP) else ()))
+    preimage = {
+        "kind": "backbone",
+        "model": model,
+        "pooling": pooling,
+        "image_size": image_size,
+        "weights": known_by,
+        "versions": {k: v for k, v in library_versions().items() if k in depends},
+        # The architectures and descriptions that this package ships, and what attaches to a model.
+        "source": program_digest(),
+    }
+    if (known := memo.get(preimage)) is not None:
+        return Backbone(**json.loads(known) | {"weights": location})
+    from operators.backbones import loading  # imports torch
+
+    network = loading.load(model, location, pooling, image_size)
+    refused, natural_pooling = loading.attachable(network)
+    image_fingerprint, text_fingerprint = loading.tower_fingerprints(network) or ("", "")
+    backbone = Backbone(
+        model=model,
+        weights=location,
+        pooling=pooling,
+        fingerprint=loading.fingerprint(network),
+        width=loading.width(network),
+        data_config=loading.data_config(network, image_size),
+        image_size=image_size,
+        refused=refused,
+        natural_pooling=natural_pooling,
+        image_fingerprint=image_fingerprint,
+        text_fingerprint=text_fingerprint,
+    )
+    memo.put(preimage, json.dumps(asdict(backbone)).encode())
+    return backbone
+
+
+def place(model: str, weights: str | None) -> str:
+    """Where a backbone's weights are: a path or URL, "random", or "" for timm's own.
+
+    Raises:
+        ConfigError: no weights of this name ship with the package.
+    """
+    if weights != "builtin":
+        return weights or ""
+    # Not from operators.backbones.shipped: importing that imports torch.
+    path = Path(__file__).parent / "shipped" / f"{model}.safetensors"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.safetensors"))
+        raise ConfigError(
+            f'no builtin weights for "{model}" (known: {", ".join(known)})', key="backbone.weights"
+        )
+    return str(path)

@@ -1,0 +1,1 @@
+"""Data sets: sources, tables, indexes, labels, scenarios, exemplars."""

@@ -1,0 +1,327 @@
+"""The index of a data set: which images there are, in which order, with which labels.
+
+Samples stand in source order: files in the order given (a glob's matches sorted), rows in their
+order; of a folder the class folders sorted by name, then the files. Appended images therefore
+leave all earlier ones where they are. An image is known by the sha256 of its encoded bytes; no
+path takes part in any key.
+
+Shapes: N samples of a split.
+"""
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any, Protocol
+
+import numpy as np
+import pyarrow as pa
+
+from operators.data import holdout, labels, scan, sources
+from operators.data.description import SPLITS, locate, resolve
+from operators.data.index_file import (
+    DIGEST,
+    SplitIndex,
+    encode_index,
+    read_index,
+    to_arrow,
+    to_numpy,
+)
+from operators.data.sources import Places
+from operators.errors import BadDataError, together
+from operators.keys import digest
+from operators.stage import Order, Result, Stage
+
+__all__ = ["Dataset", "Split", "SplitIndex", "index", "read_index", "run"]
+
+VERSION = 1
+"""Raised when the memo's content changes its meaning; the stage has a version of its own."""
+_MEMO = pa.schema(
+    [
+        ("digest", DIGEST),
+        ("label", pa.int32()),
+        ("domain", pa.int32()),
+        ("file", pa.int32()),
+        ("row", pa.int64()),
+    ]
+)
+
+
+class Memo(Protocol):
+    """What was learnt from bytes that need not be read again; safe to delete."""
+
+    def get(self, preimage: Mapping[str, Any]) -> bytes | None: ...
+
+    def put(self, preimage: Mapping[str, Any], content: bytes, /) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Split:
+    """The training or the test images.
+
+    Args:
+        name: "train" or "test".
+        digests: uint8 [N, 32], sha256 of the encoded image.
+        labels: int32 [N], class numbers.
+        domains: int32 [N], domain numbers; 0 without a domain column.
+        where: where each image is.
+        classes: class names.
+        domain_names: as `Dataset.domains`.
+        description: what the data set was indexed from, with absolute places.
+    """
+
+    name: str
+    digests: np.ndarray
+    labels: np.ndarray
+    domains: np.ndarray
+    where: Places
+    classes: tuple[str, ...]
+    domain_names: tuple[str, ...]
+    description: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over digests, labels and domains in their order, 64 hex digits."""
+        whole = hashlib.sha256(np.ascontiguousarray(self.digests).tobytes())
+        whole.update(self.labels.astype("<i4").tobytes())
+        whole.update(self.domains.astype("<i4").tobytes())
+        return whole.hexdigest()
+
+    def stage(self) -> Stage:
+        """The stage that stores this split. Its key holds content only: no place, no class name."""
+        return Stage(
+            operator="dataset",
+            parameters={
+                "split": self.digest,
+                "classes": len(self.classes),
+                "domains": list(self.domain_names),
+            },
+            hints={"source": dict(self.description), "split": self.name},
+            label=f"dataset {self.name}",
+        )
+
+    def places(self, start: int, stop: int) -> dict[str, Any]:
+        """What `sources.read` needs for the images start..stop-1; a small JSON value."""
+        return self.where.hints(start, stop)
+
+    def stored(self) -> SplitIndex:
+        """What the stage stores of the split."""
+        return SplitIndex(digests=self.digests, labels=self.labels, domains=self.domains)
+
+    def images_digest(self, start: int, stop: int) -> str:
+        """The digest of the images start..stop-1 alone, without labels."""
+        return sources.digest_of(self.digests[start:stop])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """An indexed data set.
+
+    Args:
+        classes: class names; the numbers as text where the data has none.
+        domains: domain names, sorted; ("",) without a domain column.
+        bad_images: what was skipped: file, row (None for image files), reason.
+    """
+
+    classes: tuple[str, ...]
+    domains: tuple[str, ...]
+    train: Split
+    test: Split
+    bad_images: tuple[dict[str, Any], ...]
+
+
+def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None) -> Dataset:
+    """Finds, checks and numbers all images of a data set.
+
+    Args:
+        description: the `dataset` section of a spec: `builtin`, or `train` and `test` (lists of
+            files, globs, folders, URLs), `image`, `label`, `domain`, `classes` (names, or a JSON
+            file of them), `limit_per_class`, `on_bad_image` ("error" or "skip"), `max_pixels`,
+            `holdout` (share of the training images that takes the place of the test images).
+        memo: makes the next call fast while the sources are unchanged; alters no result.
+        threads: that hash and check images; None for one per core.
+
+    Raises:
+        ConfigError: the description cannot be used.
+        BadDataError: everything that is wrong with labels, else with images, one line each.
+    """
+    if share := description.get("holdout"):
+        return _held_out(index({**description, "holdout": 0}, memo, threads), share)
+    description = resolve(description)
+    found = {split: locate(description, split) for split in SPLITS}
+    identities = {split: [s.identity for s in found[split]] for split in SPLITS}
+    preimage = {
+        "kind": "dataset",
+        "version": VERSION,
+        "description": description,
+        "sources": digest(identities),
+        "images": scan.examination(description["max_pixels"]),
+    }
+    data = memo.get(preimage)
+    if data is not None and (known := _from_memo(data, description, found)) is not None:
+        return known
+    dataset = _build(description, found, memo, threads)
+    memo.put(preimage, _to_memo(dataset))
+    return dataset
+
+
+def _held_out(dataset: Dataset, share: float) -> Dataset:
+    """The data set with a part of its training images in the place of the test images."""
+    train = dataset.train
+    held = holdout.held_out(train.digests, train.labels, train.domains, share)
+
+    def part(name: str, rows: np.ndarray) -> Split:
+        return replace(
+            train,
+            name=name,
+            digests=train.digests[rows],
+            labels=train.labels[rows],
+            domains=train.domains[rows],
+            where=train.where.at(rows),
+            description={**train.description, "holdout": share},
+        )
+
+    return replace(
+        dataset,
+        train=part("train", np.flatnonzero(~held)),
+        test=part("test", np.flatnonzero(held)),
+    )
+
+
+def run(order: Order, store: Any) -> Result:
+    """The operator `dataset`: indexes a split anew and stores it.
+
+    Raises:
+        BadDataError: the data is not what it was when the run was planned.
+    """
+    dataset = index(order.hints["source"], store.memo)
+    split: Split = getattr(dataset, order.hints["split"])
+    if dict(split.stage().parameters) != order.parameters:
+        raise BadDataError(f"{order.label}: the data changed since the run was planned; run again")
+    counts = np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
+    per_domain = np.bincount(split.domains, minlength=len(dataset.domains)).tolist()
+    return Result(
+        files={"index.parquet": encode_index(split.stored())},
+        facts={
+            "samples": len(split),
+            "classes": dict(zip(dataset.classes, counts, strict=True)),
+            "domains": dict(zip(dataset.domains, per_domain, strict=True)),
+            "bad_images": len(dataset.bad_images),
+        },
+    )
+
+
+def _build(
+    description: Mapping[str, Any],
+    found: Mapping[str, list[sources.Source]],
+    memo: Memo,
+    threads: int | None,
+) -> Dataset:
+    tables, problems = scan.columns(description, found)
+    if problems:
+        raise together(problems)
+    places = {split: table.places for split, table in tables.items()}
+    by_label = {split: table.label for split, table in tables.items()}
+    by_domain = {split: table.domain for split, table in tables.items()}
+    classes, ids, problems = labels.class_ids(by_label, description["classes"], places)
+    domains, domain_ids, more = labels.domain_ids(by_domain, places)
+    if problems or more:
+        raise together([BadDataError(what) for what in problems + more])
+    limits = description["limit_per_class"]
+    kept = {split: labels.first_of_each_class(ids[split], limits[split]) for split in SPLITS}
+    scans = {
+        split: scan.images(
+            places[split].at(kept[split]),
+            tables[split].source[kept[split]],
+            found[split],
+            memo,
+            max_pixels=description["max_pixels"],
+            decode=description["on_bad_image"] == "skip",
+            threads=threads or os.cpu_count() or 1,
+        )
+        for split in SPLITS
+    }
+    bad = [entry for split in SPLITS for entry in scans[split].bad_images()]
+    if bad and description["on_bad_image"] != "skip":
+        raise together(scan.explain(bad))
+    good = {split: scans[split].good() for split in SPLITS}
+    rows = {split: kept[split][good[split]] for split in SPLITS}
+    chosen = {split: ids[split][rows[split]] for split in SPLITS}
+    if problems := labels.untrained(chosen, classes):
+        more = scan.explain(bad) if bad else []
+        raise together([*(BadDataError(what) for what in problems), *more])
+    splits = {
+        split: Split(
+            name=split,
+            digests=scans[split].digests[good[split]],
+            labels=chosen[split],
+            domains=domain_ids[split][rows[split]],
+            where=places[split].at(rows[split]),
+            classes=classes,
+            domain_names=domains,
+            description=description,
+        )
+        for split in SPLITS
+    }
+    return Dataset(classes=classes, domains=domains, bad_images=tuple(bad), **splits)
+
+
+def _to_memo(dataset: Dataset) -> bytes:
+    both = (dataset.train, dataset.test)
+    columns = [
+        to_arrow(np.concatenate([s.digests for s in both])),
+        np.concatenate([s.labels for s in both]),
+        np.concatenate([s.domains for s in both]),
+        np.concatenate([s.where.file for s in both]),
+        np.concatenate([s.where.row for s in both]),
+    ]
+    facts = {
+        "train": len(dataset.train),
+        "classes": dataset.classes,
+        "domains": dataset.domains,
+        "bad_images": dataset.bad_images,
+    }
+    schema = _MEMO.with_metadata({"facts": json.dumps(facts)})
+    sink = io.BytesIO()
+    with pa.ipc.new_file(sink, schema) as writer:
+        writer.write_table(pa.table([pa.array(c) for c in columns], schema=schema))
+    return sink.getvalue()
+
+
+def _from_memo(
+    data: bytes, description: Mapping[str, Any], found: Mapping[str, list[sources.Source]]
+) -> Dataset | None:
+    """The dataset that was put away, None if the bytes are of another format."""
+    with pa.ipc.open_file(pa.py_buffer(data)) as reader:
+        if not reader.schema.equals(_MEMO):
+            return None
+        table = reader.read_all()
+    facts = json.loads((reader.schema.metadata or {})[b"facts"])
+    classes, domains = tuple(facts["classes"]), tuple(facts["domains"])
+    splits = {}
+    for split in SPLITS:
+        own = table.slice(*((0, facts["train"]) if split == "train" else (facts["train"],)))
+        splits[split] = Split(
+            name=split,
+            digests=to_numpy(own["digest"]),
+            labels=own["label"].to_numpy(),
+            domains=own["domain"].to_numpy(),
+            where=Places(
+                kind=found[split][0].kind,
+                image=description.get("image", ""),
+                files=scan.file_names(found[split]),
+                file=own["file"].to_numpy(),
+                row=own["row"].to_numpy(),
+            ),
+            classes=classes,
+            domain_names=domains,
+            description=description,
+        )
+    bad = tuple(facts["bad_images"])
+    return Dataset(classes=classes, domains=domains, bad_images=bad, **splits)

@@ -1,0 +1,365 @@
+"""Where encoded images are, and how they are read in order.
+
+A source is a Parquet file, a folder with one folder per class, or a built-in data set; files and
+folders are local or behind an fsspec URL. Reading streams: one record batch is in memory.
+"""
+
+import glob
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from operators.data import builtin
+from operators.errors import BadDataError, ConfigError, GraftworkError
+from operators.files import urls
+from operators.files.listing import list_folder
+from operators.images.prefetch import prefetch
+from operators.keys import digest
+
+ROWS_IN_MEMORY = 256
+_REQUESTS = 16
+"""Concurrent reads of small remote files: they wait, they do not compute."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """One entry of a data set's `train` or `test`, found.
+
+    Args:
+        kind: "parquet", "files" (a folder of class folders) or the name of a built-in data set.
+        url: absolute local path, or URL.
+        files: names of a folder's images relative to `url`, in order.
+        classes: names of a folder's class folders, sorted, empty ones too.
+        identity: JSON value that changes when the content may have changed.
+    """
+
+    kind: str
+    url: str
+    files: tuple[str, ...] = ()
+    classes: tuple[str, ...] = ()
+    identity: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Places:
+    """Where each image of a split is.
+
+    Args:
+        kind: that of the sources; a split has one kind.
+        image: name of the image column in Parquet files.
+        files: Parquet files or image files; the split's name for built-in data.
+        file: int32 [N], which of `files`.
+        row: int64 [N], row within the file.
+    """
+
+    kind: str
+    image: str
+    files: tuple[str, ...]
+    file: np.ndarray
+    row: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def at(self, rows: np.ndarray) -> "Places":
+        """The places of some of the images."""
+        return Places(
+            kind=self.kind,
+            image=self.image,
+            files=self.files,
+            file=self.file[rows],
+            row=self.row[rows],
+        )
+
+    def name(self, position: int) -> str:
+        """What people call the place: `FILE` or `FILE row 17` (rows count from 0)."""
+        file = self.files[self.file[position]]
+        return file if self.kind == "files" else f"{file} row {self.row[position]}"
+
+    def hints(self, start: int, stop: int) -> dict[str, Any]:
+        """What `read` needs for the images start..stop-1, as a small JSON value."""
+        file, row = self.file[start:stop], self.row[start:stop]
+        if self.kind == "files":
+            return {"kind": "files", "files": [self.files[f] for f in file]}
+        used, number = np.unique(file, return_inverse=True)
+        breaks = np.flatnonzero((np.diff(number) != 0) | (np.diff(row) != 1)) + 1
+        first = np.concatenate([[0], breaks]).astype(np.int64) if len(row) else breaks
+        last = np.concatenate([breaks, [len(row)]]).astype(np.int64) - 1
+        runs = [
+            [int(number[a]), int(row[a]), int(row[b]) + 1]
+            for a, b in zip(first, last, strict=False)
+        ]
+        files = [self.files[f] for f in used]
+        return {"kind": self.kind, "image": self.image, "files": files, "runs": runs}
+
+
+def locate(entries: Iterable[str]) -> list[Source]:
+    """Finds files, globs and folders, in the order given; a glob's matches are sorted.
+
+    Raises:
+        ConfigError: a URL that may not be used, or whose library is not installed.
+        BadDataError: nothing is there.
+    """
+    return [source for entry in entries for source in _find(absolute(entry))]
+
+
+def absolute(url: str) -> str:
+    """The place as any process on this machine can name it.
+
+    Raises:
+        ConfigError: the URL may not be used.
+    """
+    urls.check(url)
+    if url.startswith("file://"):
+        url = url.removeprefix("file://")
+    return url if "://" in url else os.path.abspath(url)
+
+
+def identity(url: str) -> dict[str, Any]:
+    """What changes when a file's content changes; no content is read.
+
+    Raises:
+        ConfigError: the URL may not be used, or there is no such file.
+    """
+    url = absolute(url)
+    try:
+        if "://" not in url:
+            return {"url": url} | _fingerprint(os.stat(url))
+        with as_os_errors():
+            filesystem, path = file_system(url)
+            filesystem.invalidate_cache()
+            return {"url": url, "ukey": str(filesystem.ukey(path))}
+    except OSError as error:
+        raise ConfigError(reason(error), value=url) from error
+
+
+def open_file(url: str) -> BinaryIO:
+    """Opens a local or remote file for reading.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if "://" not in url:
+        return open(url, "rb")
+    with as_os_errors():
+        filesystem, path = file_system(url)
+        return filesystem.open(path, "rb", cache_type="readahead", block_size=4 << 20)
+
+
+def read(hints: Mapping[str, Any]) -> Iterator[bytes]:
+    """The encoded images of `Places.hints`, in order.
+
+    Raises:
+        BadDataError: a file or row is gone or cannot be read.
+    """
+    for number, data in enumerate(read_or_reason(hints)):
+        if isinstance(data, bytes):
+            yield data
+        else:
+            raise BadDataError(f"{place_name(hints, number)}: {data or 'no image bytes'}")
+
+
+def read_or_reason(hints: Mapping[str, Any]) -> Iterator[bytes | str | None]:
+    """As `read`, but yields why an image cannot be read; None is an empty cell of a table."""
+    if hints["kind"] == "files":
+        yield from _read_files(hints["files"])
+    elif hints["kind"] in builtin.BUILTIN:
+        data = builtin.load(hints["kind"])
+        for file, start, stop in hints["runs"]:
+            yield from data.images(hints["files"][file])[start:stop]
+    else:
+        from operators.data import tables  # here, so that a folder of images needs no pyarrow
+
+        runs: dict[int, list[tuple[int, int]]] = {}
+        previous = None
+        for file, start, stop in [*hints["runs"], (None, 0, 0)]:
+            if previous is not None and file != previous:
+                url = hints["files"][previous]
+                yield from tables.read_images(url, hints["image"], runs.pop(previous))
+            if file is not None:
+                runs.setdefault(file, []).append((start, stop))
+            previous = file
+
+
+def digest_of(digests: "np.ndarray | Iterable[bytes]") -> str:
+    """The digest of images in their order.
+
+    Args:
+        digests: uint8 [N, 32], or 32 bytes each: sha256 of the encoded images.
+
+    Returns:
+        sha256 over all of them, 64 hex digits.
+    """
+    joined = digests.tobytes() if isinstance(digests, np.ndarray) else b"".join(digests)
+    return hashlib.sha256(joined).hexdigest()
+
+
+def check_digests(expected: np.ndarray, found: np.ndarray, name: Callable[[int], str]) -> None:
+    """Compares images with what was indexed.
+
+    Args:
+        expected: uint8 [N, 32] of the index.
+        found: uint8 [N, 32] of what was read now.
+        name: what to call the image at a position.
+
+    Raises:
+        BadDataError: names the first image that changed.
+    """
+    same = (expected == found).all(axis=1)
+    if not same.all():
+        first = name(int(np.flatnonzero(~same)[0]))
+        raise BadDataError(f"image {first} changed since it was indexed; run again")
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be read, without its name."""
+    if isinstance(error, FileNotFoundError):
+        return "not found"
+    if isinstance(error, PermissionError):
+        return "no permission to read"
+    return " ".join((error.strerror or str(error)).split())[:200] or type(error).__name__
+
+
+def count(hints: Mapping[str, Any]) -> int:
+    """Images that `read` yields."""
+    if hints["kind"] == "files":
+        return len(hints["files"])
+    return sum(stop - start for _, start, stop in hints["runs"])
+
+
+def pick(hints: Mapping[str, Any], chosen: np.ndarray) -> dict[str, Any]:
+    """The hints of some of the images, so that `read` opens nothing else.
+
+    Args:
+        chosen: ascending positions in what `read` yields.
+    """
+    if hints["kind"] == "files":
+        return {**hints, "files": [hints["files"][position] for position in chosen.tolist()]}
+    runs = hints["runs"]
+    lengths = [stop - start for _, start, stop in runs]
+    parts = [np.arange(start, stop) for _, start, stop in runs] or [np.arange(0)]
+    every = Places(
+        kind=hints["kind"],
+        image=hints["image"],
+        files=tuple(hints["files"]),
+        file=np.repeat(np.array([file for file, _, _ in runs], dtype=np.int64), lengths),
+        row=np.concatenate(parts),
+    )
+    return every.at(chosen).hints(0, len(chosen))
+
+
+def place_name(hints: Mapping[str, Any], position: int) -> str:
+    """What people call the image that `read` yields at this position."""
+    if hints["kind"] == "files":
+        return hints["files"][position]
+    for file, start, stop in hints["runs"]:
+        if position < stop - start:
+            return f"{hints['files'][file]} row {start + position}"
+        position -= stop - start
+    raise IndexError(position)
+
+
+def _find(url: str) -> list[Source]:
+    try:
+        if "://" not in url:
+            if os.path.isdir(url):
+                return [_folder(url)]
+            if not os.path.lexists(url) and any(c in url for c in "*?["):
+                return _matches(url, sorted(glob.glob(url, recursive=True)))
+            return [_table(url)]
+        with as_os_errors():
+            filesystem, path = file_system(url)
+            filesystem.invalidate_cache()
+            if any(c in path for c in "*?["):
+                found = sorted(str(name) for name in filesystem.glob(path))
+                return _matches(url, [filesystem.unstrip_protocol(name) for name in found])
+            return [_folder(url) if filesystem.isdir(path) else _table(url)]
+    except ConfigError as error:
+        raise BadDataError(error.what, value=error.value) from error
+    except OSError as error:
+        raise BadDataError(reason(error), value=url) from error
+
+
+def _matches(pattern: str, found: list[str]) -> list[Source]:
+    if not found:
+        raise BadDataError("nothing matches", value=pattern)
+    return [source for url in found for source in _find(url)]
+
+
+def _table(url: str) -> Source:
+    return Source(kind="parquet", url=url, identity=identity(url))
+
+
+def _folder(url: str) -> Source:
+    filesystem, path = file_system(url) if "://" in url else (None, url)
+    classes, files = list_folder(url, filesystem, path)
+    return Source(
+        kind="files",
+        url=url,
+        files=tuple(name for name, _ in files),
+        classes=classes,
+        identity={"url": url, "files": len(files), "digest": digest([classes, files])},
+    )
+
+
+def _fingerprint(stat: os.stat_result) -> dict[str, int]:
+    return {
+        "size": stat.st_size,
+        "mtime": stat.st_mtime_ns,
+        "ctime": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
+
+
+@contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Clients of object stores have exceptions of their own for what is absent or unreachable."""
+    try:
+        yield
+    except (OSError, GraftworkError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path as it knows it.
+
+    Raises:
+        ConfigError: its library is not installed.
+    """
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = '; pip install "graftwork[s3]"' if url.startswith("s3://") else ""
+        raise ConfigError(f"{error}{extra}", value=url) from error
+
+
+def _read_files(files: list[str]) -> Iterator[bytes | str]:
+    if not any("://" in file for file in files):
+        yield from map(_read_file, files)
+        return
+    yield from prefetch(_read_file, files, workers=_REQUESTS)
+
+
+def _read_file(url: str) -> bytes | str:
+    try:
+        if "://" not in url:
+            return Path(url).read_bytes()
+        with as_os_errors():
+            filesystem, path = file_system(url)
+            return filesystem.cat_file(path)
+    except OSError as error:
+        if os.path.islink(url) and isinstance(error, FileNotFoundError):
+            return f"dangling symlink to {os.readlink(url)}"
+        return reason(error)

@@ -1,0 +1,1 @@
+"""The files that stages store, one module for each kind."""

@@ -1,0 +1,106 @@
+"""Feature shards: Parquet with a strict schema, read back as one matrix.
+
+Columns: `sample` int64, the row's position within its shard (a shard's bytes depend on its own
+images alone, not on where it stands in a data set), and `feature`, a fixed-size list of float16
+or float32. Labels come from the dataset stage.
+
+Shapes: N rows, D width.
+"""
+
+import io
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from operators.errors import DamagedStage
+from operators.stage import Order
+from operators.store.store import Store
+
+ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
+
+
+def encode_shard(features: np.ndarray[Any, Any]) -> bytes:
+    """Parquet bytes of features [N, D] float16 or float32, every page with a checksum."""
+    count, width = features.shape
+    flat = pa.array(np.ascontiguousarray(features).reshape(-1), ARROW_TYPES[str(features.dtype)])
+    table = pa.table(
+        {
+            "sample": pa.array(np.arange(count, dtype=np.int64)),
+            "feature": pa.FixedSizeListArray.from_arrays(flat, width),
+        }
+    )
+    buffer = io.BytesIO()
+    # Features do not compress, and dictionaries only cost time.
+    pq.write_table(
+        table, buffer, compression="none", use_dictionary=False, write_page_checksum=True
+    )
+    return buffer.getvalue()
+
+
+def decode_shard(data: bytes) -> np.ndarray[Any, Any]:
+    """Features [N, D] of `encode_shard`.
+
+    Raises:
+        ValueError: another schema, a damaged page, or missing rows.
+    """
+    try:
+        file = pq.ParquetFile(io.BytesIO(data), page_checksum_verification=True)
+        schema = file.schema_arrow
+        # The schema is checked before any data is read: extension types could run code.
+        if schema.names != ["sample", "feature"] or schema.field("sample").type != pa.int64():
+            raise ValueError(f"unexpected columns {schema.names}")
+        kind = schema.field("feature").type
+        if not pa.types.is_fixed_size_list(kind) or kind.value_type not in ARROW_TYPES.values():
+            raise ValueError(f"unexpected type {kind} of column feature")
+        table = file.read().combine_chunks()
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"not a readable feature shard: {error}") from error
+    if not np.array_equal(table["sample"].to_numpy(), np.arange(table.num_rows)):
+        raise ValueError("rows are missing or out of order")
+    flat = table["feature"].combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    return flat.reshape(table.num_rows, kind.list_size)
+
+
+def load(store: Store, shards: list[tuple[str, str]]) -> np.ndarray[Any, Any]:
+    """Features [N, D] of all shards, in their order; kept for the process's next stage.
+
+    Raises:
+        DamagedStage: a shard is missing, truncated or altered.
+    """
+    return _load(store, tuple(shards))
+
+
+Shards = tuple[tuple[tuple[str, str], ...], ...]
+
+
+def roles(order: Order) -> Shards:
+    """The shards of an order's features: of the frozen backbone, of an adapted one, or of both."""
+    given = (tuple(order.inputs(role)) for role in ("features", "adapted"))
+    return tuple(shards for shards in given if shards)
+
+
+def matrix(store: Store, shards: Shards) -> np.ndarray[Any, Any]:
+    """Features [N, D] of `roles`; those of several backbones stand side by side.
+
+    Raises:
+        DamagedStage: a shard is missing, truncated or altered.
+    """
+    parts = [load(store, list(part)) for part in shards]
+    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+
+
+# Training and test set, frozen and adapted: a sweep reads the same ones again and again.
+@lru_cache(maxsize=4)
+def _load(store: Store, shards: tuple[tuple[str, str], ...]) -> np.ndarray[Any, Any]:
+    parts = []
+    for operator, key in shards:
+        try:
+            parts.append(decode_shard(store.read(operator, key, "features.parquet")))
+        except ValueError as error:
+            raise DamagedStage(operator, key, f"features.parquet: {error}") from error
+    if len({part.shape[1] for part in parts}) != 1:
+        raise ValueError(f"shards differ in width: {sorted({p.shape[1] for p in parts})}")
+    return np.concatenate(parts)

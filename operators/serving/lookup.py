@@ -1,0 +1,170 @@
+"""Finds the model of a run that MLflow knows."""
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from operators.errors import ConfigError, StorageError
+from operators.serving.predictor import FOLDER
+from operators.tracking import uri as tracking_uri
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
+
+METHOD = "tags.`graftwork.kind` = 'method' AND attributes.status = 'FINISHED'"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Found:
+    """A model of a run.
+
+    Args:
+        run_id: MLflow's id of the run that was asked for.
+        name: its name in MLflow.
+        pipeline: name of its experiment.
+        held_by: id of the run that holds the model's files, often the same.
+    """
+
+    run_id: str
+    name: str
+    pipeline: str
+    held_by: str
+
+
+def find(uri: str, run: str) -> Found:
+    """The model of a run.
+
+    Args:
+        uri: MLflow's tracking URI.
+        run: MLflow's id of a method's run, or `PIPELINE/LABEL` for the newest one of a method or
+            of its label in the leaderboard.
+
+    Raises:
+        ConfigError: MLflow cannot be reached, there is no such run, or it has no model.
+    """
+    client = connected(uri)
+    chosen = _by_name(client, run) if "/" in run else _by_id(client, run)
+    pipeline = client.get_experiment(chosen.info.experiment_id).name
+    kept = chosen.data.tags.get("graftwork.model")
+    for holder in _holders(client, chosen, kept):
+        if any(item.path == f"{FOLDER}/MLmodel" for item in client.list_artifacts(holder, FOLDER)):
+            return Found(
+                run_id=chosen.info.run_id,
+                name=chosen.info.run_name or "",
+                pipeline=pipeline,
+                held_by=holder,
+            )
+    if kept:
+        why = "its files were not sent to MLflow; run the pipeline again with another --store"
+    else:
+        why = "none was kept (tracking.models of the spec), or it decides by the test batch"
+    raise ConfigError(f"{run}: {chosen.info.run_name} has no model: {why}")
+
+
+def fetch(uri: str, found: Found, folder: Path) -> Path:
+    """The model's folder `data` on this machine.
+
+    Args:
+        folder: for the files, where MLflow does not keep them on this machine.
+
+    Raises:
+        StorageError: the files cannot be had.
+    """
+    from mlflow.exceptions import MlflowException
+
+    try:
+        place = connected(uri).download_artifacts(found.held_by, f"{FOLDER}/data", str(folder))
+    except (MlflowException, OSError) as error:
+        reason = tracking_uri.mask_all(" ".join(str(error).split())[:200])
+        raise StorageError(f"model of run {found.held_by}: {reason}") from error
+    return Path(place)
+
+
+def connected(uri: str) -> "MlflowClient":
+    """A client, of an MLflow that answers.
+
+    Raises:
+        ConfigError: it does not, or nothing was recorded yet.
+    """
+    tracking_uri.check(uri)
+    path = tracking_uri.sqlite_path(uri)
+    if path is not None and not path.exists():
+        raise ConfigError(f"nothing recorded in {path} yet; start with `graftwork run`")
+    from operators.tracking.sender import connect
+
+    return connect(uri)
+
+
+def pages(search: Any, *args: Any, **kwargs: Any) -> Iterable[Any]:
+    """Everything that a paged search of MLflow's client finds."""
+    token = None
+    while True:
+        page = search(*args, page_token=token, **kwargs)
+        yield from page
+        token = page.token
+        if not token:
+            return
+
+
+def _holders(client: "MlflowClient", run: Any, model: str | None) -> Iterator[str]:
+    """Runs that may hold the model: the run itself, who computed it, who shares its fit."""
+    yield run.info.run_id
+    if producer := run.data.tags.get("producer_run_id"):
+        yield producer
+    if model:
+        wanted = f"tags.`graftwork.model` = '{model}'"
+        for other in pages(client.search_runs, [run.info.experiment_id], wanted):
+            yield other.info.run_id
+
+
+def _by_id(client: "MlflowClient", identifier: str) -> Any:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        found = client.get_run(identifier) if re.fullmatch(r"[0-9a-f]{32}", identifier) else None
+    except MlflowException:
+        found = None
+    if found is None:
+        raise ConfigError(f'unknown run "{identifier}"{_near(identifier, _names(client))}')
+    if found.data.tags.get("graftwork.kind") != "method":
+        pipeline = client.get_experiment(found.info.experiment_id).name
+        names = [n for n in _names(client) if n.startswith(f"{pipeline}/")]
+        raise ConfigError(f"{identifier}: is no method's run; name one of {_some(names)}")
+    return found
+
+
+def _by_name(client: "MlflowClient", name: str) -> Any:
+    pipeline, _, label = name.partition("/")
+    experiment = client.get_experiment_by_name(pipeline)
+    if experiment is not None:
+        order = ["attributes.start_time DESC"]
+        for run in pages(client.search_runs, [experiment.experiment_id], METHOD, order_by=order):
+            if label in (_label(run), run.data.params.get("method")):
+                return run
+    raise ConfigError(f'unknown run "{name}"{_near(name, _names(client))}')
+
+
+def _label(run: Any) -> str:
+    return run.data.tags.get("graftwork.label", run.data.params.get("method", ""))
+
+
+def _names(client: "MlflowClient") -> list[str]:
+    """`PIPELINE/LABEL` of all finished methods' runs, newest first, each once."""
+    experiments = {e.experiment_id: e.name for e in pages(client.search_experiments)}
+    order = ["attributes.start_time DESC"]
+    runs = pages(client.search_runs, list(experiments), METHOD, order_by=order)
+    return list(dict.fromkeys(f"{experiments[r.info.experiment_id]}/{_label(r)}" for r in runs))
+
+
+def _near(name: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(name[:100], known, 1)
+    if near:
+        return f'; did you mean "{near[0]}"?'
+    return f"; there are: {_some(known)}" if known else "; nothing was recorded yet"
+
+
+def _some(names: list[str]) -> str:
+    return ", ".join(names[:10]) + (f" and {len(names) - 10} more" if len(names) > 10 else "")

@@ -1,0 +1,1 @@
+"""The operators: `stages/NAME.py` computes a stage of the operator NAME."""

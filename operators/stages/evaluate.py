@@ -1,0 +1,154 @@
+"""Predictions of a method on the test images after every task, and their metrics.
+
+One row per prediction; every metric is derived from these rows. The label space after a task is
+exactly the classes seen so far; neither the task's identity nor the batch is known to the method.
+
+Shapes: N rows, C classes seen.
+"""
+
+import json
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+
+from operators.data.scenario import seen_classes, stream_of, task_of
+from operators.evaluation import metrics
+from operators.formats import features, predictions
+from operators.keys import canonical
+from operators.stage import Order, Result
+from operators.stages import fit
+from operators.store.store import Store
+
+CHUNK = 4096
+"""Rows scored at once."""
+
+
+def run(order: Order, store: Store) -> Result:
+    """The operator `evaluate`: predictions and the summary of their metrics.
+
+    Those of a fitted method are made here of cached features; those of a trained one were made by
+    `predict` stages, and are put together.
+
+    Raises:
+        DamagedStage: an input is damaged.
+    """
+    keyed = order.parameters
+    torch.set_num_threads(max(1, int(order.hints["cpus"])))
+    if stored := order.inputs("predictions"):
+        table = predictions.join(predictions.read(store, *stage) for stage in stored)
+    else:
+        table = _predict(order, store)
+    summary = metrics.summarise(table, len(keyed["tasks"]), keyed["num_classes"])
+    encoded = predictions.encode(table, canonical(keyed["order"]), keyed["seed"])
+    return Result(
+        files={
+            "predictions.parquet": encoded,
+            "summary.json": canonical(summary.to_json()).encode(),
+        },
+        facts={**summary.finals(), **_facts(order, store)},
+    )
+
+
+def _predict(order: Order, store: Store) -> predictions.Table:
+    """Predictions of a fitted method after every task."""
+    keyed, [dataset] = order.parameters, order.inputs("dataset")
+    index, stream = fit.load_index(store, *dataset), stream_of(keyed["tasks"])
+    true_task = task_of(index.labels, index.domains, stream)
+    tables = []
+    for number in range(len(stream)):
+        rows = predictions.seen_rows(true_task, number)
+        classes = np.array(sorted(seen_classes(stream, number)))
+        scores = fitted_scores(order, store, number, rows, classes)
+        tables.append(predictions.decide(index, stream, true_task, number, rows, classes, scores))
+    return predictions.join(tables)
+
+
+def _facts(order: Order, store: Store) -> dict[str, Any]:
+    """What the run took, summed over the stages that are its own."""
+    models = [store.manifest(*stage) for stage in order.inputs("model")]
+    first = [store.manifest(*stage) for stage in order.inputs("first_session")]
+    experts = [store.manifest(*stage) for stage in order.inputs("experts")]
+    beside = [store.manifest(*stage) for stage in order.inputs("beside")]
+    made = [
+        store.manifest(*stage)
+        for role in ("predictions", "branches", "scores")
+        for stage in order.inputs(role)
+    ]
+    if not models:  # an ensemble: its predictions are all that it has
+        models, made = made, []
+    learning = [*first, *experts, *models]
+    everything = [*learning, *beside, *made]
+    return {
+        "seconds_fitting": sum(m["seconds"] for m in everything),
+        # A chain's newest state holds what the earlier ones did.
+        "state_bytes": sum(m[-1]["facts"]["state_bytes"] for m in (first, models, beside) if m),
+        # A join trains nothing; of two branches that are trained side by side, both count.
+        "trainable_parameters": _most_trained(learning) + _most_trained(beside),
+        "forwards": sum(m["facts"].get("images_forwarded", 0) for m in everything),
+        "fit": models[-1]["facts"].get("tasks", []),
+        "training": [_training(m) for m in [*learning, *beside] if _trained(m)],
+    }
+
+
+def _most_trained(manifests: Iterable[Mapping[str, Any]]) -> int:
+    """The most parameters that one of some stages trained."""
+    return max((m["facts"].get("trainable_parameters", 0) for m in manifests), default=0)
+
+
+def _trained(manifest: Mapping[str, Any]) -> bool:
+    return "epochs" in manifest["facts"]
+
+
+def _training(manifest: Mapping[str, Any]) -> dict[str, Any]:
+    """Of one task: seconds, images per second, and the means of the loss terms per epoch."""
+    facts = manifest["facts"]
+    names = ("epochs", "steps", "images_forwarded", "images_per_second")
+    return {"seconds": manifest["seconds"], **{name: facts[name] for name in names}}
+
+
+def fitted_scores(
+    order: Order, store: Store, number: int, rows: np.ndarray[Any, Any], classes: Any
+) -> np.ndarray[Any, Any]:
+    """Scores [N, C] of a fitted method on test rows after a task; columns as in `classes`."""
+    keyed, [model] = order.parameters, order.inputs("model")
+    roles = features.roles(order)
+    if keyed["separable"]:
+        # Each class's scores are the same after every task and in every class order.
+        full = _separable_scores(store, model, roles, _frozen(keyed["method"]), keyed["seed"] or 0)
+        return full[np.ix_(rows, classes)]
+    learned = seen_classes(stream_of(keyed["tasks"]), number)
+    state = fit.load_states(store, *model)[number]
+    matrix = features.matrix(store, roles)[rows]
+    scores = _logits(keyed["method"], state, matrix, keyed["seed"] or 0)
+    return scores[:, np.argsort(learned)]
+
+
+@lru_cache(maxsize=8)
+def _separable_scores(
+    store: Store,
+    model: tuple[str, str],
+    roles: tuple[tuple[tuple[str, str], ...], ...],
+    method: tuple[str, str],
+    seed: int,
+) -> np.ndarray[Any, Any]:
+    [state] = fit.load_states(store, *model)
+    description = {"name": method[0], "hyperparameters": json.loads(method[1])}
+    return _logits(description, state, features.matrix(store, roles), seed)
+
+
+def _frozen(method: dict[str, Any]) -> tuple[str, str]:
+    return method["name"], json.dumps(method["hyperparameters"], sort_keys=True)
+
+
+def _logits(
+    method: dict[str, Any], state: dict[str, torch.Tensor], matrix: Any, seed: int
+) -> np.ndarray[Any, Any]:
+    learner = fit.build(method)
+    parts = []
+    for start in range(0, len(matrix), CHUNK):
+        chunk = torch.from_numpy(matrix[start : start + CHUNK].astype(np.float32))
+        parts.append(learner.logits(state, chunk, seed).numpy())
+    return np.concatenate(parts)

@@ -1,0 +1,176 @@
+"""Fits a closed-form method along a stream of tasks.
+
+The rows of a task are summed block by block, a block being the rows of one class in one domain:
+whatever the class order, the same blocks are added, in the order of the tasks and, within a task,
+of class and domain. A sweep over class orders reads the blocks' statistics again and again; where
+they are small they stay in the worker process.
+"""
+
+import json
+import time
+from collections.abc import Iterator
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+
+import methods
+from methods.contracts.card import Fitted, Rows, State
+from operators.data.dataset import SplitIndex, read_index
+from operators.data.exemplars import blocks
+from operators.data.scenario import seen_classes, stream_of
+from operators.errors import DamagedStage, Diverged
+from operators.formats import features
+from operators.stage import Order, Result
+from operators.stages import text
+from operators.store.store import Store
+
+BLOCK_CACHE_BYTES = 512 * 2**20
+"""Statistics of all blocks together are kept in a worker process up to this size."""
+
+
+def run(order: Order, store: Store) -> Result:
+    """The operator `fit`: the state that predicts, after every task.
+
+    Raises:
+        DamagedStage: an input is damaged.
+        Diverged: the solution holds NaN or infinity.
+    """
+    keyed = order.parameters
+    torch.set_num_threads(max(1, int(order.hints["cpus"])))
+    method = build(keyed["method"])
+    seed = keyed["seed"] or 0
+    stream = TrainingRows(store, order, keyed["num_classes"])
+    total: State | None = None
+    tensors: dict[str, torch.Tensor] = {}
+    reports = []
+    tasks = stream_of(keyed["tasks"])
+    for number, task in enumerate(keyed["tasks"]):
+        started = time.perf_counter()
+        newest: State | None = None
+        for block in stream.blocks(task):
+            part = stream.statistics(method, keyed["method"], seed, block)
+            newest = part if newest is None else method.add(newest, part)
+        assert newest is not None, "a task without training rows is refused before the run"
+        total = newest if total is None else method.add(total, newest)
+        seen = list(seen_classes(tasks, number))
+        state = method.solve(total, newest, seen, seed)
+        for name, tensor in state.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise Diverged(f"{order.label}: {name} after task {number} is NaN or infinite")
+            tensors[f"{number}/{name}"] = tensor.contiguous()
+        reports.append(method.report(state) | {"seconds": round(time.perf_counter() - started, 6)})
+    return Result(
+        files={"state.safetensors": save_tensors(tensors)},
+        facts={
+            "tasks": reports,
+            "state_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
+            "trainable_parameters": 0,
+        },
+    )
+
+
+def build(method: dict[str, Any]) -> Fitted:
+    """The method of a key's description `{name, version, hyperparameters}`."""
+    return methods.build(method["name"], method["hyperparameters"])
+
+
+# An evaluation reads the state of one task after another.
+@lru_cache(maxsize=1)
+def load_states(store: Store, operator: str, key: str) -> list[State]:
+    """The states of a stored fit, one per task.
+
+    Raises:
+        DamagedStage: the stored file is damaged.
+    """
+    tensors = load_tensors(store.read(operator, key, "state.safetensors"))
+    states: list[State] = []
+    for name in sorted(tensors, key=lambda n: int(n.partition("/")[0])):
+        number, _, short = name.partition("/")
+        if int(number) == len(states):
+            states.append({})
+        # In memory of its own: BLAS may sum in another order where an operand is not aligned.
+        states[int(number)][short] = tensors[name].clone()
+    return states
+
+
+class TrainingRows:
+    """The training features of a fit, by block."""
+
+    def __init__(self, store: Store, order: Order, num_classes: int) -> None:
+        [dataset] = order.inputs("dataset")
+        self._shards = features.roles(order)
+        self._features = features.matrix(store, self._shards)
+        self._index = load_index(store, *dataset)
+        self._blocks = dict(blocks(self._index.labels, self._index.domains))
+        self._num_classes = num_classes
+        texts = order.inputs("text")
+        self._texts = text.load(store, *texts[0]) if texts else None
+        self._identity = json.dumps([store.url, dataset, self._shards, texts])
+        if len(self._features) != len(self._index.labels):
+            raise DamagedStage(
+                *dataset,
+                f"{len(self._index.labels)} samples, but {len(self._features)} features",
+            )
+
+    def blocks(self, task: dict[str, Any]) -> Iterator[tuple[int, int]]:
+        """(class, domain) of the blocks of a task that hold rows, in ascending order."""
+        for label in sorted(task["classes"]):
+            for domain in sorted(task["domains"]):
+                if (label, domain) in self._blocks:
+                    yield label, domain
+
+    def rows(self, block: tuple[int, int]) -> Rows:
+        """The rows of a block, in the order of the data set."""
+        chosen = self._blocks[block]
+        return Rows(
+            features=torch.from_numpy(self._features[chosen].astype(np.float32)),
+            labels=torch.from_numpy(self._index.labels[chosen].astype(np.int64)),
+            samples=torch.from_numpy(self._index.sample_ids(chosen)),
+            num_classes=self._num_classes,
+            texts=self._texts,
+        )
+
+    def statistics(
+        self, method: Fitted, description: dict[str, Any], seed: int, block: tuple[int, int]
+    ) -> State:
+        """Statistics of a block, from the process's memory where it was summed before."""
+        kept = _kept_blocks(self._identity, json.dumps(description, sort_keys=True), seed)
+        if block not in kept.states:
+            state = method.statistics(self.rows(block), seed)
+            size = sum(t.numel() * t.element_size() for t in state.values())
+            if kept.bytes + size > BLOCK_CACHE_BYTES:
+                return state
+            kept.states[block] = state
+            kept.bytes += size
+        return kept.states[block]
+
+
+class _Kept:
+    """Statistics of blocks, kept between the stages of one worker process."""
+
+    def __init__(self) -> None:
+        self.states: dict[tuple[int, int], State] = {}
+        self.bytes = 0
+
+
+@lru_cache(maxsize=2)
+def _kept_blocks(identity: str, description: str, seed: int) -> _Kept:
+    del identity, description, seed  # they are the cache's key
+    return _Kept()
+
+
+@lru_cache(maxsize=4)
+def load_index(store: Store, operator: str, key: str) -> SplitIndex:
+    """Digests, labels and domains of a stored dataset stage.
+
+    Raises:
+        DamagedStage: it is missing or altered.
+    """
+    try:
+        return read_index(store.read(operator, key, "index.parquet"))
+    except ValueError as error:
+        raise DamagedStage(operator, key, f"index.parquet: {error}") from error

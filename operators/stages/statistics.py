@@ -1,0 +1,158 @@
+"""Statistics of training images that merges weigh models with: sums, one shard per stage.
+
+Diagonal Fisher information is a sum of squared gradients per image, Gram matrices are sums of
+x x^T over the inputs of every linear layer. Sums and the number of images are stored, never means:
+those of several shards are added before anything is divided.
+
+Shapes: C classes seen, N rows of a shard.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import save as save_tensors
+from torch import Tensor, nn
+
+from methods.contracts.card import State
+from methods.contracts.trained import Learner
+from operators.backbones import loading
+from operators.data.holdout import sampled
+from operators.data.scenario import rows_of
+from operators.merging.readers import Mean
+from operators.seeds import derive
+from operators.stage import Order, Result
+from operators.stages import fit, merge, train
+from operators.store.store import Store
+from operators.training import loop
+
+
+def run(order: Order, store: Store) -> Result:
+    """The operator `statistics`: sums over a shard of a task's training images.
+
+    Raises:
+        BadDataError: images are not those that were indexed, or cannot be decoded.
+        DamagedStage: an input is damaged.
+    """
+    keyed, hints = order.parameters, order.hints
+    torch.set_num_threads(max(1, int(hints["cpus"])))
+    [dataset], [model] = order.inputs("dataset"), order.inputs("model")
+    index = fit.load_index(store, *dataset)
+    rows = rows_of(index.labels, index.domains, [keyed["images"]])
+    rows = sampled(index.digests, rows, keyed["limit"])[slice(*keyed["shard"])]
+    settings = train.settings(keyed, hints)
+    learner, _ = loop.open_learner(
+        train.build(keyed["method"]),
+        train.backbone(keyed, hints),
+        train.task_of(keyed),
+        train.load_state(store, *model),
+        settings,
+    )
+    targets = train.columns_of(index.labels[rows], keyed["learned"])
+    images = train.open_rows(order, index, rows, targets, train.query_of(order, store, rows))
+    learner.eval()
+    seeds = [derive(keyed["seed"], "label", int(sample)) for sample in index.sample_ids(rows)]
+    kind = keyed["statistics"]
+    if kind["kind"] == "fisher":
+        sums = squared_gradients(learner, images, settings, kind["labels"], seeds)
+    else:
+        sums = gram_matrices(learner, images, settings)
+    sums[Mean.COUNT] = torch.tensor(len(rows))
+    return Result(
+        files={merge.STATISTICS: save_tensors(sums)}, facts={"images_forwarded": len(rows)}
+    )
+
+
+def squared_gradients(
+    learner: Learner,
+    images: loop.Images,
+    settings: loop.Settings,
+    labels: str,
+    seeds: list[int],
+) -> State:
+    """Sum over images of the squared gradient of log p of a label, by the parameter's name.
+
+    One image at a time: the gradient of a batch's mean says nothing of the images' own.
+
+    Args:
+        labels: "model_sample", "model_expectation", "ground_truth".
+        seeds: of the label that is drawn for each image.
+    """
+    named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
+    parameters = list(named.values())
+    sums = [torch.zeros_like(p) for p in parameters]
+    targets = images.targets.tolist()
+    scores = _scores(learner, images, settings)
+    for [own], target, seed in zip(scores, targets, seeds, strict=True):
+        logs = F.log_softmax(own.float(), dim=0)
+        for label, weight in _labels(logs, labels, target, seed):
+            gradients = torch.autograd.grad(
+                logs[label], parameters, retain_graph=True, allow_unused=True
+            )
+            for total, gradient in zip(sums, gradients, strict=True):
+                if gradient is not None:
+                    total.addcmul_(gradient, gradient, value=weight)
+    return {name: total.cpu() for name, total in zip(named, sums, strict=True)}
+
+
+def _labels(logs: Tensor, labels: str, target: int, seed: int) -> Iterator[tuple[int, float]]:
+    """Labels of an image, with their weights."""
+    shares = logs.detach().exp().cpu()
+    if labels == "ground_truth":
+        yield target, 1.0
+    elif labels == "model_sample":
+        generator = torch.Generator().manual_seed(seed)
+        yield int(torch.multinomial(shares, 1, generator=generator)), 1.0
+    else:
+        yield from enumerate(shares.tolist())
+
+
+@torch.no_grad()
+def gram_matrices(learner: Learner, images: loop.Images, settings: loop.Settings) -> State:
+    """Sum over images of x x^T [in, in] over a layer's inputs x, by the name of its weight."""
+    sums: State = {}
+    with _watched(learner, sums):
+        for _ in _scores(learner, images, settings):
+            pass  # what counts goes into the layers
+    return {name: total.float().cpu() for name, total in sums.items()}
+
+
+@contextmanager
+def _watched(learner: Learner, sums: State) -> Iterator[None]:
+    """Adds up what goes into every linear layer."""
+
+    def watch(name: str) -> Any:
+        def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            rows = inputs[0].detach().flatten(0, -2).float()
+            total = sums.get(name)
+            # The products are no part of the forward pass: autocast would round them.
+            with torch.autocast(rows.device.type, enabled=False):
+                sums[name] = rows.T @ rows if total is None else total.addmm_(rows.T, rows)
+
+        return add
+
+    # Hooks, which are of no use in training: this network is neither compiled nor copied, and they
+    # go before it does.
+    handles = [
+        layer.register_forward_pre_hook(watch(f"{name}.weight"))
+        for name, layer in learner.named_modules()
+        if isinstance(layer, nn.Linear)
+    ]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _scores(learner: Learner, images: loop.Images, settings: loop.Settings) -> Iterator[Tensor]:
+    """Scores [1, C] of one image after the other, in the precision of training and prediction."""
+    single = [[row] for row in range(len(images.targets))]
+    for rows, pixels in loop.prepared(images, single, settings):
+        inputs = images.normalise(pixels.to(settings.device))
+        with loading.autocast(settings.device, settings.precision):
+            query = loop.query_of(learner, images.query, rows, inputs)
+            scores = learner.logits(inputs, query)
+        yield scores

@@ -1,0 +1,83 @@
+"""Features of the class names on the text tower of a frozen CLIP.
+
+They are stored once for all methods, seeds and class orders, in the data set's own numbering.
+
+Shapes: T templates, K classes, E joint width.
+"""
+
+from functools import lru_cache
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors.torch import load as load_tensors
+from safetensors.torch import save as save_tensors
+from torch import Tensor
+
+from operators.errors import BadDataError
+from operators.stage import Order, Result
+from operators.store.store import Store
+
+if TYPE_CHECKING:
+    from methods.networks.clip import Clip
+
+CLASSES = 64
+"""Texts encoded at once."""
+
+
+def run(order: Order, store: Store) -> Result:
+    """The operator `text`: features [T, K, E] float32, not of unit length, as `features`.
+
+    Raises:
+        BadDataError: a name is too long for the text tower.
+        IncompatibleError: the backbone's weights changed since the plan.
+    """
+    from methods.networks.clip import (  # a fit, which only loads texts, does without timm
+        Clip,
+        phrases,
+    )
+    from operators.backbones import loading
+
+    keyed, hints = order.parameters, order.hints
+    torch.set_num_threads(max(1, int(hints["cpus"])))
+    network = loading.load_on_device(
+        hints["model"],
+        hints["weights"],
+        hints["pooling"],
+        keyed["backbone"],
+        keyed["numerics"]["device"],
+        hints["image_size"],
+    )
+    assert isinstance(network, Clip), "planning asks for texts of a CLIP alone"
+    try:
+        found = torch.stack(
+            [encode(network, phrases(keyed["names"], t)) for t in keyed["templates"]]
+        )
+    except ValueError as error:
+        raise BadDataError(
+            f"{error}; shorten the name or the template", key="dataset.classes"
+        ) from error
+    return Result(
+        files={"text.safetensors": save_tensors({"features": found})},
+        facts={"templates": len(found), "classes": len(keyed["names"])},
+    )
+
+
+@torch.inference_mode()
+def encode(clip: "Clip", texts: list[str]) -> Tensor:
+    """Features [N, E] float32 of texts, on the CPU.
+
+    Raises:
+        ValueError: a text is longer than the context.
+    """
+    parts = [texts[start : start + CLASSES] for start in range(0, len(texts), CLASSES)]
+    return torch.cat([clip.text(clip.tokenise(part)).float().cpu() for part in parts])
+
+
+@lru_cache(maxsize=2)
+def load(store: Store, operator: str, key: str) -> Tensor:
+    """Features [T, K, E] of a stored stage.
+
+    Raises:
+        DamagedStage: it is missing or altered.
+    """
+    return load_tensors(store.read(operator, key, "text.safetensors"))["features"]

@@ -1,0 +1,140 @@
+"""Where MLflow is: the default place, whether it can be reached, and how to name it in public."""
+
+import base64
+import os
+import re
+import socket
+import ssl
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from operators.errors import ConfigError
+from operators.files import urls
+
+DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
+SECONDS = 4.0
+"""Limit of the check; a run that cannot be recorded says so within five seconds."""
+
+
+def default_uri(store: Path) -> str:
+    """MLflow's database in a local store folder."""
+    return f"sqlite:///{store.absolute() / 'mlflow.db'}"
+
+
+def mask(uri: str) -> str:
+    """The URI without user, password and query: for messages and files."""
+    return mask_all(uri.split("?")[0])
+
+
+def mask_all(text: str) -> str:
+    """The text with user and password taken out of every URI in it."""
+    return re.sub(r"(//)[^/@\s]*@", r"\1***@", text)
+
+
+def artifact_root(uri: str) -> str | None:
+    """Where a new experiment keeps artifacts: beside an sqlite file; a server decides itself."""
+    path = sqlite_path(uri)
+    return (path.parent / "mlflow-artifacts").absolute().as_uri() if path else None
+
+
+def sqlite_path(uri: str) -> Path | None:
+    """The file of an `sqlite:///` URI; None for other schemes."""
+    if not uri.startswith("sqlite:"):
+        return None
+    match = re.fullmatch(r"sqlite:///(.+)", uri.split("?")[0])
+    if match is None or match[1] == ":memory:":
+        raise ConfigError(
+            f"{uri!r} names no file; write sqlite:////absolute/path.db", key="tracking"
+        )
+    return Path(match[1])
+
+
+def check(uri: str) -> None:
+    """Makes sure, within `SECONDS`, that MLflow can be reached; imports nothing of it.
+
+    Raises:
+        ConfigError: it cannot; the message names the URI without credentials.
+    """
+    reason = ["no answer"]
+    # In a thread: looking up a name of an unknown host may block for much longer.
+    thread = threading.Thread(target=lambda: reason.__setitem__(0, _problem(uri)), daemon=True)
+    thread.start()
+    thread.join(SECONDS)
+    if reason[0]:
+        raise ConfigError(
+            f"cannot reach {urls.mask(mask(uri))}: {reason[0]}; "
+            "start it, or pass another --tracking",
+            key="tracking",
+        )
+
+
+def _problem(uri: str) -> str:
+    """Why the URI cannot be used; empty if it can."""
+    scheme = uri.split(":")[0].split("+")[0] if ":" in uri else ""
+    try:
+        if scheme == "sqlite":
+            return _sqlite_problem(uri)
+        if scheme in ("http", "https"):
+            return _server_problem(uri)
+        if scheme in DATABASE_PORTS:
+            parts = urllib.parse.urlsplit(uri)
+            address = (parts.hostname or "localhost", parts.port or DATABASE_PORTS[scheme])
+            socket.create_connection(address, timeout=SECONDS - 1).close()
+            return ""
+        if scheme.startswith("databricks"):
+            return ""
+    except (OSError, ValueError, ConfigError) as error:
+        cause = error.what if isinstance(error, ConfigError) else getattr(error, "reason", error)
+        return getattr(cause, "strerror", None) or str(cause) or type(error).__name__
+    known = "sqlite, http, https, databricks, " + ", ".join(DATABASE_PORTS)
+    return f"{scheme!r} is not one of {known}"
+
+
+def _sqlite_problem(uri: str) -> str:
+    path = sqlite_path(uri)
+    assert path is not None
+    if path.is_dir():
+        return "it is a folder"
+    if path.exists() and path.stat().st_size:
+        with path.open("rb") as file:
+            if file.read(16) != b"SQLite format 3\0":
+                return "the file is not an SQLite database"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    place = path if path.exists() else path.parent
+    return "" if os.access(place, os.W_OK) else "no permission to write"
+
+
+def _server_problem(uri: str) -> str:
+    # Any name will do: a server that knows no such experiment says so, in JSON.
+    path = "/api/2.0/mlflow/experiments/get-by-name?experiment_name=Default"
+    parts = urllib.parse.urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2]
+    base = parts._replace(netloc=host, path=parts.path.rstrip("/"), query="", fragment="")
+    request = urllib.request.Request(base.geturl() + path)
+    user = parts.username or os.environ.get("MLFLOW_TRACKING_USERNAME")
+    password = parts.password or os.environ.get("MLFLOW_TRACKING_PASSWORD", "")
+    if user:
+        secret = base64.b64encode(f"{user}:{password}".encode()).decode()
+        request.add_header("Authorization", f"Basic {secret}")
+    elif token := os.environ.get("MLFLOW_TRACKING_TOKEN"):
+        request.add_header("Authorization", f"Bearer {token}")
+    context = None
+    if os.environ.get("MLFLOW_TRACKING_INSECURE_TLS", "").lower() in ("1", "true"):
+        context = ssl._create_unverified_context()
+    try:
+        with urllib.request.urlopen(request, timeout=SECONDS - 1, context=context) as answer:
+            body = answer.read(10_000)
+    except urllib.error.HTTPError as error:
+        body = error.read(10_000)
+        if error.code in (401, 403):
+            return (
+                f"HTTP {error.code}, not allowed; "
+                "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD"
+            )
+        if b"RESOURCE_DOES_NOT_EXIST" not in body:
+            return f"HTTP {error.code}, which is not MLflow's answer"
+        return ""
+    return "" if b'"experiment"' in body else "it answers, but not as MLflow does"

@@ -1,0 +1,241 @@
+"""From a spec to a graph of stages.
+
+Planning reads the data set's index and the backbone's fingerprint (both remembered in the store)
+and is pure from there on: the same bytes give the same keys on any machine.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+from cluster.execution.graph import walk
+from operators.backbones import resolve as backbones
+from operators.backbones.resolve import Backbone
+from operators.data import dataset as datasets
+from operators.data import description as descriptions
+from operators.data.dataset import Dataset
+from operators.errors import BadDataError, ConfigError, IncompatibleError, together
+from operators.images import preprocessing as preprocessings
+from operators.images.preprocessing import Preprocessing
+from operators.keys import program_digest
+from operators.stage import Stage
+from operators.store.store import Memo
+from pipelines.planning import combine
+from pipelines.planning.expand import make_runs
+from pipelines.planning.runs import Method, Run
+from pipelines.planning.shared import Reference, Trunk, check_networks, check_trainable
+from pipelines.spec.loading import Loaded
+from pipelines.spec.model import PipelineSpec
+from pipelines.spec.model import Preprocessing as PreprocessingSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """The graph of a spec, with what the stages were made of."""
+
+    spec: PipelineSpec
+    dataset: Dataset
+    backbone: Backbone
+    preprocessing: Preprocessing
+    features: dict[str, tuple[Stage, ...]]
+    runs: tuple[Run, ...]
+
+    @property
+    def targets(self) -> list[Stage]:
+        """What the run is for: the evaluations."""
+        return [run.evaluate for run in self.runs]
+
+    def images(self, stage: Stage) -> int:
+        """Images that a stage sends through a network, as far as planning knows."""
+        return stage.hints.get("images", 0)
+
+    @cached_property
+    def stages(self) -> tuple[Stage, ...]:
+        """Every stage once, inputs before what reads them."""
+        return walk(self.targets)
+
+
+def make_plan(loaded: Loaded, memo: Memo) -> Plan:
+    """The graph of a spec.
+
+    Raises:
+        ConfigError: the spec asks for what does not exist; all problems at once.
+        BadDataError: the data cannot be used.
+        IncompatibleError: the weights do not fit the backbone.
+    """
+    with loaded.locating():
+        return _make_plan(loaded, memo)
+
+
+def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
+    spec = loaded.spec
+    methods, combinations, backbone = _resolve(loaded, memo)
+    dataset = datasets.index(spec.dataset.model_dump(mode="json"), memo)
+    preprocessing = _preprocessing(spec.backbone.preprocessing, backbone)
+    check_networks(spec, backbone, dataset.classes, methods)
+    trunk = Trunk(
+        spec=spec,
+        dataset=dataset,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        reference=_reference(spec, memo) if any(m.card["reference"] for m in methods) else None,
+    )
+    check_trainable(trunk, methods)
+    beside = _beside(trunk, memo, [m for m in methods if m.card["contract"] == "fused"])
+    runs = tuple(make_runs(trunk, methods, beside))
+    return Plan(
+        spec=spec,
+        dataset=dataset,
+        backbone=backbone,
+        preprocessing=preprocessing,
+        features={split.name: trunk.features(split) for split in (dataset.train, dataset.test)},
+        runs=(*runs, *combine.combine(trunk, combinations, runs)),
+    )
+
+
+def _beside(trunk: Trunk, memo: Memo, methods: Sequence[Method]) -> Trunk | None:
+    """The second network, if a method has a branch on it.
+
+    Raises:
+        ConfigError: precision, pooling or preprocessing do not suit.
+        IncompatibleError: methods cannot be attached to it, or the weights do not fit.
+    """
+    given = trunk.spec.vit
+    if given is None or not methods:
+        return None
+    try:
+        backbone = backbones.resolve(
+            given.model, given.weights, trunk.spec.features.pooling, memo, given.image_size
+        )
+        wanted = given.preprocessing
+        preprocessing = _preprocessing(wanted, backbone)
+        if backbone.network != "vit":
+            raise ConfigError(
+                f"{methods[0].name} trains a timm ViT, got {given.model}", key="backbone.model"
+            )
+        beside = Trunk(
+            spec=trunk.spec.model_copy(update={"backbone": given}),
+            dataset=trunk.dataset,
+            backbone=backbone,
+            preprocessing=preprocessing,
+            main=trunk,
+        )
+        check_trainable(beside, methods)
+    except (ConfigError, IncompatibleError) as error:
+        raise error.moved("backbone", "vit") from error
+    return beside
+
+
+def _reference(spec: PipelineSpec, memo: Memo) -> Reference:
+    """Images and texts of no task.
+
+    Raises:
+        ConfigError: they cannot be used.
+        BadDataError: an image cannot be used.
+    """
+    given = spec.reference
+    assert given is not None, "check_networks asks for it"
+    texts = descriptions.texts(given.texts)
+    limits = {"train": given.limit_per_class, "test": given.limit_per_class}
+    description = {
+        **given.model_dump(mode="json", exclude={"images", "texts"}),
+        "train": given.images,
+        "test": given.images,
+        "limit_per_class": limits,
+    }
+    try:
+        images = datasets.index(description, memo).train
+    except (BadDataError, ConfigError) as error:
+        # Both splits are the reference's images; the other keys have the same names there.
+        own = error.moved("dataset.train", "reference.images")
+        own = own.moved("dataset.test", "reference.images").moved("dataset", "reference")
+        raise own from error
+    return Reference(images=images, texts=tuple(texts))
+
+
+def _resolve(
+    loaded: Loaded, memo: Memo
+) -> tuple[tuple[Method, ...], tuple[combine.Combined, ...], Backbone]:
+    """Methods, what combines them, and backbone, before a look at the data, which may take long."""
+    problems: list[ConfigError | IncompatibleError] = []
+    methods, combinations, backbone, spec = None, (), None, loaded.spec
+    try:
+        methods = resolve_methods(loaded, memo)
+        combinations = combine.resolve(loaded, methods, memo)
+    except ConfigError as error:
+        problems.append(error)
+    try:
+        backbone = backbones.resolve(
+            spec.backbone.model,
+            spec.backbone.weights,
+            spec.features.pooling,
+            memo,
+            spec.backbone.image_size,
+        )
+    except (ConfigError, IncompatibleError) as error:
+        problems.append(error)
+    if methods is None or backbone is None or problems:
+        raise together(problems) from problems[0]
+    return methods, combinations, backbone
+
+
+def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
+    """The spec's methods with all hyper-parameters; asks the memo before importing torch.
+
+    Raises:
+        ConfigError: unknown methods or hyper-parameters, all of them at once.
+    """
+    program = program_digest()
+    requested = loaded.spec.methods
+    names = [name for name, _ in requested]
+    resolved, problems = [], []
+    for number, (name, given) in enumerate(requested):
+        preimage = {"kind": "method", "name": name, "given": given, "source": program}
+        known = memo.get(preimage)
+        if known is None:
+            from operators import catalogue  # imports torch
+
+            found, wrong = catalogue.method(name, given)
+            problems += [(f"methods.{number}{path}", what) for path, what in wrong]
+            if wrong:
+                continue
+            known = json.dumps(found).encode()
+            memo.put(preimage, known)
+        facts = json.loads(known)
+        label = name if names.count(name) == 1 else f"{name} {_short(given)}".strip()
+        if facts["card"]["batch_information_at_test"]:
+            label += " (sees the test batch)"  # wherever its numbers are shown
+        resolved.append(Method(name=name, label=label, **facts))
+    if problems:
+        raise loaded.error(problems)
+    return tuple(resolved)
+
+
+def _preprocessing(given: str | PreprocessingSpec, backbone: Backbone) -> Preprocessing:
+    """What a spec says about a backbone's preprocessing.
+
+    Raises:
+        ConfigError: it cannot be resolved, or the images do not fit a ViT's position embeddings.
+    """
+    try:
+        preprocessing = preprocessings.resolve(
+            given if isinstance(given, str) else given.model_dump(), backbone.data_config
+        )
+    except ConfigError as error:
+        raise error.moved("preprocessing", "backbone.preprocessing") from error
+    # The embeddings fit one size of image, unless timm says otherwise.
+    height = backbone.data_config["input_size"][1]
+    fixed = backbone.data_config.get("fixed_input_size", False)
+    if fixed and preprocessing.crop not in (None, height):
+        raise ConfigError(
+            f"gives images of {preprocessing.crop} pixels, but "
+            f"{backbone.model} takes {height}; choose another preprocessing",
+            key="backbone.preprocessing",
+        )
+    return preprocessing
+
+
+def _short(given: dict[str, Any]) -> str:
+    return " ".join(f"{name}={value}" for name, value in given.items())

@@ -1,0 +1,318 @@
+"""What all runs of a spec share: data, backbone, preprocessing, and the stages made of them."""
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from operators.backbones.resolve import Backbone
+from operators.data.dataset import Dataset, Split
+from operators.errors import ConfigError, IncompatibleError
+from operators.images.augmentation import AUGMENTATIONS
+from operators.images.preprocessing import Preprocessing
+from operators.stage import Resources, Stage
+from operators.store.store import library_versions
+from pipelines.spec.model import BuiltinDataset, PipelineSpec
+
+if TYPE_CHECKING:
+    from pipelines.planning.runs import Method
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Reference:
+    """Images and texts of no task.
+
+    Args:
+        images: as indexed; their labels mean nothing.
+        texts: the texts.
+    """
+
+    images: Split
+    texts: tuple[str, ...]
+
+    def stage(self) -> Stage:
+        """The stage that stores the images' index."""
+        return replace(self.images.stage(), label="dataset reference")
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Trunk:
+    """Data, backbone and preprocessing of a spec.
+
+    Args:
+        spec: the spec.
+        dataset: its images.
+        backbone: the network.
+        preprocessing: the test transform.
+        reference: images and texts of no task, if a method asks for them.
+        main: whose features choose exemplars, of a second network; None for its own.
+    """
+
+    spec: PipelineSpec
+    dataset: Dataset
+    backbone: Backbone
+    preprocessing: Preprocessing
+    reference: Reference | None = None
+    main: "Trunk | None" = None
+    _made: dict[str, tuple[Stage, ...]] = field(default_factory=dict)
+    _counts: dict[str, np.ndarray] = field(default_factory=dict)
+
+    def features(self, split: Split) -> tuple[Stage, ...]:
+        """The shards of the frozen backbone's features of a split."""
+        if split.name not in self._made:
+            self._made[split.name] = self.shards(split)
+        return self._made[split.name]
+
+    def shards(
+        self, split: Split, graft: Mapping[str, Any] | None = None, model: Stage | None = None
+    ) -> tuple[Stage, ...]:
+        """The feature shards of a split: consecutive samples, in the data set's order.
+
+        Neither labels nor places are in the keys: relabelling or moving the data changes no
+        feature, and appended samples leave full shards as they are.
+
+        Args:
+            graft: description of what adapted the backbone; None for the frozen one.
+            model: the stage that trained it.
+        """
+        spec = self.spec
+        resources, size, count = spec.resources.extract, spec.features.shard_size, len(split)
+        starts = range(0, count, size)
+        keyed = {
+            # What another text tower changes is not the image's feature.
+            **self.network(self.backbone.image_fingerprint),
+            "preprocessing": self.preprocessing.to_json(),
+            "pooling": spec.features.pooling,
+            "dtype": spec.features.dtype,
+            "numerics": self.numerics(resources.gpus),
+            **({} if graft is None else {"graft": dict(graft)}),
+        }
+        adapted = "" if graft is None else "adapted "
+        return tuple(
+            Stage(
+                operator="features",
+                parameters=keyed | {"images": split.images_digest(start, stop)},
+                inputs={} if model is None else {"graft": (model,)},
+                hints=self.hints(
+                    split,
+                    partial(np.arange, start, stop),
+                    images=stop - start,
+                    batch_size=resources.batch_size,
+                    cpus=resources.cpus,
+                ),
+                resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
+                label=f"{adapted}features {split.name} {number + 1}/{len(starts)}",
+            )
+            for number, start in enumerate(starts)
+            for stop in [min(start + size, count)]
+        )
+
+    def exemplars(self, selection: str, seed: int) -> Stage:
+        """The ranks of the training images as exemplars: of all orders, budgets and methods."""
+        if self.main is not None:
+            return self.main.exemplars(selection, seed)
+        herding, cpus = selection == "herding", self.spec.resources.fit.cpus
+        drawn = {} if herding else {"seed": seed}
+        return Stage(
+            operator="exemplars",
+            parameters={"selection": selection, **drawn},
+            inputs={
+                "dataset": (self.dataset.train.stage(),),
+                "features": self.features(self.dataset.train) if herding else (),
+            },
+            hints={"cpus": cpus},
+            resources=Resources(cpus=cpus),
+            label=f"exemplars {selection}" + ("" if herding else f" seed {seed}"),
+        )
+
+    def texts(self) -> Stage:
+        """The features of the class names on a CLIP's text tower."""
+        resources = self.spec.resources.extract
+        numerics = self.numerics(resources.gpus) | {"precision": "fp32"}
+        return Stage(
+            operator="text",
+            parameters={
+                **self.network(self.backbone.text_fingerprint),
+                **self.named(self.dataset.classes),
+                # Its tokeniser is part of the function.
+                "open_clip": library_versions()["open_clip"],
+                "numerics": numerics,
+            },
+            hints={**self.where(), "cpus": resources.cpus},
+            resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
+            label="text features",
+        )
+
+    def named(self, names: Iterable[str]) -> dict[str, list[str]]:
+        """Class names and templates, as keys know them."""
+        return {"names": list(names), "templates": list(self.spec.text.templates)}
+
+    def network(self, part: str = "") -> dict[str, Any]:
+        """The backbone, as keys know it.
+
+        Args:
+            part: fingerprint of the tower of a CLIP that matters; empty for the whole network.
+        """
+        model = self.backbone.model
+        return {
+            # The same tensors in another architecture (another activation, say) are another net.
+            "architecture": model if self.backbone.network == "clip" else model.partition(".")[0],
+            "backbone": part or self.backbone.fingerprint,
+        }
+
+    def numerics(self, gpus: float) -> dict[str, Any]:
+        """What the last bits of a forward pass depend on."""
+        return {
+            "device": "cuda" if gpus else "cpu",
+            "precision": self.spec.backbone.precision,
+            "torch": ".".join(library_versions()["torch"].split(".")[:2]),
+        }
+
+    def hints(self, split: Split, rows: Callable[[], np.ndarray], **more: Any) -> "Hints":
+        """Where backbone and images are.
+
+        Args:
+            rows: the images' rows of the split, ascending; asked for only if a stage is sent out.
+            more: further hints.
+        """
+        given = self.spec.dataset
+        return Hints(
+            lambda: _places(split, rows()),
+            {
+                **self.where(),
+                "max_pixels": None if isinstance(given, BuiltinDataset) else given.max_pixels,
+                **more,
+            },
+        )
+
+    def where(self) -> dict[str, Any]:
+        """Where the backbone is, as hints."""
+        return {
+            "model": self.backbone.model,
+            "weights": self.backbone.weights,
+            "pooling": self.spec.features.pooling,
+            "image_size": self.backbone.image_size,
+        }
+
+    def counts(self, split: Split, task: Mapping[str, Sequence[int]]) -> np.ndarray:
+        """Images of each class of a task `{classes, domains}`, in the order of its classes."""
+        return self.table(split)[np.ix_(task["classes"], task["domains"])].sum(axis=1)
+
+    def table(self, split: Split) -> np.ndarray:
+        """Images of each class in each domain, int64 [K, domains]."""
+        if split.name not in self._counts:
+            shape = (len(self.dataset.classes), len(self.dataset.domains))
+            table = np.zeros(shape, dtype=np.int64)
+            np.add.at(table, (split.labels, split.domains), 1)
+            self._counts[split.name] = table
+        return self._counts[split.name]
+
+
+class Hints(Mapping[str, Any]):
+    """Hints of a stage, with the places of its images worked out when somebody looks at them.
+
+    A sweep plans ten thousand stages, of which few are sent to a worker.
+    """
+
+    def __init__(self, places: Callable[[], dict[str, Any]], fixed: Mapping[str, Any]) -> None:
+        self._places, self._fixed = places, fixed
+
+    def but(self, **changes: Any) -> "Hints":
+        """With other values for some of them."""
+        return Hints(self._places, {**self._fixed, **changes})
+
+    def __getitem__(self, name: str) -> Any:
+        return self._places() if name == "places" else self._fixed[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("places", *self._fixed))
+
+    def __len__(self) -> int:
+        return 1 + len(self._fixed)
+
+
+def _places(split: Split, rows: np.ndarray) -> dict[str, Any]:
+    return split.where.at(rows).hints(0, len(rows))
+
+
+def check_networks(
+    spec: PipelineSpec, backbone: Backbone, classes: Sequence[str], methods: Iterable["Method"]
+) -> None:
+    """Refuses methods that the backbone or the spec lacks something for.
+
+    Raises:
+        ConfigError: a method for CLIP on another backbone, or the other way round; no class names;
+            no reference.
+    """
+    for method in methods:
+        wanted = method.card["network"]
+        if wanted == "clip" and backbone.network != "clip":
+            raise ConfigError(
+                f"{method.name} needs a CLIP with both towers, such as "
+                f"open_clip:ViT-B-16-quickgelu, got {backbone.model}",
+                key="backbone.model",
+            )
+        if wanted == "vit" and method.trains and backbone.network == "clip":
+            raise ConfigError(
+                f"{method.name} trains a timm ViT, got {backbone.model}; "
+                "on CLIP run closed-form methods and those for CLIP",
+                key="backbone.model",
+            )
+        if wanted == "clip" and list(classes) == [str(number) for number in range(len(classes))]:
+            raise ConfigError(
+                f"{method.name} reads the names of the classes; give them", key="dataset.classes"
+            )
+        if method.card["contract"] == "fused" and spec.vit is None:
+            raise ConfigError(
+                f"{method.name} has a branch on a ViT beside the CLIP; give "
+                "vit: {model: vit_base_patch16_224.orig_in21k}, for example",
+                key="vit",
+            )
+        if method.card["reference"] and spec.reference is None:
+            raise ConfigError(
+                f"{method.name} distils on images and texts of no task; give "
+                "reference: {images: ..., texts: ...}, or the method distillation: 0",
+                key="reference",
+            )
+
+
+def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:
+    """Refuses what a method that trains cannot be given.
+
+    Raises:
+        IncompatibleError: the backbone has blocks that the methods' seams do not fit.
+        ConfigError: precision, pooling or preprocessing do not suit.
+    """
+    trained = [method for method in methods if method.trains]
+    if not trained:
+        return
+    spec, backbone = trunk.spec, trunk.backbone
+    name = trained[0].name
+    if backbone.refused:
+        raise IncompatibleError(
+            f"{name} trains on ViTs with timm's standard blocks, not on "
+            f"{backbone.model}: {backbone.refused}",
+            key="backbone.model",
+        )
+    if spec.backbone.precision == "fp16":
+        raise ConfigError(f"{name} trains in fp32 or bf16, got fp16", key="backbone.precision")
+    if spec.features.pooling != backbone.natural_pooling:
+        raise ConfigError(
+            f"{name} reads the backbone's own pooling, "
+            f"{backbone.natural_pooling}, got {spec.features.pooling}",
+            key="features.pooling",
+        )
+    _check_crop(trunk, trained)
+
+
+def _check_crop(trunk: Trunk, trained: Sequence["Method"]) -> None:
+    for method in trained:
+        name = method.recipe.get("augmentation", "none")
+        value = AUGMENTATIONS[name]
+        if value != AUGMENTATIONS["none"] and trunk.preprocessing.crop is None:
+            raise ConfigError(
+                f"augmentation {name} of {method.name} needs a crop size; set preprocessing.crop",
+                key="backbone.preprocessing",
+            )

@@ -1,0 +1,1 @@
+"""One run of a graph, and what is recorded of it."""

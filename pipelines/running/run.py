@@ -1,0 +1,222 @@
+"""The main job: plan, compute what is missing, record, report.
+
+Everything that takes long is in the store before it is spoken of, so a run may be killed at any
+moment; the same command then continues.
+"""
+
+import json
+import time
+import uuid
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from cluster.execution.executor import Event, Outcome, execute
+from cluster.execution.graph import needed
+from cluster.sessions.session import connect
+from operators.errors import ConfigError, DamagedStage, Interrupted, StorageError
+from operators.housekeeping import RUNS
+from operators.store.store import Store
+from operators.tracking import uri as tracking_uri
+from operators.tracking.tracker import Tracker
+from pipelines.planning import explain
+from pipelines.planning.plan import Plan, Run, make_plan
+from pipelines.running import recording
+from pipelines.running.progress import Display
+from pipelines.running.recording import Finished
+from pipelines.spec.loading import Loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class Where:
+    """Where a run keeps its results and where it computes.
+
+    Args:
+        store: local path or fsspec URL.
+        tracking: MLflow's URI; None for a database in a local store's folder.
+        address: Ray cluster to join; None for a local Ray.
+        insecure: join a cluster on another machine although it asks for no token.
+    """
+
+    store: str
+    tracking: str | None = None
+    address: str | None = None
+    insecure: bool = False
+
+    def tracking_uri(self) -> str:
+        """The URI to record at.
+
+        Raises:
+            ConfigError: a remote store needs one said.
+        """
+        if self.tracking:
+            return self.tracking
+        return tracking_uri.default_uri(self.folder("--tracking"))
+
+    def folder(self, needed_for: str) -> Path:
+        """The store's local folder.
+
+        Raises:
+            ConfigError: the store is remote.
+        """
+        if "://" in self.store and not self.store.startswith("file://"):
+            raise ConfigError(f"store {self.store} is remote; pass {needed_for}")
+        return Path(self.store.removeprefix("file://")).absolute()
+
+    def must_exist(self) -> None:
+        """For commands that only look.
+
+        Raises:
+            StorageError: the store is local, and not there.
+        """
+        if "://" in self.store and not self.store.startswith("file://"):
+            return
+        folder = self.folder("")
+        if not folder.is_dir():
+            what = "is no folder" if folder.exists() else "not found"
+            raise StorageError(f"--store: {folder}: {what}; name the store of an earlier run")
+
+    def journal(self) -> Path:
+        """Local folder for records on their way to MLflow."""
+        if "://" in self.store and not self.store.startswith("file://"):
+            return Path.home() / ".cache" / "graftwork" / "journal"
+        return self.folder("") / "journal"
+
+
+def run_pipeline(loaded: Loaded, where: Where, display: Display) -> dict[str, Any]:
+    """Runs a spec to its end.
+
+    Returns:
+        The document that `graftwork run --json` prints.
+
+    Raises:
+        GraftworkError: with the exit status that belongs to it; what was computed is kept.
+    """
+    started = time.perf_counter()
+    uri, pipeline = where.tracking_uri(), loaded.spec.pipeline
+    store = Store(where.store)
+    store.probe()
+    tracker = Tracker(uri, pipeline, where.journal())
+    tracker.check()
+    plan = make_plan(loaded, store.memo)
+    _write_run_record(plan, store)
+    display.say(
+        f"{pipeline}: {len(plan.dataset.train)} training and {len(plan.dataset.test)} test images, "
+        f"{len(plan.dataset.classes)} classes, {len(plan.runs)} runs, {len(plan.stages)} stages"
+    )
+    tracker.start(
+        name=time.strftime("%Y-%m-%d %H:%M:%S"),
+        params=recording.pipeline_params(plan),
+        tags={"graftwork.pipeline": pipeline},
+        artifacts={"spec.yaml": loaded.text},
+    )
+    status = "FAILED"
+    try:
+        finished: dict[str, Finished] = {}
+        outcome = _compute(plan, store, where, display, tracker, finished)
+        runs = [finished[run.evaluate.key] for run in plan.runs]
+        document: dict[str, Any] = {
+            "pipeline": pipeline,
+            "status": "succeeded",
+            "seconds": round(time.perf_counter() - started, 3),
+            "stages": {
+                "total": outcome.total,
+                "computed": outcome.computed,
+                "cached": outcome.cached,
+                "failed": 0,
+            },
+            "images_forwarded": int(outcome.fact("images_forwarded")),
+        }
+        report = recording.report(plan, store, loaded, runs, outcome, document)
+        report_name = f"reports/{pipeline}.html"
+        store.blobs.replace(report_name, report.encode())
+        tracker.log(
+            metrics={
+                "seconds": document["seconds"],
+                "images_forwarded": document["images_forwarded"],
+                "stages_computed": outcome.computed,
+                "stages_cached": outcome.cached,
+            },
+            artifacts={"report.html": report, "graph.mmd": explain.mermaid(plan, store)},
+        )
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        raise
+    finally:
+        # Whoever stopped the run is waiting; what is not sent now, the next run sends.
+        ids = tracker.finish(status, patience=0.5 if status == "KILLED" else 3.0)
+    if ids.unsent:
+        display.say(
+            f"{ids.unsent} records wait for MLflow and are sent by the next run: {ids.problem}"
+        )
+    display.say(f"report: {store.blobs.root}/{report_name}")
+    return document | {
+        "results": [recording.result(found, ids) for found in runs],
+        "mlflow": {
+            "tracking_uri": tracking_uri.mask(uri),
+            "experiment_id": ids.experiment_id,
+            "run_id": ids.run_id,
+        },
+    }
+
+
+def _write_run_record(plan: Plan, store: Store) -> None:
+    """Names the stages of this run, so that `cache gc --unused` keeps them."""
+    name = f"{RUNS}/{plan.spec.pipeline}/{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex}.json"
+    record = {"created": time.time(), "stages": [stage.key for stage in plan.stages]}
+    store.blobs.put(name, json.dumps(record).encode())
+
+
+def _compute(
+    plan: Plan,
+    store: Store,
+    where: Where,
+    display: Display,
+    tracker: Tracker,
+    finished: dict[str, Finished],
+) -> Outcome:
+    """Computes what is missing, and hands every result on as soon as it is stored."""
+    runs = {run.evaluate.key: run for run in plan.runs}
+    modelled: set[str] = set()
+    reads = {stage.key: run.evaluate.key for run in plan.runs for stage in run.own}
+    for run in plan.runs:
+        _set_aside_if_damaged(store, run, display)
+
+    def on_event(event: Event) -> None:
+        display.event(event)
+        key = event.stage.key
+        if event.kind == "finished":
+            owner = key if key in runs else reads.get(key)
+            tracker.stage(event.stage.label, event.seconds, event.facts, method=owner)
+        if key in runs and event.kind in ("cached", "finished"):
+            finished[key] = recording.read(store, runs[key], cached=event.kind == "cached")
+            # Orders and seeds that share a fit share its model.
+            model = recording.model_identity(plan, runs[key])
+            new = model is not None and model not in modelled
+            modelled.add(model or "")
+            tracker.method_run(recording.method_run(plan, store, finished[key], with_model=new))
+
+    stored = {name: store.keys(name) for name in {stage.operator for stage in plan.stages}}
+    missing = needed(plan.targets, lambda s: s.key in stored[s.operator]).compute
+    images = sum(map(plan.images, missing))
+    with display.stages(len(plan.stages), images):
+        return execute(
+            plan.targets,
+            store,
+            connect=partial(connect, where.address, insecure=where.insecure),
+            on_event=on_event,
+        )
+
+
+def _set_aside_if_damaged(store: Store, run: Run, display: Display) -> None:
+    """A stored result is read whole before it is served: a damaged one is computed again."""
+    stage = run.evaluate
+    if not store.has(stage.operator, stage.key):
+        return
+    try:
+        store.verify(stage.operator, stage.key)
+    except DamagedStage as error:
+        display.say(f"damaged: {stage.label}: {error}; set aside and computed again")
+        store.quarantine(stage.operator, stage.key)

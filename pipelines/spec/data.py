@@ -1,0 +1,300 @@
+"""The sections of a spec about data: images and labels, and the stream of tasks."""
+
+from collections.abc import Callable, Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from operators.data.builtin import BUILTIN
+from operators.data.scenario import MAX_SEED, OrderName, expand
+from pipelines.spec.fields import (
+    PLACE,
+    Before,
+    Place,
+    Rule,
+    Section,
+    choice,
+    integer,
+    listing,
+    no_duplicates,
+    optional,
+    real,
+    refuse,
+    text,
+)
+from pipelines.spec.problems import shown
+
+BUILTIN_DATASETS = tuple(BUILTIN)
+MAX_COUNT = 1_000_000_000
+MAX_PIXELS = 89_478_485
+"""Where Pillow begins to warn of decompression bombs."""
+
+_count = integer(1, MAX_COUNT)
+seed = integer(0, MAX_SEED)
+
+
+class Limits(Section):
+    """First rows of each class in file order; null means all of them."""
+
+    train: Annotated[int | None, optional(_count)] = Field(
+        default=None, description="rows of each class used for training"
+    )
+    test: Annotated[int | None, optional(_count)] = Field(
+        default=None, description="rows of each class used for testing"
+    )
+
+
+def _limits(value: Any) -> Any:
+    if isinstance(value, (dict, Limits)):
+        return value
+    limit = optional(_count).check(value)
+    return {"train": limit, "test": limit}
+
+
+_LimitsField = Annotated[Limits, Before(_limits, "integer (both splits), mapping, or null")]
+_LIMITS_SAYS = "first rows of each class in file order"
+_HOLDOUT_SAYS = (
+    "share of each class's training images to test on instead of the test images, "
+    "for choosing hyper-parameters"
+)
+
+
+class BuiltinDataset(Section):
+    """A data set that comes with the package."""
+
+    builtin: Annotated[str, choice(BUILTIN_DATASETS)] = Field(
+        description="name of a data set that needs no files"
+    )
+    limit_per_class: _LimitsField = Field(default=Limits(), description=_LIMITS_SAYS)
+    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=_HOLDOUT_SAYS)
+
+    @property
+    def domain(self) -> None:
+        """No built-in data set has domains."""
+        return None
+
+
+_places = listing("paths or URLs", single=True)
+_Name = Annotated[str, text(200)]
+
+
+def _classes(value: Any) -> str | tuple[str, ...] | None:
+    """Path of a JSON list, or the names themselves."""
+    if not isinstance(value, (list, tuple)):
+        return optional(PLACE).check(value)
+    if not value:
+        raise refuse("must name at least one class, got an empty list")
+    for index, name in enumerate(value):
+        try:
+            text(200).check(name)
+        except PydanticCustomError as error:
+            raise refuse(error.message(), (index,)) from error
+    return no_duplicates(tuple(value))
+
+
+class FileDataset(Section):
+    """Images in files."""
+
+    train: Annotated[tuple[Place, ...], _places] = Field(
+        description="Parquet file, glob, folder with a folder per class, URL, or a list of those"
+    )
+    test: Annotated[tuple[Place, ...], _places] = Field(description="the same, for testing")
+    image: Annotated[str, text()] = Field(
+        default="image", description="column with the encoded image, binary or struct {bytes, path}"
+    )
+    label: Annotated[str, text()] = Field(default="label", description="column with the class id")
+    domain: Annotated[str | None, optional(text())] = Field(
+        default=None, description="column with the domain; domain_incremental needs it"
+    )
+    classes: Annotated[
+        Place | tuple[str, ...] | None,
+        Rule(_classes, "path of a JSON list, list of names, or null"),
+    ] = Field(default=None, description="class names by class id, for reports")
+    limit_per_class: _LimitsField = Field(default=Limits(), description=_LIMITS_SAYS)
+    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=_HOLDOUT_SAYS)
+    on_bad_image: Annotated[Literal["error", "skip"], choice(("error", "skip"))] = Field(
+        default="error", description="what to do with an image that cannot be decoded"
+    )
+    max_pixels: Annotated[int, integer(1, MAX_COUNT)] = Field(
+        default=MAX_PIXELS, description="larger images count as bad images"
+    )
+
+
+def full_dataset(value: Any) -> Any:
+    """The section, with a built-in data set's bare name written out."""
+    if isinstance(value, str):
+        if value not in BUILTIN_DATASETS:
+            raise refuse(
+                f"no built-in data set {shown(value)} (known: {', '.join(BUILTIN_DATASETS)}); "
+                "files are given as {train: ..., test: ...}"
+            )
+        return {"builtin": value}
+    return value
+
+
+def _dataset_kind(value: Any) -> str:
+    has_name = "builtin" in value if isinstance(value, dict) else isinstance(value, BuiltinDataset)
+    return "<builtin>" if has_name else "<files>"
+
+
+Dataset = Annotated[
+    Annotated[BuiltinDataset, Tag("<builtin>")] | Annotated[FileDataset, Tag("<files>")],
+    Discriminator(_dataset_kind),
+]
+
+
+def _texts(value: Any) -> str | tuple[str, ...]:
+    """Path of a JSON list, or the texts themselves."""
+    if not isinstance(value, (list, tuple)):
+        return PLACE.check(value)
+    if not value:
+        raise refuse("must hold at least one text, got an empty list")
+    return tuple(_at(index, text(300).check, item) for index, item in enumerate(value))
+
+
+class Reference(Section):
+    """Images and texts of no task, to which methods that train CLIP whole hold it."""
+
+    images: Annotated[tuple[Place, ...], _places] = Field(
+        description="as in dataset.train; labels are not used"
+    )
+    texts: Annotated[
+        Place | tuple[str, ...], Rule(_texts, "path of a JSON list, or list of texts")
+    ] = Field(description="texts that images are compared with")
+    image: Annotated[str, text()] = Field(
+        default="image", description="column with the encoded image, as in dataset"
+    )
+    label: Annotated[str, text()] = Field(
+        default="label", description="column with a class id, by which images are limited"
+    )
+    limit_per_class: Annotated[int | None, optional(_count)] = Field(
+        default=None, description="first images of each class in file order"
+    )
+    max_pixels: Annotated[int, integer(1, MAX_COUNT)] = Field(
+        default=MAX_PIXELS, description="larger images count as bad images"
+    )
+
+
+def _template(value: Any) -> str:
+    """Text with one `{}`."""
+    text(200).check(value)
+    if value.count("{}") != 1 or value.replace("{}", "").count("{"):
+        raise refuse(f"must hold one {{}} for the class name, got {shown(value)}")
+    return value
+
+
+class Text(Section):
+    """What CLIP's text tower reads for each class; only methods on CLIP look at it."""
+
+    templates: Annotated[
+        tuple[Annotated[str, Rule(_template, "text with one {}")], ...],
+        listing("texts with one {} for a class name", single=True),
+        AfterValidator(no_duplicates),
+    ] = Field(
+        default=("a photo of a {}.",),
+        description="texts around a class name, whose features are averaged; "
+        "training uses the first one",
+    )
+
+
+def _orders(value: Any) -> tuple[Any, ...]:
+    """All accepted ways of writing orders, one by one."""
+    if value == "natural":
+        return expand("natural")
+    if isinstance(value, Mapping):
+        unknown = [key for key in value if key not in ("count", "first")]
+        if unknown:
+            raise refuse('unknown key; an order sweep has "count" and "first"', (unknown[0],))
+        if "count" not in value:
+            raise refuse("missing; say how many orders", ("count",))
+        count = _at("count", integer(1, 10_000).check, value["count"])
+        first = _at("first", integer(0, MAX_SEED + 1 - count).check, value.get("first", 0))
+        return expand({"count": count, "first": first})
+    says = 'seeds, "natural" and explicit lists; or "natural", or {count: n, first: 0}'
+    return listing(says).change(value)
+
+
+def _at(key: str | int, check: Callable[[Any], Any], value: Any) -> Any:
+    """The checked value; a problem with it is reported at `key`."""
+    try:
+        return check(value)
+    except PydanticCustomError as error:
+        raise refuse(error.message(), (key,)) from error
+
+
+def _order(value: Any) -> Any:
+    if value == "natural":
+        return value
+    if isinstance(value, (list, tuple)):
+        if not value:
+            raise refuse("an explicit order must not be empty")
+        numbers = all(isinstance(item, int) and not isinstance(item, bool) for item in value)
+        if not numbers and not all(isinstance(item, str) for item in value):
+            raise refuse("an explicit order must hold class ids, or domain names in quotes")
+        repeated = [item for index, item in enumerate(value) if item in value[:index]]
+        if repeated:
+            raise refuse(f"an explicit order must not repeat {shown(repeated[0])}")
+        return list(value)
+    if isinstance(value, str):
+        raise refuse(f'must be a seed, "natural" or a list, got {shown(value)}')
+    return seed.check(value)
+
+
+class Scenario(Section):
+    """How the data becomes a stream of tasks."""
+
+    kind: Annotated[
+        Literal["class_incremental", "domain_incremental"],
+        choice(("class_incremental", "domain_incremental")),
+    ] = Field(description="new classes with every task, or a new domain with every task")
+    increment: Annotated[int | None, optional(_count)] = Field(
+        default=None,
+        description="classes of each task after the first; class_incremental only, required there",
+        validate_default=True,
+    )
+    initial: Annotated[int | None, optional(_count)] = Field(
+        default=None,
+        description="classes of the first task, `increment` if absent; class_incremental only",
+        validate_default=True,
+    )
+    tasks: Annotated[int | None, optional(_count)] = Field(
+        default=None, description="stop after so many tasks; absent: learn all of them"
+    )
+    orders: Annotated[
+        tuple[Annotated[OrderName, Rule(_order, "order")], ...],
+        Before(_orders, 'list of seeds, "natural" and explicit lists; {count, first}; "natural"'),
+    ] = Field(
+        default=None,
+        description="class (or domain) orders; absent: [1993], natural for domain_incremental",
+        validate_default=True,
+    )
+
+    @field_validator("increment", "initial")
+    @classmethod
+    def _fits_kind(cls, value: int | None, info: ValidationInfo) -> int | None:
+        kind = info.data.get("kind")
+        if kind == "domain_incremental" and value is not None:
+            raise refuse("only for class_incremental; every task is one domain, remove it")
+        if kind == "class_incremental" and value is None:
+            if info.field_name == "increment":
+                raise refuse("missing; class_incremental needs the number of classes per task")
+            return info.data.get("increment")
+        return value
+
+    @field_validator("orders", mode="wrap")
+    @classmethod
+    def _orders_of_kind(
+        cls, value: Any, handler: Callable[[Any], tuple[OrderName, ...]], info: ValidationInfo
+    ) -> tuple[OrderName, ...]:
+        kind = info.data.get("kind")
+        if value is None:
+            return ("natural",) if kind == "domain_incremental" else (1993,)
+        orders = no_duplicates(handler(value))
+        for index, order in enumerate(orders):
+            if isinstance(order, list) and kind is not None:
+                wanted = str if kind == "domain_incremental" else int
+                what = "domain names" if kind == "domain_incremental" else "class ids"
+                if not isinstance(order[0], wanted):
+                    raise refuse(f"an explicit order of {kind} must hold {what}", (index,))
+        return orders
