@@ -22,7 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from cluster.execution.executor import execute
 from cluster.execution.worker import run_stage
 from cluster.sessions.session import connect
-from operators.stage import OPERATORS, Operator, Order, Result, Stage
+from operators.assignment import Order, Result
+from operators.stage import OPERATORS, Operator, Stage
 from operators.store.store import Store
 
 NOOP = Operator(version=1, function="executor:noop")

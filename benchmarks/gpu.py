@@ -34,6 +34,8 @@ import methods
 from operators.backbones import loading
 from operators.stages import features
 from operators.training import loop
+from operators.training.forward import frozen_features
+from operators.training.settings import Settings
 
 LIMIT = 1e-3
 """Relative error up to which fp32 on both devices counts as the same."""
@@ -132,7 +134,7 @@ def passes(
     learner.eval()
     inputs, columns = pixels.to(device), targets.to(device)
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        query = loop.frozen_features(learner.vit, inputs) if learner.needs_query else None
+        query = frozen_features(learner.vit, inputs) if learner.needs_query else None
         loss = learner(inputs, columns, query)["loss"]
     loss.backward()
     gradients = [p.grad for p in learner.parameters() if p.grad is not None]
@@ -171,7 +173,7 @@ def main() -> None:
     for batch in (128, features.BATCH_SIZES["cuda"]):
         print(extraction(options.model, batch, most), flush=True)
     torch.backends.cudnn.allow_tf32 = False  # as in a run
-    settings = loop.Settings(seed=0, device="cuda", precision="bf16", decoders=2)
+    settings = Settings(seed=0, device="cuda", precision="bf16", decoders=2)
     network = loading.load(options.model, "random", "token")
     pixels = torch.randn(options.batch, 3, 224, 224)
     for case in training.cases(wanted, options.batch, network, settings):

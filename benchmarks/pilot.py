@@ -52,8 +52,10 @@ from methods.networks import vit as seams
 from operators.backbones import loading
 from operators.data.index_file import SplitIndex
 from operators.images.preprocessing import PRESETS
-from operators.training import loop
+from operators.training import forward, loop
+from operators.training.batches import chunks as batches_chunks
 from operators.training.rows import TaskRows
+from operators.training.settings import Settings
 
 CLASSES = 10
 TASK = Task(index=0, count=10, current=tuple(range(CLASSES)), before=0, seen=CLASSES)
@@ -190,7 +192,7 @@ def ours(
     """Seconds of the steps of a round of our training."""
     fitting = {**OURS[name], "epochs": 1, "batch_size": options.batch, **changes}
     method = methods.build(name, fitting)
-    settings = loop.Settings(seed=0, precision=precision, decoders=options.threads)
+    settings = Settings(seed=0, precision=precision, decoders=options.threads)
     clock = CLOCKS[options.clock]
 
     def a_round() -> list[float]:
@@ -309,9 +311,9 @@ def serve(options: argparse.Namespace) -> None:
         networks.timm = SimpleNamespace(create_model=create_model)
     else:
         with torch.no_grad():
-            chunks = loop.chunks(list(range(count)), options.batch)
+            chunks = batches_chunks(list(range(count)), options.batch)
             inputs = (rows.normalise(rows.batch(chunk, 0, "none")) for chunk in chunks)
-            rows.query = torch.cat([loop.frozen_features(network, batch) for batch in inputs])
+            rows.query = torch.cat([forward.frozen_features(network, batch) for batch in inputs])
     rounds: dict[tuple[str, str], Callable[[], list[float]]] = {}
     for line in sys.stdin:
         name, column = json.loads(line)

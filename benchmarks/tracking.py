@@ -14,7 +14,8 @@ from typing import Any
 
 from operators.tracking import tracker
 from pipelines.running.progress import Display
-from pipelines.running.run import Where, run_pipeline
+from pipelines.running.run import run_pipeline
+from pipelines.running.where import Where
 from pipelines.spec.loading import load_resolved
 
 SWEEP = ("methods=[simplecil, slda, fecam, acil]", "scenario.orders={count: 50, first: 0}")

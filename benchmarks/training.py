@@ -45,8 +45,9 @@ from operators.backbones import loading
 from operators.backbones.loading import PRECISIONS
 from operators.data.index_file import SplitIndex
 from operators.images.preprocessing import Preprocessing
-from operators.training import loop
+from operators.training import batches, forward, loop
 from operators.training.rows import TaskRows
+from operators.training.settings import Images, Settings
 
 CLASSES = 10
 PER_ROUND = 4
@@ -72,7 +73,7 @@ class Case:
     name: str
     values: dict[str, Any]
     network: Any
-    settings: loop.Settings
+    settings: Settings
 
     @cached_property
     def method(self) -> Trained:
@@ -141,7 +142,7 @@ class Ready:
 class Watched:
     """Images of a task, and when they were first asked for."""
 
-    def __init__(self, images: loop.Images) -> None:
+    def __init__(self, images: Images) -> None:
         self.targets, self.query, self.exemplars = images.targets, images.query, images.exemplars
         self.normalise, self.name, self._batch = images.normalise, images.name, images.batch
         self.started = 0.0
@@ -151,7 +152,7 @@ class Watched:
         return self._batch(rows, epoch, augmentation)
 
 
-def cases(wanted: list[str], batch: int, network: Any, settings: loop.Settings) -> Iterator[Case]:
+def cases(wanted: list[str], batch: int, network: Any, settings: Settings) -> Iterator[Case]:
     """Every method that trains a ViT, and every kind of first session."""
     small = {"batch_size": batch, "epochs": 1, "alignment_epochs": 1, "milestone": 1}
     for name in (*methods.METHODS, *methods.PARTS):
@@ -168,7 +169,7 @@ def cases(wanted: list[str], batch: int, network: Any, settings: loop.Settings) 
                 yield Case(label, name, fitting | values, network, settings)
 
 
-def train(case: Case, images: loop.Images, steps: int, say: Callable[[], None]) -> None:
+def train(case: Case, images: Images, steps: int, say: Callable[[], None]) -> None:
     """Steps of the training loop, `say` after each."""
     left = iter(range(steps - 1))
 
@@ -195,7 +196,7 @@ def ready(case: Case, batch: int, steps: int, pixels: Tensor) -> Rates:
     """Images per second of the training loop and of the bare loop, on ready tensors."""
     case = case.augmented("none")
     targets = torch.arange(batch * steps) % CLASSES
-    query = loop.frozen_features(case.vit(), pixels)
+    query = forward.frozen_features(case.vit(), pixels)
     bare, ours, theirs = Bare(case), [], []
     mark = clock()
 
@@ -216,9 +217,9 @@ def loaded(case: Case, augmentation: str, batch: int, rounds: int, given: TaskRo
     """Images per second of the training loop with encoded images, of the bare loop with tensors."""
     case, count = case.augmented(augmentation), len(given.targets)
     steps = count // batch
-    chunks = loop.chunks(list(range(count)), batch)
+    chunks = batches.chunks(list(range(count)), batch)
     inputs = [given.normalise(given.batch(rows, 0, augmentation)) for rows in chunks]
-    features = torch.cat([loop.frozen_features(case.vit(), images) for images in inputs])
+    features = torch.cat([forward.frozen_features(case.vit(), images) for images in inputs])
     given.query = features if augmentation == "none" else None
     tensors = [
         (images, given.targets[rows], None if given.query is None else given.query[rows])
@@ -299,7 +300,7 @@ def main() -> None:
     print(f"{options.threads} threads; images of {options.edge} pixels, images/s\n")
     print("".join(["| method |", *(f" {name} | bare | ratio |" for name in columns)]))
     print("".join(["|---|", *("---|---|---|" for _ in columns)]))
-    settings = loop.Settings(seed=0, precision=options.precision, decoders=options.threads)
+    settings = Settings(seed=0, precision=options.precision, decoders=options.threads)
     wanted = [m for m in options.methods.split(",") if m]
     for case in cases(wanted, options.batch, network, settings):
         print(f"| {case.label} |", end="", flush=True)

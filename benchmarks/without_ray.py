@@ -31,7 +31,7 @@ from operators.errors import GraftworkError
 from operators.stage import OPERATORS, Stage
 from operators.store.store import Store
 from pipelines.planning.plan import make_plan
-from pipelines.running import recording
+from pipelines.running import finished
 from pipelines.spec.loading import load_resolved
 
 
@@ -142,7 +142,7 @@ def compute(
 
 def row(store: Store, asked: Any) -> dict[str, Any]:
     """What is told of a result."""
-    read = recording.read(store, asked, cached=False)
+    read = finished.read(store, asked, cached=False)
     return {
         "label": asked.method.label,
         "hyperparameters": asked.method.hyperparameters,

@@ -16,9 +16,7 @@ from operators.keys import digest
 
 if TYPE_CHECKING:
     from operators.store.store import Store
-
-Files = Mapping[str, bytes | bytearray]
-"""What an operator returns: file name -> content, committed together or not at all."""
+from operators.assignment import Order, Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,45 +98,6 @@ class Stage:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
-    """A stage as a worker sees it: inputs are keys, everything pickles small."""
-
-    key: str
-    preimage: dict[str, Any]
-    hints: dict[str, Any]
-    input_operators: dict[str, str]
-    label: str
-
-    @property
-    def operator(self) -> str:
-        return self.preimage["operator"]
-
-    @property
-    def parameters(self) -> dict[str, Any]:
-        return self.preimage["parameters"]
-
-    def inputs(self, role: str) -> list[tuple[str, str]]:
-        """(operator, key) of each input stage with this role, in order."""
-        operator = self.input_operators.get(role, "")
-        return [(operator, key) for key in self.preimage["inputs"].get(role, [])]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Result:
-    """What an operator hands back.
-
-    Args:
-        files: committed together or not at all.
-        facts: for the manifest and MLflow.
-        obsolete: names of blobs in the store that nobody needs once the files are committed.
-    """
-
-    files: Files
-    facts: Mapping[str, Any] = field(default_factory=dict)
-    obsolete: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
 class Operator:
     """How a kind of stage is computed.
 
@@ -157,7 +116,7 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {
-    "dataset": Operator(version=1, function="operators.data.dataset:run"),
+    "dataset": Operator(version=1, function="operators.stages.dataset:run"),
     "features": Operator(version=1, function="operators.stages.features:run"),
     "exemplars": Operator(version=1, function="operators.stages.exemplars:run"),
     "text": Operator(version=1, function="operators.stages.text:run"),

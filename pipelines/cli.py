@@ -95,7 +95,7 @@ def _where(
     store: str, tracking: str | None, address: str | None = None, insecure: bool = False
 ) -> Any:
     from operators.files import urls
-    from pipelines.running.run import Where
+    from pipelines.running.where import Where
 
     try:
         urls.check(store)
@@ -182,12 +182,12 @@ def doctor(
 ) -> None:
     """Look at the data of a spec before any cluster time: counts, sizes, broken images."""
     from operators.store.store import Store
-    from pipelines.reporting import terminal
+    from pipelines.commands.doctor import doctor as doctor_doctor
     from pipelines.running.progress import Display
     from pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    terminal.doctor(loaded, Store(_where(store, None).store), Display(), as_json)
+    doctor_doctor(loaded, Store(_where(store, None).store), Display(), as_json)
 
 
 @app.command(
@@ -321,7 +321,6 @@ def predict(
     Scores are the method's own logits: larger is likelier, but they are no probabilities.
     """
     from pipelines.commands import predict as predicting
-    from pipelines.reporting import terminal
     from pipelines.running.progress import Display
 
     where = _where(store, tracking, address, insecure)
@@ -336,7 +335,7 @@ def predict(
         device=device,
         weights=weights,
     )
-    terminal.predictions(request, where, Display(), Console(), output, as_json)
+    predicting.predictions(request, where, Display(), Console(), output, as_json)
 
 
 @app.command(epilog="Example: graftwork methods ranpac")

@@ -10,10 +10,11 @@ from cluster.execution.executor import Event, Outcome
 from cluster.execution.graph import walk
 from cluster.execution.worker import run_stage
 from operators.stage import OPERATORS, Stage
-from operators.store.store import Store
+from operators.store import Store
 from pipelines.running import run as program
 from pipelines.running.progress import Display
-from pipelines.running.run import Where, run_pipeline
+from pipelines.running.run import run_pipeline
+from pipelines.running.where import Where
 from pipelines.spec.loading import load_resolved
 
 

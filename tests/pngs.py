@@ -16,7 +16,7 @@ from timm.models.vision_transformer import ParallelScalingBlock, VisionTransform
 
 from cluster.execution.worker import Done, run_stage
 from operators.stage import OPERATORS, Stage
-from operators.store.store import Store
+from operators.store import Store
 from pipelines.planning.plan import Plan, make_plan
 from pipelines.spec.loading import load_resolved
 

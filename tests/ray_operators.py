@@ -7,9 +7,10 @@ import time
 from pathlib import Path
 
 from operators import live
+from operators.assignment import Order, Result
 from operators.errors import BadDataError, ConfigError, Diverged, OutOfMemory
-from operators.stage import OPERATORS, Operator, Order, Resources, Result, Stage
-from operators.store.store import Store
+from operators.stage import OPERATORS, Operator, Resources, Stage
+from operators.store import Store
 
 ERRORS = {
     "ValueError": ValueError("no good\nsecond line"),

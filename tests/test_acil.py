@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from methods.contracts.card import Rows
+from methods.contracts.fitted import Rows
 from methods.representations import projection
 from methods.representations.acil import ACIL
 

@@ -108,8 +108,8 @@ def test_the_methods_and_the_preset_pass_their_tests(tree: Path) -> None:
 def test_the_spec_and_the_table_are_accepted(tree: Path) -> None:
     call(tree, "write_parquet.py")
     code = (
-        "from operators.dataset import index; from operators.store import Store\n"
-        "from pipelines.spec import load_resolved\n"
+        "from operators.data.dataset import index; from operators.store import Store\n"
+        "from pipelines.spec.loading import load_resolved\n"
         "files = ['dataset.train=train.parquet', 'dataset.test=test.parquet']\n"
         "spec = load_resolved('flowers.yaml', files).spec\n"
         "found = index(spec.dataset.model_dump(mode='json'), Store('store').memo)\n"
@@ -120,7 +120,7 @@ def test_the_spec_and_the_table_are_accepted(tree: Path) -> None:
 
 def test_the_built_in_data_set_is_images_with_labels(tree: Path) -> None:
     code = (
-        "from operators import images, stripes\n"
+        "from operators.images import codec as images; from operators import stripes\n"
         "for split, count in (('train', 60), ('test', 15)):\n"
         "    found = stripes.images(split)\n"
         "    assert len(found) == len(set(found)) == len(stripes.labels(split)) == count\n"
@@ -130,5 +130,5 @@ def test_the_built_in_data_set_is_images_with_labels(tree: Path) -> None:
     call(
         tree,
         "-c",
-        "from pipelines import spec; spec.load_resolved('quickstart', ['dataset=stripes'])",
+        "from pipelines.spec import loading as spec; spec.load_resolved('quickstart', ['dataset=stripes'])",
     )

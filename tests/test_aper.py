@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 
 import methods
-from methods.contracts.card import Card, Rows, State
+from methods.contracts.card import Card, State
+from methods.contracts.fitted import Rows
 from methods.parts.first_session import FirstSession
 from methods.representations.simplecil import SimpleCIL
 from operators import catalogue
+from operators.assignment import Order
 from operators.formats import features
-from operators.stage import Order
-from operators.store.store import Store
-from operators.training import loop
+from operators.store import Store
+from operators.training import forward, loop, settings
 from tests import tiny
 
 # Table of the authors' configurations for CIFAR-100 in steps of five: epochs, lr, batch, decay.
@@ -55,7 +56,7 @@ def branches(session: FirstSession, state: State | None) -> list[tuple[Tensor, T
     learner = tiny.opened(session, TASKS[0], state)
     with torch.no_grad():
         return [
-            (loop.frozen_features(tiny.vit(), data.pixels), learner.features(data.pixels))
+            (forward.frozen_features(tiny.vit(), data.pixels), learner.features(data.pixels))
             for data in DATA
         ]
 
@@ -157,7 +158,9 @@ def test_d_order_and_split_of_later_tasks_do_not_matter(trained: list[tuple[Tens
 def test_pitfall_vi_the_first_task_decides_the_features(trained: list[tuple[Tensor, Tensor]]):
     session = adapted("aper_ssf", epochs=2, batch_size=6, lr=0.1)
     other = tiny.images(TASKS[0], seed=1)
-    state, _ = loop.train_task(session, tiny.vit(), TASKS[0], other, None, loop.Settings(seed=0))
+    state, _ = loop.train_task(
+        session, tiny.vit(), TASKS[0], other, None, settings.Settings(seed=0)
+    )
     assert (branches(session, state)[0][1] - trained[0][1]).abs().max() > 1e-3
 
 

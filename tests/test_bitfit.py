@@ -10,7 +10,7 @@ from methods.baselines.bitfit import BitFit, BitFitLearner
 from methods.contracts.card import State
 from methods.contracts.hyperparameters import HyperparameterError
 from methods.contracts.trained import Learner
-from operators.training import loop
+from operators.training import batches, forward, loop, settings
 from tests import tiny
 
 METHOD = BitFit(epochs=2, batch_size=6, lr=0.01, weight_decay=0.1, augmentation="none")
@@ -45,12 +45,12 @@ def test_a_pooling_that_features_are_not_read_through_is_not_trained() -> None:
 def test_start_is_bitwise_the_backbone() -> None:
     images = tiny.images(tiny.task(0)).pixels
     features = tiny.opened(METHOD, tiny.task(0), None).features(images)
-    assert torch.equal(features, loop.frozen_features(tiny.vit(), images))
+    assert torch.equal(features, forward.frozen_features(tiny.vit(), images))
 
 
 def test_weights_stay_bitwise_and_are_not_stored(states: list[State]) -> None:
     network, task = tiny.vit(DEPTH), tiny.task(0)
-    loop.train_task(METHOD, network, task, tiny.images(task), None, loop.Settings(seed=0))
+    loop.train_task(METHOD, network, task, tiny.images(task), None, settings.Settings(seed=0))
     plain = tiny.vit(DEPTH).state_dict()
     moved = {n for n, t in network.state_dict().items() if not torch.equal(t, plain[n])}
     assert moved == {name for name in plain if name.endswith("bias")}
@@ -78,7 +78,7 @@ def test_two_tasks_are_a_plain_loop(states: list[State]) -> None:
         for epoch, lr in enumerate((0.01, 0.005)):
             for group in sgd.param_groups:
                 group["lr"] = lr
-            for rows in loop.row_batches(12, METHOD.recipe(task), 0, index, epoch):
+            for rows in batches.row_batches(12, METHOD.recipe(task), 0, index, epoch):
                 scores = head(vit.forward_features(images.pixels[rows])[:, 0])
                 sgd.zero_grad()
                 F.cross_entropy(scores, images.targets[rows] - 3 * index).backward()

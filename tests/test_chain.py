@@ -18,7 +18,7 @@ from cluster.sessions.session import Node
 from operators import live
 from operators.errors import ConfigError, DamagedStage, Diverged, StageFailed
 from operators.stage import OPERATORS, Resources, Stage
-from operators.store.store import Store
+from operators.store import Store
 from tests.ray_operators import chain, stage
 
 # --- progress ---------------------------------------------------------------------------------

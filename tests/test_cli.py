@@ -23,10 +23,10 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from operators import __version__, housekeeping
-from operators.backbones import loading
+from operators.backbones.shipped import loading, weights
 from operators.errors import BadDataError, IncompatibleError
 from operators.stages import features
-from operators.store.store import Store
+from operators.store import Store
 from pipelines import cli
 from pipelines.planning.plan import make_plan
 from pipelines.spec.loading import load_resolved
@@ -402,7 +402,7 @@ def test_weights_in_a_pth_file(tmp_path: Path) -> None:
     data = (tmp_path / "half.pth").read_bytes()
     (tmp_path / "half.pth").write_bytes(data[: len(data) // 2])
     with pytest.raises(IncompatibleError, match="holds code or is damaged"):
-        loading.read_weights(str(tmp_path / "half.pth"))
+        weights.read_weights(str(tmp_path / "half.pth"))
 
 
 def test_pretrained_weights_offline(

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from operators.backbones import clip, loading
-from operators.backbones import resolve as backbone
+from operators.backbones.shipped import clip, loading, weights
+from operators.backbones.shipped import resolve as backbone
 from operators.errors import ConfigError, IncompatibleError
 from operators.images.preprocessing import PRESETS, resolve
-from operators.store.store import Store
+from operators.store import Store
 
 MICRO = "open_clip:clip_micro_32"
 B16 = "open_clip:ViT-B-16"
@@ -37,7 +37,7 @@ def test_random_weights_come_from_one_seed_without_the_network(
     monkeypatch.setattr(socket.socket, "connect", refused)
     monkeypatch.setattr(socket, "getaddrinfo", refused)
     first, second = (loading.load(MICRO, "random", "token") for _ in range(2))
-    assert loading.fingerprint(first) == loading.fingerprint(second)
+    assert weights.fingerprint(first) == weights.fingerprint(second)
     assert not any(p.requires_grad for p in first.parameters())
     assert not first.training
     assert loading.width(first) == 32

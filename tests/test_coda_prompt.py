@@ -17,7 +17,7 @@ from methods.prompts.coda_prompt import (
     orthogonal_rows,
     overlap,
 )
-from operators.training import loop
+from operators.training import forward
 from tests import tiny
 
 METHOD = CodaPrompt(epochs=2, batch_size=6, lr=0.01, pool_size=6, prompt_length=4)
@@ -39,7 +39,7 @@ def states() -> list[dict[str, Tensor]]:
 @pytest.fixture(scope="module")
 def batch() -> tuple[Tensor, Tensor, Tensor]:
     data = tiny.images(tiny.task(1))
-    return data.pixels, data.targets, loop.frozen_features(tiny.vit(), data.pixels)
+    return data.pixels, data.targets, forward.frozen_features(tiny.vit(), data.pixels)
 
 
 def test_c1_old_components_get_no_gradient_and_keep_their_bits(states, batch):
@@ -168,7 +168,7 @@ def test_domain_incremental_tasks_add_components_and_keep_the_classes():
     assert isinstance(learner, CodaPromptLearner)
     learner.begin()
     data = tiny.images(task)
-    query = loop.frozen_features(learner.vit, data.pixels)
+    query = forward.frozen_features(learner.vit, data.pixels)
     scores = learner.logits(data.pixels, query)
     assert scores.shape == (12, 3)
     torch.testing.assert_close(

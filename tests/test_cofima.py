@@ -13,7 +13,9 @@ from methods.contracts.trained import Trained
 from methods.mixtures.cofima import CoFiMA, CoFiMALearner
 from methods.mixtures.coma import CoMA
 from methods.representations.slca import SLCA
-from operators.training import loop
+from operators.training import forward, loop
+from operators.training.batches import row_batches
+from operators.training.settings import Log, Settings
 from tests import tiny
 
 COMMON = {
@@ -36,7 +38,7 @@ def train(method: Trained, tasks: int = 2) -> list[State]:
 
 def one_more(method: Trained, index: int, state: State | None) -> State:
     """What a task leaves that begins with a stored state; other methods' tensors are left out."""
-    task, settings = tiny.task(index), loop.Settings(seed=0)
+    task, settings = tiny.task(index), Settings(seed=0)
     if not isinstance(method, CoFiMA) and state is not None:
         state = {n: t for n, t in state.items() if not n.startswith("fisher.")}
     left, _ = loop.train_task(method, tiny.vit(2), task, tiny.images(task), state, settings)
@@ -64,7 +66,7 @@ def by_hand(state: State, index: int, batch_size: int) -> State:
     data = tiny.images(task)
     learner = tiny.opened(PLAIN, task, rest(state), depth=2)
     recipe = dataclasses.replace(SMALL.recipe(task), batch_size=batch_size)
-    batches = loop.row_batches(12, recipe, 0, index, SMALL.epochs)
+    batches = row_batches(12, recipe, 0, index, SMALL.epochs)
     total: State = {}
     for rows in batches:
         learner.zero_grad()
@@ -170,8 +172,8 @@ def measured(method: CoFiMA, state: State) -> State:
     task = tiny.task(0)
     learner = tiny.opened(method, task, state, depth=2)
     assert isinstance(learner, CoFiMALearner)
-    data = loop.PlainImages(
-        learner, tiny.images(task), loop.Settings(seed=0), loop.Log(), method.recipe(task)
+    data = forward.PlainImages(
+        learner, tiny.images(task), Settings(seed=0), Log(), method.recipe(task)
     )
     found = learner._measured(data)
     assert all(p.grad is None for p in learner.parameters())

@@ -11,6 +11,7 @@ from methods.contracts.trained import Trained
 from methods.mixtures.coma import CoMA
 from methods.representations.slca import SLCA
 from operators.training import loop
+from operators.training.settings import Settings
 from tests import tiny
 
 COMMON = {
@@ -32,7 +33,7 @@ def train(method: Trained, tasks: int = 2) -> list[State]:
 
 def one_more(method: Trained, index: int, state: State | None) -> State:
     """What a task leaves that begins with a stored state."""
-    task, settings = tiny.task(index), loop.Settings(seed=0)
+    task, settings = tiny.task(index), Settings(seed=0)
     left, _ = loop.train_task(method, tiny.vit(2), task, tiny.images(task), state, settings)
     return left
 

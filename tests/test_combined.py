@@ -20,20 +20,25 @@ from cluster.execution.graph import walk
 from methods.baselines.finetune import Finetune
 from methods.contracts.card import State
 from methods.contracts.trained import Learner, learned
-from operators import catalogue, ensembling, merging
-from operators.backbones import loading
+from operators import building, catalogue, ensembling, merging
+from operators.backbones.shipped import loading
+from operators.data import scenario
 from operators.errors import ConfigError, DamagedStage, Diverged, IncompatibleError
+from operators.evaluation.fitted_scores import fitted_scores as fitted_scores_fitted_scores
 from operators.formats import predictions
+from operators.formats.index import load_index
 from operators.stage import Stage
-from operators.stages import evaluate as evaluating
-from operators.stages import fit, statistics, train
-from operators.store.store import Store
-from operators.training import loop
+from operators.stages import statistics
+from operators.store import Store
+from operators.training import forward, loop, opening
+from operators.training.settings import Log, Settings
 from pipelines.planning import explain
 from pipelines.planning.plan import Plan
 from pipelines.planning.runs import Run
 from pipelines.reporting import terminal
 from pipelines.running import recording
+from pipelines.running.finished import read
+from pipelines.running.finished import result as finished_result
 from tests import pngs, tiny
 from tests.pngs import compute, of
 from tests.test_merging import merge_states
@@ -99,9 +104,9 @@ def start_of(made: Plan, stage: Stage) -> dict[str, Tensor]:
     """The state before the training of a stage."""
     network = loading.load(made.backbone.model, made.backbone.weights, "token")
     learner, backbone = loop.open_learner(
-        train.build(dict(stage.parameters["method"])), network,  # type: ignore[arg-type]
-        train.task_of(dict(stage.parameters)), None,
-        loop.Settings(seed=stage.parameters["seed"]),
+        building.trained(dict(stage.parameters["method"])), network,  # type: ignore[arg-type]
+        opening.task_of(dict(stage.parameters)), None,
+        Settings(seed=stage.parameters["seed"]),
     )  # fmt: skip
     return learned(learner, backbone)
 
@@ -140,15 +145,15 @@ def test_a_merged_state_predicts_like_the_learner_that_holds_it(whole: tuple[Sto
     network = loading.load(made.backbone.model, made.backbone.weights, "token")
     learner, _ = loop.open_learner(
         methods.build("finetune", FINETUNE), network,  # type: ignore[arg-type]
-        train.task_of(dict(model.parameters)), state(store, model), loop.Settings(seed=0),
+        opening.task_of(dict(model.parameters)), state(store, model), Settings(seed=0),
     )  # fmt: skip
     order = last.order()
-    index = fit.load_index(store, *order.inputs("dataset")[0])
+    index = load_index(store, *order.inputs("dataset")[0])
     rows = np.arange(len(index.labels))
-    targets = train.columns_of(index.labels, model.parameters["learned"])
-    images = train.open_rows(order, index, rows, targets, None)
-    expected = loop.forward_plain(
-        learner.eval().logits, learner, images, loop.Settings(seed=0), loop.Log()
+    targets = scenario.columns_of(index.labels, model.parameters["learned"])
+    images = opening.open_rows(order, index, rows, targets, None)
+    expected = forward.forward_plain(
+        learner.eval().logits, learner, images, Settings(seed=0), Log()
     )
     torch.testing.assert_close(scores_of(store, last)["scores"], expected)
     table = predictions.read(store, "evaluate", run.evaluate.key)
@@ -240,7 +245,7 @@ def test_a_damaged_model_is_told(whole: tuple[Store, Plan], tmp_path: Path) -> N
 def test_files_of_an_object_store_are_copied() -> None:
     store = Store("memory://merge-files")
     stage = Stage(operator="merge", parameters={"x": 1})
-    from operators.stage import Result
+    from operators.assignment import Result
 
     store.commit(stage.order(), Result(files={"a": bytearray(b"abc")}), 0.0)
     with store.file("merge", stage.key, "a") as path:
@@ -321,7 +326,7 @@ def test_squared_gradients_are_those_of_each_image() -> None:
         sums = statistics.squared_gradients(
             learner,
             images,
-            loop.Settings(seed=0),
+            Settings(seed=0),
             labels,
             seeds,
         )
@@ -344,7 +349,7 @@ def test_gram_matrices_are_sums_over_inputs() -> None:
     sums = statistics.gram_matrices(
         learner,
         Given(x, torch.zeros(6)),
-        loop.Settings(seed=0),  # type: ignore[arg-type]
+        Settings(seed=0),  # type: ignore[arg-type]
     )
     torch.testing.assert_close(sums["head.weight"], x.T @ x)
     assert not learner.head._forward_pre_hooks
@@ -355,7 +360,7 @@ def photographed() -> tuple[Learner, Given]:
     """A fine-tuned network of real layers, and six images."""
     task = tiny.task(0)
     learner, _ = loop.open_learner(
-        Finetune(), tiny.vit(2), task, None, loop.Settings(seed=0, device="cpu")
+        Finetune(), tiny.vit(2), task, None, Settings(seed=0, device="cpu")
     )
     images = tiny.images(task, per_class=2)
     return learner.eval(), Given(images.pixels, images.targets)
@@ -381,7 +386,7 @@ def test_fisher_information_has_the_precision_of_the_training(
     named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
 
     def found(precision: str) -> State:
-        settings = loop.Settings(seed=0, precision=precision)
+        settings = Settings(seed=0, precision=precision)
         return statistics.squared_gradients(learner, images, settings, "ground_truth", [0] * 6)
 
     def expected(precision: str) -> State:
@@ -410,7 +415,7 @@ def test_gram_matrices_are_of_inputs_in_the_precision_of_the_training(
     learner, images = photographed
 
     def found(precision: str) -> State:
-        return statistics.gram_matrices(learner, images, loop.Settings(seed=0, precision=precision))
+        return statistics.gram_matrices(learner, images, Settings(seed=0, precision=precision))
 
     def expected(precision: str) -> State:
         """Sums in float64 of what every layer is handed."""
@@ -446,7 +451,7 @@ def test_gram_matrices_are_of_inputs_in_the_precision_of_the_training(
 
 
 def fitted_scores(store: Store, run: Run, number: int, rows: Any, classes: Any) -> np.ndarray:
-    return evaluating.fitted_scores(run.evaluate.order(), store, number, rows, classes)
+    return fitted_scores_fitted_scores(run.evaluate.order(), store, number, rows, classes)
 
 
 def test_an_ensemble_is_what_numpy_makes_of_the_scores(whole: tuple[Store, Plan]) -> None:
@@ -624,12 +629,12 @@ def test_a_stage_is_needed_by_those_whose_parents_do_not_need_it(
 def test_results_name_their_parents(whole: tuple[Store, Plan]) -> None:
     store, made = whole
     run = run_of(made, "mean of finetune over seeds")
-    finished = recording.read(store, run, cached=False)
+    finished = read(store, run, cached=False)
     ids = recording.RunIds(
         experiment_id="1", run_id="2", unsent=0, problem="",
         methods={run.parents[1].evaluate.key: "abc", run.evaluate.key: "def"},
     )  # fmt: skip
-    result = recording.result(finished, ids)
+    result = finished_result(finished, ids)
     assert result["method"] == result["label"] == "mean of finetune over seeds"
     assert result["mlflow_run_id"] == "def"
     assert result["parents"] == [

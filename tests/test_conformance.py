@@ -28,7 +28,8 @@ from methods.contracts.card import State
 from methods.contracts.trained import Learner, Task, Trained, shared, trains
 from methods.networks.network import Network
 from operators.errors import Diverged
-from operators.training import loop
+from operators.training import batches, forward, loop
+from operators.training.settings import Settings, Snapshot, World
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -223,7 +224,7 @@ def joined(case: Case, task: Task, states: list[State], state: State, **changes:
     if not case.method.card.independent:
         return state
     before, own = states[-1] if states else None, network(case, **changes)
-    settings = loop.Settings(seed=0)
+    settings = Settings(seed=0)
     return loop.join_task(case.method, own, task, images(task), before, state, settings)[0]
 
 
@@ -239,7 +240,7 @@ def train(
 ) -> list[State]:
     """What is stored after each task, by the real loop; goes on after `states`."""
     states = list(states or [])
-    settings = loop.Settings(seed=seed, precision=precision)
+    settings = Settings(seed=seed, precision=precision)
     for task in (stream(case) if tasks is None else tasks)[len(states) :]:
         start, own = start_of(case, states), network(case, **changes)
         state, _ = loop.train_task(
@@ -269,7 +270,7 @@ class Again:
     states: list[State]
     backbone: State
     """The tensors of the network that the first task was trained on, known from before it."""
-    snapshots: list[loop.Snapshot]
+    snapshots: list[Snapshot]
     """One after each step of the last task."""
 
 
@@ -278,7 +279,7 @@ def trained_again(case: Case) -> Again:
     """Shared, too: three checks ask what a second training does."""
     states: list[State] = []
     backbones: list[State] = []
-    kept: list[loop.Snapshot] = []
+    kept: list[Snapshot] = []
     for task in stream(case):
         own = network(case)
         backbones.append(dict(own.state_dict(keep_vars=True)))
@@ -289,7 +290,7 @@ def trained_again(case: Case) -> Again:
             task,
             images(task),
             start_of(case, states),
-            loop.Settings(seed=0, every=0),
+            Settings(seed=0, every=0),
             reference=reference(case),
             keep=kept.append,
         )
@@ -298,7 +299,7 @@ def trained_again(case: Case) -> Again:
 
 
 def opened(case: Case, task: Task, state: State | None, **changes: Any) -> Learner:
-    settings = loop.Settings(seed=0)
+    settings = Settings(seed=0)
     learner, _ = loop.open_learner(case.method, network(case, **changes), task, state, settings)
     learner.reference = reference(case)
     return learner.eval()
@@ -306,7 +307,7 @@ def opened(case: Case, task: Task, state: State | None, **changes: Any) -> Learn
 
 @torch.no_grad()
 def scores(learner: Learner, pixels: Tensor) -> Tensor:
-    query = loop.frozen_features(learner.vit, pixels) if learner.needs_query else None
+    query = forward.frozen_features(learner.vit, pixels) if learner.needs_query else None
     return learner.logits(pixels, query)
 
 
@@ -319,7 +320,7 @@ def last(case: Case) -> tuple[Learner, Task]:
 def running(case: Case, pixels: tiny.TensorImages | None = None) -> Any:
     """The last task, about to take its first step."""
     task, states = stream(case)[-1], trained(case)[:-1]
-    settings = loop.Settings(seed=0)
+    settings = Settings(seed=0)
     learner, backbone = loop.open_learner(
         trains(case.method), network(case), task, start_of(case, states), settings
     )
@@ -327,7 +328,7 @@ def running(case: Case, pixels: tiny.TensorImages | None = None) -> Any:
     learner.begin()
     pixels = pixels or images(task)
     recipe = case.method.recipe(task)
-    return loop._Run(learner, backbone, recipe, pixels, settings, loop.World())
+    return loop._Run(learner, backbone, recipe, pixels, settings, World())
 
 
 def assert_same(a: State, b: State) -> None:
@@ -384,7 +385,7 @@ def test_start_is_the_untouched_backbone(case: Case) -> None:
     pixels = images(task).pixels
     with torch.no_grad():
         own = learner.features(pixels)
-    assert torch.equal(own, loop.frozen_features(network(case), pixels))
+    assert torch.equal(own, forward.frozen_features(network(case), pixels))
 
 
 @every
@@ -408,7 +409,7 @@ def test_interrupted_and_resumed_is_uninterrupted(case: Case) -> None:
         task,
         images(task),
         start_of(case, states),
-        loop.Settings(seed=0, every=0),
+        Settings(seed=0, every=0),
         reference=reference(case),
         resume=snapshot,
     )
@@ -443,13 +444,13 @@ def test_bf16_autocast_trains_with_a_loss_in_float32(case: Case) -> None:
     (state, *_) = train(case, [task], precision="bf16")
     assert [n for n, t in state.items() if not bool(t.isfinite().all())] == []
     assert [n for n, t in state.items() if t.dtype in (torch.bfloat16, torch.float16)] == []
-    settings = loop.Settings(seed=0)
+    settings = Settings(seed=0)
     learner, _ = loop.open_learner(trains(case.method), network(case), task, None, settings)
     learner.reference = reference(case)
     pixels = images(task).pixels
     learner.eval().begin()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        query = loop.frozen_features(learner.vit, pixels) if learner.needs_query else None
+        query = forward.frozen_features(learner.vit, pixels) if learner.needs_query else None
         terms = learner(pixels, images(task).targets, query)
     assert {name: term.dtype for name, term in terms.items()} == dict.fromkeys(terms, torch.float32)
 
@@ -625,7 +626,7 @@ def test_two_workers_are_one(case: Case, elsewhere: Elsewhere) -> None:
     both = elsewhere.read(case, "both")
     first = load_file(elsewhere.folder / f"{case.label}.first")
     alone = last_task(still(case), first)
-    steps = loop.row_batches(12, still(case).method.recipe(stream(case)[-1]), 0, 0, 0)
+    steps = batches.row_batches(12, still(case).method.recipe(stream(case)[-1]), 0, 0, 0)
     assert len(alone["losses"]) == len(both["losses"]) == len(steps) >= 2
     assert alone.keys() == both.keys()
     far = {n: float((alone[n].double() - both[n].double()).abs().max()) for n in alone}

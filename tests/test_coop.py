@@ -8,11 +8,11 @@ import torch
 
 from methods.networks.clip import cosines, phrases
 from methods.prompts.coop import CoOp, CoOpLearner
-from operators.training import loop
+from operators.training import loop, settings
 from tests import tiny
 
 SMALL = CoOp(epochs=2, batch_size=6, lr=0.1, warmup_epochs=0, context_length=4)
-SETTINGS = loop.Settings(seed=0)
+SETTINGS = settings.Settings(seed=0)
 
 
 def opened(method: CoOp, index: int = 0) -> CoOpLearner:

@@ -12,7 +12,7 @@ from torch import Tensor
 from methods.contracts.trained import Task
 from methods.networks.vit import forward_tokens, read_out
 from methods.prompts.dap import DAP, DAPLearner, Generator
-from operators.training import loop
+from operators.training import forward
 from tests import tiny
 
 METHOD = DAP(epochs=2, batch_size=6, prompt_length=4, embedding=8)
@@ -35,7 +35,7 @@ def mixed() -> tuple[Tensor, Tensor]:
     """Images of both tasks, and their queries."""
     parts = [tiny.images(tiny.task(index)).pixels for index in (0, 1)]
     pixels = torch.cat(parts)
-    return pixels, loop.frozen_features(tiny.vit(), pixels)
+    return pixels, forward.frozen_features(tiny.vit(), pixels)
 
 
 def _near_own_key(learner: DAPLearner, query: Tensor) -> None:
@@ -153,7 +153,7 @@ def test_p5_only_the_task_s_own_key_and_embedding_change(states):
 
 def test_p5_keys_get_their_gradient_from_the_pull_alone(states):
     data = tiny.images(tiny.task(1))
-    query = loop.frozen_features(tiny.vit(), data.pixels)
+    query = forward.frozen_features(tiny.vit(), data.pixels)
     for pull in (0.0, 0.1):
         learner = _learner(1, states[0], pull=pull)
         terms = learner(data.pixels, data.targets, query)
@@ -223,7 +223,7 @@ def test_other_prefix_tokens(mixed, changes):
     images, _ = mixed
     network = tiny.vit(**changes)
     learner = DAP(prompt_length=4).learner(network, tiny.task(0)).eval()
-    query = loop.frozen_features(network, images)
+    query = forward.frozen_features(network, images)
     scores = learner.logits(images, query)
     assert scores.shape == (24, 3)
     torch.testing.assert_close(scores[5:6], learner.logits(images[5:6], query[5:6]))

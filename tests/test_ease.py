@@ -13,7 +13,7 @@ from methods.contracts.hyperparameters import HyperparameterError
 from methods.contracts.trained import Task
 from methods.parts.heads import cosine
 from methods.representations.ease import EASE, EASELearner, compose, weights
-from operators.training import loop
+from operators.training import forward, loop, settings
 from tests import tiny
 
 SMALL = EASE(epochs=2, batch_size=6, bottleneck=4, lr=0.2)
@@ -38,7 +38,7 @@ def train(
             task,
             images,
             done[-1][0] if done else None,
-            loop.Settings(seed=0),
+            settings.Settings(seed=0),
         )
         done.append((state, images))
     return done
@@ -155,7 +155,7 @@ def test_a_fresh_adapter_is_the_untouched_backbone() -> None:
     pixels = tiny.images(UNEQUAL[0]).pixels
     with torch.no_grad():
         found = learner.subspaces(pixels)[:, 0]
-    assert torch.equal(found, loop.frozen_features(tiny.vit(depth=2), pixels))
+    assert torch.equal(found, forward.frozen_features(tiny.vit(depth=2), pixels))
 
 
 @torch.no_grad()
@@ -165,10 +165,10 @@ def test_beta_adds_the_untouched_backbone() -> None:
     (state, images), task = trained[-1], UNEQUAL[1]
     without = {name: tensor for name, tensor in state.items() if name != "plain"}
     plain = learner_of(SMALL, task, without).logits(images.pixels, None)
-    features = loop.frozen_features(tiny.vit(depth=2), images.pixels)
+    features = forward.frozen_features(tiny.vit(depth=2), images.pixels)
     prototypes = torch.cat(
         [
-            means(loop.frozen_features(tiny.vit(depth=2), i.pixels), i.targets, t.current)
+            means(forward.frozen_features(tiny.vit(depth=2), i.pixels), i.targets, t.current)
             for t, (_, i) in zip(UNEQUAL[:2], trained, strict=True)
         ]
     )

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from operators.backbones import loading
+from operators.backbones.shipped import loading, weights
 from operators.errors import (
     BadDataError,
     ChangedWeights,
@@ -21,9 +21,10 @@ from operators.errors import (
     Interrupted,
     together,
 )
-from operators.serving import inputs, predictor
-from operators.store.store import Store
-from operators.tracking import uri
+from operators.serving.model_files import model_files
+from operators.serving.predictor import inputs, predictor
+from operators.store import Store
+from operators.tracking.tracker import uri
 from pipelines.planning.plan import _reference, make_plan
 from pipelines.spec.loading import load_resolved
 from pipelines.spec.model import PipelineSpec
@@ -118,9 +119,9 @@ def test_weights_of_a_served_model_may_lie_anywhere(tmp_path: Path) -> None:
     place.parent.mkdir()
     place.write_bytes(b"nonsense")
     with pytest.raises(IncompatibleError) as caught:
-        loading.read_weights(str(place))
+        weights.read_weights(str(place))
     about = {"model": "vit", "fingerprint": "f" * 64, "weights": str(place)}
-    found = predictor._about_weights(about, None, caught.value, predictor.MAIN)
+    found = predictor._about_weights(about, None, caught.value, model_files.MAIN)
     assert str(found) == (
         f"backbone vit: {place}: not a safetensors file (8 bytes); copy the file again; "
         f"name the file of its weights (state {'f' * 12}) in GRAFTWORK_WEIGHTS"

@@ -28,7 +28,7 @@ from methods.mixtures.esn import (
 )
 from methods.networks.vit import forward_tokens
 from operators.seeds import derive
-from operators.training import loop
+from operators.training import loop, settings
 from tests import tiny
 
 METHOD = ESN(
@@ -207,7 +207,7 @@ def test_ii_energies_approach_the_anchor() -> None:
     task = tiny.task(0)
     vit = tiny.vit(1)
     _, log = loop.train_task(
-        trains(method), vit, task, tiny.images(task), None, loop.Settings(seed=0)
+        trains(method), vit, task, tiny.images(task), None, settings.Settings(seed=0)
     )
     first, last = log.epochs[0]["energy"], log.epochs[-1]["energy"]
     assert first > -4

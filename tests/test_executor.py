@@ -31,7 +31,7 @@ from operators.errors import (
     StageFailed,
 )
 from operators.stage import OPERATORS, Resources, Stage
-from operators.store.store import Store
+from operators.store import Store
 from tests.processes import started
 from tests.ray_operators import stage
 
@@ -350,8 +350,8 @@ DRIVER = """
 import sys
 sys.path.insert(0, {root!r})
 from functools import partial
-from cluster.executor import execute
-from cluster.session import connect
+from cluster.execution.executor import execute
+from cluster.sessions.session import connect
 from operators.errors import GraftworkError
 from operators.store import Store
 from tests.ray_operators import stage
@@ -422,7 +422,7 @@ def test_stored_graph_never_imports_ray(store: Store) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from cluster.executor import execute
+from cluster.execution.executor import execute
 from operators.store import Store
 from tests.test_executor import diamonds
 outcome = execute([diamonds(3)[-1]], Store({store.url!r}))

@@ -25,11 +25,11 @@ from methods.parts.heads import linear_head
 from operators.data import exemplars, sources
 from operators.data.scenario import rows_of
 from operators.errors import ConfigError
+from operators.formats.index import load_index
+from operators.formats.ranks import load
 from operators.stage import Stage
-from operators.stages import exemplars as rank
-from operators.stages import fit, train
-from operators.store.store import Store
-from operators.training import snapshots
+from operators.store import Store
+from operators.training import opening, snapshots
 from operators.training.rows import TaskRows
 from pipelines.planning.plan import Plan
 from tests import pngs
@@ -219,7 +219,7 @@ def test_a_part_of_the_places_is_read_without_the_rest(tmp_path: Path) -> None:
 
 def ranks_of(store: Store, made: Plan) -> np.ndarray:
     [stage] = of(made, "exemplars")
-    return rank.load(store, "exemplars", stage.key)
+    return load(store, "exemplars", stage.key)
 
 
 def test_one_ranking_serves_all_orders_seeds_budgets_and_methods(
@@ -276,9 +276,9 @@ def test_a_budget_that_leaves_classes_without_an_image_is_refused(
 def kept_by(store: Store, made: Plan, stage: Stage) -> tuple[list[int], list[int]]:
     """Rows of a task's own images and of its exemplars, by what the worker hands over."""
     order = stage.order()
-    rows = train.task_rows(order, store)
+    rows = opening.task_rows(order, store)
     assert isinstance(rows, TaskRows)
-    index = fit.load_index(store, *order.inputs("dataset")[0])
+    index = load_index(store, *order.inputs("dataset")[0])
     places = {sample: row for row, sample in enumerate(index.sample_ids(np.arange(len(TRAIN))))}
     found = np.array([places[sample] for sample in rows._samples])
     learned = order.parameters["learned"]
@@ -336,7 +336,7 @@ def test_domains_give_exemplars_of_the_domains_before(store: Store, tmp_path: Pa
         methods=[{"replay": {}}],
     )  # fmt: skip
     compute([*of(made, "dataset"), *of(made, "features"), *of(made, "exemplars")], store)
-    rows = train.task_rows(of(made, "train")[1].order(), store)
+    rows = opening.task_rows(of(made, "train")[1].order(), store)
     assert len(rows.targets) == 18 + 12
     assert int(rows.exemplars.sum()) == 12
     assert Counter(rows.targets[rows.exemplars].tolist()) == dict.fromkeys(range(6), 2)

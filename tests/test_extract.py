@@ -15,15 +15,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
-from operators.backbones import loading, resolve
+from operators.backbones.shipped import loading, resolve, weights
 from operators.data import digits
 from operators.errors import BadDataError, ConfigError, DamagedStage, IncompatibleError
 from operators.formats import features
-from operators.images import preprocessing
+from operators.images.codec import preprocessing
 from operators.images.preprocessing import Preprocessing
 from operators.stage import Resources, Stage
 from operators.stages import features as extract
-from operators.store.store import Store
+from operators.store import Store
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 PREPROCESSING = Preprocessing(resize=36, crop=32, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))
@@ -160,7 +160,7 @@ def test_a_file_that_begins_like_a_pickle_is_read_for_what_it_is(tmp_path: Path)
         if path.read_bytes()[:1] == b"\x80":
             break
     assert path.read_bytes()[:1] == b"\x80"
-    assert torch.equal(loading.read_weights(str(path))["a"], given["a"])
+    assert torch.equal(weights.read_weights(str(path))["a"], given["a"])
 
 
 def test_weights_are_loaded_strictly(tmp_path: Path, network: Any) -> None:
@@ -171,8 +171,8 @@ def test_weights_are_loaded_strictly(tmp_path: Path, network: Any) -> None:
     # The classifier is dropped, everything else is loaded.
     assert torch.equal(loaded.state_dict()["norm.weight"], sound["norm.weight"])
     torch.save({"state_dict": sound}, tmp_path / "sound.pth")
-    assert loading.fingerprint(loading.load(TINY, str(tmp_path / "sound.pth"), "token")) == (
-        loading.fingerprint(loaded)
+    assert weights.fingerprint(loading.load(TINY, str(tmp_path / "sound.pth"), "token")) == (
+        weights.fingerprint(loaded)
     )
 
     missing = {k: v for k, v in sound.items() if k != "blocks.0.attn.qkv.weight"}
@@ -203,10 +203,10 @@ def test_a_pickle_with_code_is_refused(tmp_path: Path) -> None:
 
 
 def test_fingerprint_sees_one_changed_weight(network: Any) -> None:
-    before = loading.fingerprint(network)
+    before = weights.fingerprint(network)
     with torch.no_grad():
         network.blocks[0].attn.qkv.weight[0, 0] += 1e-6
-        assert loading.fingerprint(network) != before
+        assert weights.fingerprint(network) != before
         network.blocks[0].attn.qkv.weight[0, 0] -= 1e-6
 
 
@@ -218,7 +218,7 @@ def test_resolving_a_backbone_again_needs_no_model(tmp_path: Path) -> None:
         assert resolve.resolve("vit_micro_patch4_32", "builtin", "token", memo) == first
     finally:
         loading.load = backbone_load
-    assert first.fingerprint == loading.fingerprint(
+    assert first.fingerprint == weights.fingerprint(
         loading.load("vit_micro_patch4_32", first.weights, "token")
     )
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from methods import HyperparameterError
-from methods.contracts.card import Rows
+from methods.contracts.fitted import Rows
 from methods.representations.fecam import FeCAM
 
 CLASSES = [0, 1, 2, 3, 4]

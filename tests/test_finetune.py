@@ -5,8 +5,9 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from methods.baselines.finetune import Finetune, unfreeze
-from operators.training import loop
+from methods.baselines.finetune import Finetune
+from methods.networks.vit import unfreeze
+from operators.training import batches
 from tests import tiny
 
 SMALL = Finetune(epochs=2, batch_size=6, lr=0.01, augmentation="none")
@@ -29,7 +30,7 @@ def test_two_tasks_are_plain_sgd() -> None:
         parameters = [*vit.parameters(), *head.parameters()]
         sgd = torch.optim.SGD(parameters, lr=0.01, momentum=0.9, weight_decay=decay)
         for epoch in range(2):
-            for rows in loop.row_batches(12, SMALL.recipe(task), 0, index, epoch):
+            for rows in batches.row_batches(12, SMALL.recipe(task), 0, index, epoch):
                 scores = head(vit.forward_features(images.pixels[rows])[:, 0])
                 own = images.targets[rows] - task.before
                 sgd.zero_grad()

@@ -19,7 +19,7 @@ from methods.parts.first_session import FirstSession, FirstSessionLearner, Peft
 from methods.parts.peft import Adapter
 from methods.parts.prompt_tokens import PromptInit
 from methods.representations.ranpac import RanPAC
-from operators.training import loop
+from operators.training import forward, loop, settings
 from tests import tiny
 
 KINDS: tuple[Peft, ...] = get_args(Peft)
@@ -38,7 +38,7 @@ def fresh(method: FirstSession, vit: VisionTransformer | None = None) -> FirstSe
 
 
 def frozen(vit: VisionTransformer, images: Tensor) -> Tensor:
-    return loop.frozen_features(vit, images)
+    return forward.frozen_features(vit, images)
 
 
 def trained_names(learner: FirstSessionLearner) -> set[str]:
@@ -92,7 +92,9 @@ def test_e_only_the_expected_tensors_are_trained_and_stored(kind: Peft):
 @each_kind
 def test_e_the_backbone_is_bitwise_unchanged_but_for_fine_tuning(kind: Peft):
     network, before = tiny.vit(), tiny.vit().state_dict()
-    loop.train_task(session(kind), network, TASK, tiny.images(TASK), None, loop.Settings(seed=0))
+    loop.train_task(
+        session(kind), network, TASK, tiny.images(TASK), None, settings.Settings(seed=0)
+    )
     after = {name.replace(".base.", "."): t for name, t in network.state_dict().items()}
     same = [torch.equal(after[name], tensor) for name, tensor in before.items()]
     assert not any(same) if kind == "finetune" else all(same)
@@ -251,7 +253,7 @@ def test_domain_incremental_task_with_all_classes():
         task,
         tiny.images(task),
         None,
-        loop.Settings(seed=0),
+        settings.Settings(seed=0),
     )
     assert state["head.weight"].shape == (5, tiny.WIDTH)
     assert log.epochs[-1]["loss"] < log.epochs[0]["loss"]

@@ -11,7 +11,8 @@ import pytest
 import torch
 
 import methods
-from methods.contracts.card import Growth, Rows, State
+from methods.contracts.card import Growth, State
+from methods.contracts.fitted import Rows
 from methods.contracts.trained import Task
 from tests import test_conformance as conformance
 from tests import test_methods, tiny

@@ -17,7 +17,8 @@ from methods.prompts import contrast, gaussian_mixtures
 from methods.prompts.contrast import apart
 from methods.prompts.gaussian_mixtures import Mixtures, align
 from methods.prompts.hide_prompt import HiDePrompt, HiDePromptLearner
-from operators.training import loop
+from operators.training import forward, loop
+from operators.training.settings import Log, Settings
 from tests import tiny
 
 SMALL: dict[str, Any] = {
@@ -144,8 +145,8 @@ def test_a_prefix_starts_as_the_one_before_and_is_mixed_with_the_mean_of_all(sta
     torch.testing.assert_close(learner.mixed()[0], expected)
     # What is trained is what is stored.
     task = tiny.task(2, count=3)
-    settings, recipe = loop.Settings(seed=0), HiDePrompt(**SMALL).recipe(task)
-    learner.finish(loop.PlainImages(learner, tiny.images(task), settings, loop.Log(), recipe))
+    settings, recipe = Settings(seed=0), HiDePrompt(**SMALL).recipe(task)
+    learner.finish(forward.PlainImages(learner, tiny.images(task), settings, Log(), recipe))
     torch.testing.assert_close(learner.e[2], expected)
     first = opened(0, prompt_momentum=0.5)
     assert torch.equal(first.mixed(), first.e) and torch.equal(
@@ -263,7 +264,7 @@ def test_what_is_stored_of_a_class_is_without_and_with_the_prefix_of_its_task(st
     task = tiny.task(1, count=3)
     learner, data = opened(1, states[1]), tiny.images(task)
     with torch.no_grad():
-        query = loop.frozen_features(learner.vit, data.pixels)
+        query = forward.frozen_features(learner.vit, data.pixels)
         prompted = learner._features(data.pixels, learner.e[[1]])
     for part, features in (("plain", query), ("prompted", prompted)):
         count, mean = states[1][f"{part}.count"], states[1][f"{part}.mean"]
@@ -317,7 +318,7 @@ def test_a_domain_incremental_stream_keeps_the_classes_of_each_task_apart():
     tasks = [Task(index=i, count=2, current=(0, 1, 2), before=3 * i, seen=3) for i in range(2)]
     for index, task in enumerate(tasks):
         data = tiny.images(task, seed=index)
-        state, _ = loop.train_task(method, tiny.vit(3), task, data, state, loop.Settings(seed=0))
+        state, _ = loop.train_task(method, tiny.vit(3), task, data, state, Settings(seed=0))
     assert state is not None
     assert state["entries"].tolist() == [[0, 0], [0, 1], [0, 2], [1, 0], [1, 1], [1, 2]]
     assert state["tii.head.weight"].shape == (6, tiny.WIDTH)

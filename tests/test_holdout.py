@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from operators.data import dataset, holdout
 from operators.errors import BadDataError, ConfigError
-from operators.store.store import Store
+from operators.store import Store
 from pipelines.planning.plan import Plan
 from tests import pngs
 

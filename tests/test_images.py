@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from operators.errors import BadDataError
-from operators.images import codec
+from operators.images.codec import codec
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from operators.errors import BadDataError
-from operators.serving import inputs
+from operators.serving.predictor import inputs
 
 
 @pytest.fixture

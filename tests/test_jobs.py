@@ -167,7 +167,7 @@ def test_job_runs_a_graph_on_its_cluster(cluster: Cluster, program: Path, tmp_pa
         (program / package).symlink_to(Path(__file__).resolve().parent.parent / package)
     (program / "pipelines" / "__main__.py").write_text(
         "import sys\nfrom functools import partial\n"
-        "from cluster.executor import execute\nfrom cluster.session import connect\n"
+        "from cluster.execution.executor import execute\nfrom cluster.sessions.session import connect\n"
         "from operators.store import Store\nfrom tests.ray_operators import stage\n"
         "address, store = sys.argv[4], Store(sys.argv[6])\n"
         "parts = tuple(stage(f's {n}', n) for n in range(4))\n"

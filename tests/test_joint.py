@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from methods.baselines.joint import Joint
 from methods.contracts.trained import Task
 from methods.parts.heads import CosineHead
-from operators.training import loop
+from operators.training import loop, settings
 from tests import tiny
 
 ALL = Task(index=0, count=1, current=tuple(range(6)), before=0, seen=6)
@@ -43,7 +43,7 @@ def test_the_loss_is_the_cross_entropy_over_all_columns(head: str) -> None:
 def test_it_learns_all_classes_at_once_so_that_columns_may_be_left_out() -> None:
     method = Joint(epochs=10, batch_size=8, lr=0.2, backbone_lr=0.05, augmentation="none")
     images = tiny.images(ALL)
-    state, log = loop.train_task(method, tiny.vit(), ALL, images, None, loop.Settings(seed=0))
+    state, log = loop.train_task(method, tiny.vit(), ALL, images, None, settings.Settings(seed=0))
     assert log.epochs[-1]["loss"] < log.epochs[0]["loss"]
     learner = tiny.opened(method, ALL, state)
     with torch.no_grad():

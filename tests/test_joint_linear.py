@@ -6,7 +6,8 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from methods.contracts.card import Rows, State
+from methods.contracts.card import State
+from methods.contracts.fitted import Rows
 from methods.representations import joint_linear
 from methods.representations.joint_linear import JointLinear
 from methods.representations.ranpac import RanPAC

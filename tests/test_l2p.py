@@ -13,7 +13,7 @@ from methods.networks.vit import forward_tokens
 from methods.parts.heads import current_cross_entropy
 from methods.prompts import selection
 from methods.prompts.l2p import L2P, L2PLearner
-from operators.training import loop
+from operators.training import loop, settings
 from tests import tiny
 
 SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 6, "pool_size": 8, "top_n": 2}
@@ -182,7 +182,9 @@ def test_a_block_of_prompts_for_each_task_starts_as_a_copy_and_moves_alone():
     # Keys are not copied, and only the block's own are pulled.
     assert (second["key"] != first["key"]).any(dim=1).nonzero().flatten().tolist() == [2, 3]
     assert second["selected"].tolist() == [[12, 12, *[0] * 6], [0, 0, 12, 12, *[0] * 4]]
-    opened, _ = loop.open_learner(method, tiny.vit(2), tiny.task(1), first, loop.Settings(seed=0))
+    opened, _ = loop.open_learner(
+        method, tiny.vit(2), tiny.task(1), first, settings.Settings(seed=0)
+    )
     assert isinstance(opened, L2PLearner)
     assert torch.equal(opened.pool, first["pool"])
     opened.begin()

@@ -12,7 +12,8 @@ from torch import Tensor
 from methods.contracts.card import State
 from methods.contracts.hyperparameters import HyperparameterError
 from methods.mixtures.lae import LAE, LAELearner
-from operators.training import loop
+from operators.training import batches, forward, loop
+from operators.training.settings import Settings, Snapshot
 from tests import tiny
 
 SMALL = LAE(
@@ -121,7 +122,7 @@ def test_iv_rows_of_earlier_classes_stay_bitwise_in_spite_of_decay() -> None:
 def test_v_updates_that_are_zero_leave_the_features_as_they_are(pet: str) -> None:
     learner = opened(method(pet), 0, None)
     with torch.no_grad():
-        plain = loop.frozen_features(tiny.vit(2), pixels())
+        plain = forward.frozen_features(tiny.vit(2), pixels())
         assert torch.equal(learner.features(pixels()), plain) == (pet != "prefix")
 
 
@@ -154,8 +155,8 @@ def test_frozen_epochs_train_the_new_head_alone_while_offline_approaches() -> No
 def test_a_task_interrupted_while_frozen_goes_on_to_the_same_bits() -> None:
     of, task = method(freeze_epochs=1), tiny.task(1)
     first = train(of, 1)[0]
-    kept: list[loop.Snapshot] = []
-    settings, images = loop.Settings(seed=0, every=0), tiny.images(task)
+    kept: list[Snapshot] = []
+    settings, images = Settings(seed=0, every=0), tiny.images(task)
     whole, _ = loop.train_task(of, tiny.vit(2), task, images, first, settings, keep=kept.append)
     for at in (0, 1, 2):
         resumed, _ = loop.train_task(
@@ -194,7 +195,7 @@ def test_two_tasks_are_a_plain_loop() -> None:
         head = [start[f"head.{n}"][-3:].clone().requires_grad_() for n in ("weight", "bias")]
         adam = torch.optim.Adam([*online.values(), *head], lr=0.003)
         for epoch in (0, 1):
-            for rows in loop.row_batches(12, of.recipe(task), 0, index, epoch):
+            for rows in batches.row_batches(12, of.recipe(task), 0, index, epoch):
                 found = features(online, images.pixels[rows])
                 if index and epoch == 0:
                     found = found.detach()

@@ -12,9 +12,9 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from operators.errors import RunHeld
-from operators.store import lease
+from operators.store import Store
 from operators.store.lease import held, process_start
-from operators.store.store import Store
+from operators.store.store import lease
 from tests.processes import started
 
 NAME = {"ab" * 32: "l2p order 1993 seed 0"}

@@ -15,7 +15,9 @@ from methods.parts import optim
 from methods.parts.heads import current_cross_entropy
 from operators.errors import Diverged
 from operators.seeds import derive
-from operators.training import loop
+from operators.training import forward, loop
+from operators.training.batches import row_batches
+from operators.training.settings import Log, Settings, Snapshot
 from tests import tiny
 
 METHOD = Finetune(epochs=2, batch_size=5, lr=0.01)
@@ -39,7 +41,7 @@ def flat(batches: list[list[int]]) -> list[int]:
 
 
 def test_every_row_is_in_one_batch_of_an_epoch() -> None:
-    batches = loop.row_batches(12, recipe(), 0, 0, 0)
+    batches = row_batches(12, recipe(), 0, 0, 0)
     assert list(map(len, batches)) == [5, 5, 2]
     assert sorted(flat(batches)) == list(range(12))
     assert flat(batches) != list(range(12))
@@ -47,24 +49,24 @@ def test_every_row_is_in_one_batch_of_an_epoch() -> None:
 
 def test_the_order_depends_on_seed_task_and_epoch_and_on_nothing_else() -> None:
     torch.manual_seed(5)
-    first = loop.row_batches(12, recipe(), 0, 0, 0)
+    first = row_batches(12, recipe(), 0, 0, 0)
     torch.manual_seed(6)
-    assert loop.row_batches(12, recipe(), 0, 0, 0) == first
+    assert row_batches(12, recipe(), 0, 0, 0) == first
     # The size of the batches cuts one and the same order.
-    assert flat(loop.row_batches(12, recipe(batch_size=4), 0, 0, 0)) == flat(first)
-    others = [loop.row_batches(12, recipe(), *parts) for parts in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
+    assert flat(row_batches(12, recipe(batch_size=4), 0, 0, 0)) == flat(first)
+    others = [row_batches(12, recipe(), *parts) for parts in ((1, 0, 0), (0, 1, 0), (0, 0, 1))]
     assert all(other != first for other in others)
 
 
 def test_a_short_last_batch_is_left_out_unless_it_is_the_only_one() -> None:
     drop = recipe(drop_last=True)
-    assert list(map(len, loop.row_batches(12, drop, 0, 0, 0))) == [5, 5]
-    assert list(map(len, loop.row_batches(10, drop, 0, 0, 0))) == [5, 5]
-    assert list(map(len, loop.row_batches(3, drop, 0, 0, 0))) == [3]
+    assert list(map(len, row_batches(12, drop, 0, 0, 0))) == [5, 5]
+    assert list(map(len, row_batches(10, drop, 0, 0, 0))) == [5, 5]
+    assert list(map(len, row_batches(3, drop, 0, 0, 0))) == [3]
 
 
 def test_without_shuffling_rows_come_as_they_are() -> None:
-    assert loop.row_batches(6, recipe(shuffle=False), 0, 0, 3) == [[0, 1, 2, 3, 4], [5]]
+    assert row_batches(6, recipe(shuffle=False), 0, 0, 3) == [[0, 1, 2, 3, 4], [5]]
 
 
 def test_derived_seeds_are_fixed_numbers() -> None:
@@ -132,7 +134,7 @@ def test_the_schedule_reaches_the_optimizer() -> None:
             )
 
     task = tiny.task(0)
-    loop.train_task(Method(), tiny.vit(1), task, tiny.images(task), None, loop.Settings(seed=0))
+    loop.train_task(Method(), tiny.vit(1), task, tiny.images(task), None, Settings(seed=0))
     assert rates == pytest.approx([0.02] * 4 + [0.002] * 2)
 
 
@@ -160,7 +162,7 @@ def test_the_log_has_means_over_images_not_over_steps() -> None:
         task,
         tiny.images(task),
         None,
-        loop.Settings(seed=0),
+        Settings(seed=0),
         say=lambda **facts: said.append(facts),
     )
     losses = [facts["loss"] for facts in said]
@@ -174,10 +176,10 @@ def test_the_log_has_means_over_images_not_over_steps() -> None:
 
 
 def test_every_snapshot_continues_to_the_same_end() -> None:
-    task, settings = tiny.task(0), loop.Settings(seed=0, every=0)
-    kept: list[loop.Snapshot] = []
+    task, settings = tiny.task(0), Settings(seed=0, every=0)
+    kept: list[Snapshot] = []
 
-    def run(**more: Any) -> tuple[dict[str, Tensor], loop.Log]:
+    def run(**more: Any) -> tuple[dict[str, Tensor], Log]:
         return loop.train_task(METHOD, tiny.vit(1), task, tiny.images(task), None, settings, **more)
 
     state, log = run(keep=kept.append)
@@ -192,12 +194,12 @@ def test_every_snapshot_continues_to_the_same_end() -> None:
 def test_divergence_names_the_step_and_its_images() -> None:
     task = tiny.task(0)
     images = tiny.images(task)
-    order = loop.row_batches(12, METHOD.recipe(task), 0, 0, 0)
+    order = row_batches(12, METHOD.recipe(task), 0, 0, 0)
     images.pixels[order[1][3]] = torch.inf
     names = ", ".join(f"image {row}" for row in order[1][:4])
     message = rf"task 0, epoch 1, step 2: loss nan, gradient norm nan; .*{names} and 1 more$"
     with pytest.raises(Diverged, match=message):
-        loop.train_task(METHOD, tiny.vit(1), task, images, None, loop.Settings(seed=0))
+        loop.train_task(METHOD, tiny.vit(1), task, images, None, Settings(seed=0))
 
 
 def test_clipping_bounds_the_norm_of_all_gradients_together() -> None:
@@ -208,7 +210,7 @@ def test_clipping_bounds_the_norm_of_all_gradients_together() -> None:
             return recipe(batch_size=12, clip=0.01, optimizer=lambda g: torch.optim.SGD(g, lr=1.0))
 
     state, _ = loop.train_task(
-        Method(), tiny.vit(1), task, tiny.images(task), None, loop.Settings(seed=0)
+        Method(), tiny.vit(1), task, tiny.images(task), None, Settings(seed=0)
     )
     own = start.state_dict()
     moved = torch.stack([(state[name] - own[name]).norm() for name in state]).norm()
@@ -218,8 +220,8 @@ def test_clipping_bounds_the_norm_of_all_gradients_together() -> None:
 def test_plain_images_are_padded_and_in_order() -> None:
     task = tiny.task(0)
     images = tiny.images(task, per_class=7)  # 21 images in batches of 8
-    learner, log = tiny.opened(METHOD, task, None, 1), loop.Log()
-    settings = loop.Settings(seed=0)
+    learner, log = tiny.opened(METHOD, task, None, 1), Log()
+    settings = Settings(seed=0)
     sizes: list[int] = []
 
     def first(pixels: Tensor, query: Tensor | None) -> Tensor:
@@ -227,18 +229,18 @@ def test_plain_images_are_padded_and_in_order() -> None:
         assert query is None
         return pixels[:, 0, 0, :2]
 
-    found = loop.PlainImages(learner, images, settings, log, recipe()).map(first)
+    found = forward.PlainImages(learner, images, settings, log, recipe()).map(first)
     assert torch.equal(found, images.pixels[:, 0, 0, :2])
-    assert sizes == [loop.PLAIN_BATCH["cpu"]] * 3
+    assert sizes == [forward.PLAIN_BATCH["cpu"]] * 3
     assert log.images_forwarded == 21
 
 
 def test_each_gives_every_image_once_with_gradients_in_an_order_of_its_own() -> None:
     task = tiny.task(0)
     images = tiny.images(task, per_class=7)
-    learner, log = tiny.opened(METHOD, task, None, 1), loop.Log()
-    settings, how = loop.Settings(seed=0), recipe(epochs=3, augmentation="flip", drop_last=True)
-    data = loop.PlainImages(learner, images, settings, log, how)
+    learner, log = tiny.opened(METHOD, task, None, 1), Log()
+    settings, how = Settings(seed=0), recipe(epochs=3, augmentation="flip", drop_last=True)
+    data = forward.PlainImages(learner, images, settings, log, how)
 
     def pixels(batch_size: int, augmented: bool) -> tuple[list[int], Tensor, Tensor]:
         sizes, first, targets = [], [], []
@@ -253,7 +255,7 @@ def test_each_gives_every_image_once_with_gradients_in_an_order_of_its_own() -> 
         return sizes, torch.cat(first), torch.cat(targets)
 
     # The order and the augmentation of the epoch after the last.
-    rows = flat(loop.row_batches(21, recipe(), 0, 0, 3))
+    rows = flat(row_batches(21, recipe(), 0, 0, 3))
     sizes, plain, targets = pixels(5, False)
     assert sizes == [5, 5, 5, 5, 1]
     assert torch.equal(plain, images.pixels[rows]) and torch.equal(targets, images.targets[rows])
@@ -280,8 +282,8 @@ def test_epochs_begin_with_their_number_also_after_an_interruption() -> None:
         def learner(self, vit: Any, task: Any) -> Noting:
             return Noting(vit, task, METHOD)
 
-    kept: list[loop.Snapshot] = []
-    settings, images = loop.Settings(seed=0, every=0), tiny.images(task)
+    kept: list[Snapshot] = []
+    settings, images = Settings(seed=0, every=0), tiny.images(task)
     loop.train_task(Method(), tiny.vit(1), task, images, None, settings, keep=kept.append)
     assert begun == [0, 1]
     begun.clear()

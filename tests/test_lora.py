@@ -9,7 +9,8 @@ from methods.baselines.lora import LAYERS, LoRA, LoRALearner
 from methods.contracts.hyperparameters import HyperparameterError
 from methods.contracts.trained import Task
 from methods.networks.vit import LowRank
-from operators.training import loop
+from operators.training import forward, loop
+from operators.training.settings import Settings
 from tests import tiny
 
 METHOD = LoRA(epochs=2, batch_size=6, lr=0.01, rank=4)
@@ -31,7 +32,7 @@ def states() -> list[dict[str, torch.Tensor]]:
 def test_start_is_bitwise_the_backbone(targets: Any):
     images = tiny.images(TASKS[0]).pixels
     features = learner(LoRA(targets=targets)).features(images)
-    assert torch.equal(features, loop.frozen_features(tiny.vit(), images))
+    assert torch.equal(features, forward.frozen_features(tiny.vit(), images))
 
 
 @pytest.mark.parametrize(("targets", "widths"), [("qkv", 4), ("attention", 6), ("all", 16)])
@@ -48,7 +49,7 @@ def test_only_updates_and_classifier_are_trained(targets: Any, widths: int):
 
 def test_backbone_is_unchanged_and_not_stored(states: list[dict[str, torch.Tensor]]):
     network = tiny.vit()
-    loop.train_task(METHOD, network, TASKS[0], tiny.images(TASKS[0]), None, loop.Settings(seed=0))
+    loop.train_task(METHOD, network, TASKS[0], tiny.images(TASKS[0]), None, Settings(seed=0))
     after = {name.replace(".base.", "."): t for name, t in network.state_dict().items()}
     for name, tensor in tiny.vit().state_dict().items():
         assert torch.equal(after[name], tensor)
@@ -69,8 +70,8 @@ def test_features_are_those_of_merged_weights(states: list[dict[str, torch.Tenso
             merged.get_parameter(f"{name}.weight").add_(change)
     images = tiny.images(TASKS[0]).pixels
     features = opened.features(images)
-    torch.testing.assert_close(features, loop.frozen_features(merged, images), rtol=0, atol=1e-4)
-    assert (features - loop.frozen_features(tiny.vit(), images)).abs().max() > 0.1
+    torch.testing.assert_close(features, forward.frozen_features(merged, images), rtol=0, atol=1e-4)
+    assert (features - forward.frozen_features(tiny.vit(), images)).abs().max() > 0.1
 
 
 def test_second_task_continues_the_updates_of_the_first(states: list[dict[str, torch.Tensor]]):
@@ -108,7 +109,7 @@ def test_domains_share_all_columns():
     for index in (0, 1):
         domain = Task(index=index, count=2, current=(0, 1, 2), before=3 * index, seen=3)
         images, before = tiny.images(domain, seed=index), states[-1] if states else None
-        settings = loop.Settings(seed=0)
+        settings = Settings(seed=0)
         states.append(loop.train_task(METHOD, tiny.vit(), domain, images, before, settings)[0])
     weights = [state["head.weight"] for state in states]
     assert weights[0].shape == weights[1].shape == (3, tiny.WIDTH)

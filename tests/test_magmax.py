@@ -9,9 +9,10 @@ from torch import Tensor
 from methods.contracts.card import State
 from methods.contracts.hyperparameters import HyperparameterError
 from methods.contracts.trained import Task
-from methods.mixtures.magmax import MagMax, MagMaxLearner, flat, max_magnitude
+from methods.mixtures.magmax import MagMax, MagMaxLearner, flat
 from methods.mixtures.magmax_independent import MagMaxIndependent
 from methods.networks.vit import forward_tokens, read_out
+from methods.parts.averaging import max_magnitude
 from tests import tiny
 
 QUICK = {"epochs": 2, "batch_size": 6, "lr": 1e-3, "head_lr": 0.01, "augmentation": "none"}

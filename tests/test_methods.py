@@ -18,7 +18,8 @@ from safetensors.torch import load_file, save_file
 
 import methods
 from methods import HyperparameterError
-from methods.contracts.card import Card, Fitted, Rows, State
+from methods.contracts.card import Card, State
+from methods.contracts.fitted import Fitted, Rows
 from operators import catalogue
 
 WIDTH, CLASSES = 8, 5

@@ -22,7 +22,7 @@ import yaml
 from PIL import Image
 
 from operators.formats.predictions import read
-from operators.store.store import Store
+from operators.store import Store
 from pipelines import cli
 from tests.processes import started
 from tests.test_report import cost_table

@@ -18,12 +18,13 @@ from rich.text import Text
 
 from methods.contracts import hyperparameters, registry
 from operators import catalogue
-from operators.backbones import loading
+from operators.assignment import Result
+from operators.backbones.shipped import loading
 from operators.ensembling import rules
 from operators.errors import BadDataError
 from operators.merging import contract
-from operators.stage import Result, Stage
-from operators.store.store import Store
+from operators.stage import Stage
+from operators.store import Store
 from pipelines.planning import explain
 from pipelines.planning.plan import Plan, make_plan
 from pipelines.reporting import terminal

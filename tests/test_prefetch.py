@@ -13,7 +13,8 @@ from methods.baselines.finetune import Finetune
 from operators.images.prefetch import batched, prefetch
 from operators.images.preprocessing import PRESETS
 from operators.stages import features
-from operators.training import loop
+from operators.training import forward, loop
+from operators.training.settings import Log, Settings
 from tests import pngs, tiny
 
 ROOT = Path(__file__).parent.parent
@@ -151,18 +152,18 @@ class Together(tiny.TensorImages):
 @pytest.mark.parametrize("what", ["train", "map", "each"])
 def test_every_decoder_has_work_in_training_and_in_plain_passes(what: str) -> None:
     method, task, images = Finetune(epochs=1, batch_size=1), tiny.task(0), Together(3 * THREADS)
-    settings = loop.Settings(seed=0, decoders=THREADS)
+    settings = Settings(seed=0, decoders=THREADS)
     if what == "train":
         _, log = loop.train_task(method, tiny.vit(1), task, images, None, settings)
         assert log.steps == len(images.targets)
         return
     learner, _ = loop.open_learner(method, tiny.vit(1), task, None, settings)
-    log = loop.Log()
+    log = Log()
     if what == "map":
         batches = [[row] for row in range(3 * THREADS)]
-        loop.forward_plain(learner.logits, learner, images, settings, log, batches)
+        forward.forward_plain(learner.logits, learner, images, settings, log, batches)
     else:
-        plain = loop.PlainImages(learner, images, settings, log, method.recipe(task))
+        plain = forward.PlainImages(learner, images, settings, log, method.recipe(task))
         plain.each(lambda pixels, targets, query: None, batch_size=1)
     assert log.images_forwarded == len(images.targets)
 

@@ -16,7 +16,7 @@ import torchvision.transforms as T
 from PIL import Image
 
 from operators.errors import BadDataError, ConfigError, IncompatibleError
-from operators.images import pixels
+from operators.images.codec import pixels
 from operators.images.preprocessing import PRESETS, Preprocessing, from_timm, resolve
 
 SIZES = [
@@ -229,7 +229,7 @@ def test_explicit_description() -> None:
 
 def test_planning_imports_no_torch() -> None:
     code = (
-        "import sys; from operators import dataset, preprocessing, images;"
+        "import sys; from operators.data import dataset; from operators.images import preprocessing, codec as images;"
         "preprocessing.PRESETS['lamda_224'].to_json();"
         "assert not {'torch', 'torchvision', 'sklearn', 'ray'} & set(sys.modules)"
     )

@@ -22,8 +22,8 @@ from methods.mixtures.promptfusion_vit import Booster, BoosterLearner
 from methods.networks.clip import unit
 from operators.errors import ConfigError
 from operators.formats import features
-from operators.store.store import Store
-from operators.training import loop
+from operators.store import Store
+from operators.training import loop, settings
 from pipelines.planning.plan import Plan
 from tests import pngs, tiny
 from tests.bounds import rounding
@@ -133,7 +133,9 @@ def trained(method: Any, network: Any, index: int, state: Any) -> dict[str, torc
             torch.cat([images.targets, old.targets]),
             exemplars=torch.arange(15) >= 12,
         )
-    found, _ = loop.train_task(method, network, task(index), images, state, loop.Settings(seed=0))
+    found, _ = loop.train_task(
+        method, network, task(index), images, state, settings.Settings(seed=0)
+    )
     return found
 
 
@@ -147,7 +149,7 @@ def test_contexts_of_old_classes_stay_to_the_bit_and_their_texts_up_to_rounding(
     assert (second["context"][3:] - start[3:]).abs().max() > 1e-3
     with torch.no_grad():
         texts = [
-            loop.open_learner(CLIP, tiny.clip(), task(index), state, loop.Settings(seed=0))[0]
+            loop.open_learner(CLIP, tiny.clip(), task(index), state, settings.Settings(seed=0))[0]
             .eval()
             .texts()  # type: ignore[operator]
             for index, state in enumerate((first, second))

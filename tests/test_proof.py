@@ -14,7 +14,7 @@ from methods.contracts.hyperparameters import HyperparameterError
 from methods.mixtures.proof import PROOF, ProofLearner
 from methods.mixtures.proof_fusion import Fusion, contrast
 from operators import catalogue
-from operators.training import loop
+from operators.training import forward, loop, settings
 from tests import tiny
 
 METHOD = PROOF(epochs=2, batch_size=6, exemplars=6)
@@ -62,7 +62,7 @@ def trained(index: int, before: State | None, method: PROOF = METHOD) -> State:
             exemplars=torch.arange(18) >= 12,
         )
     state, _ = loop.train_task(
-        method, tiny.clip(), task(index), images, before, loop.Settings(seed=0)
+        method, tiny.clip(), task(index), images, before, settings.Settings(seed=0)
     )
     return state
 
@@ -117,10 +117,10 @@ def test_an_image_is_scored_alone_unless_asked_otherwise() -> None:
 def test_every_class_has_a_column_and_a_prototype() -> None:
     for index, state in enumerate(states()):
         learner, _ = loop.open_learner(
-            METHOD, tiny.clip(), task(index), state, loop.Settings(seed=0)
+            METHOD, tiny.clip(), task(index), state, settings.Settings(seed=0)
         )
         images = tiny.images(task(index))
-        query = loop.frozen_features(learner.vit, images.pixels)
+        query = forward.frozen_features(learner.vit, images.pixels)
         assert learner.eval().logits(images.pixels, query).shape == (12, 3 * index + 3)
         assert bool((state["fusion.prototypes"].norm(dim=1) > 0.1).all())
         own = F.normalize(query, dim=1).view(3, 4, -1).mean(1)

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import methods
-from methods.contracts.card import Rows, State
+from methods.contracts.card import State
+from methods.contracts.fitted import Rows
 from methods.parts.first_session import FirstSession, Peft
 from methods.representations import moments, projection, ridge
 from methods.representations.ranpac import RanPAC

@@ -15,16 +15,17 @@ from cluster.execution.executor import chain_leases
 from cluster.execution.graph import needed
 from cluster.execution.schedule import Schedule
 from operators import catalogue
-from operators.backbones import loading
+from operators.backbones.shipped import loading
 from operators.data.scenario import class_order
 from operators.errors import ConfigError, GraftworkError, IncompatibleError
 from operators.images.augmentation import AUGMENTATIONS
 from operators.stage import Stage
-from operators.store.store import Store
+from operators.store import Store
 from pipelines.planning import trained
 from pipelines.planning.expand import make_runs
+from pipelines.planning.methods import Method
 from pipelines.planning.plan import Plan
-from pipelines.planning.runs import Method, Run
+from pipelines.planning.runs import Run
 from pipelines.planning.shared import Trunk
 from tests import pngs
 from tests.pngs import of

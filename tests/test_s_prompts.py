@@ -13,7 +13,8 @@ from methods.contracts.trained import Task
 from methods.networks.vit import forward_tokens
 from methods.parts.clusters import k_means
 from methods.prompts.s_prompts import SPrompts, SPromptsLearner
-from operators.training import loop
+from operators.training import forward, loop
+from operators.training.settings import Settings
 from tests import tiny
 
 METHOD = SPrompts(epochs=2, batch_size=6, lr=0.1, prompt_length=3, centres=2)
@@ -41,7 +42,7 @@ def _train(tasks: list[Task], method: SPrompts = METHOD, **settings: Any) -> lis
             task,
             _images(task),
             states[-1] if states else None,
-            loop.Settings(seed=0, **settings),
+            Settings(seed=0, **settings),
         )
         states.append(state)
     return states
@@ -97,7 +98,7 @@ def test_sizes_of_state(domains, classes):
 
 def test_centres_are_those_of_prompt_free_features(domains):
     task = _domain(1)
-    query = F.normalize(loop.frozen_features(tiny.vit(2), _images(task).pixels), dim=1)
+    query = F.normalize(forward.frozen_features(tiny.vit(2), _images(task).pixels), dim=1)
     centres = domains[2]["centres"][1]
     nearest = torch.cdist(query, centres).argmin(dim=1)
     means = torch.stack([query[nearest == k].mean(dim=0) for k in range(2)])
@@ -127,7 +128,7 @@ def test_every_image_chooses_alone_and_gets_its_task_s_prompt_and_classifier(dom
     learner = _opened(_domain(2), domains[2])
     parts = [_images(_domain(index)).pixels for index in range(3)]
     images = torch.cat(parts)
-    query = loop.frozen_features(learner.vit, images)
+    query = forward.frozen_features(learner.vit, images)
     task = learner.chosen(F.normalize(query, dim=1))
     assert (task == torch.arange(3).repeat_interleave(12)).float().mean() > 0.9
     scores = learner.logits(images, query)
@@ -143,7 +144,7 @@ def test_every_image_chooses_alone_and_gets_its_task_s_prompt_and_classifier(dom
 def test_class_incremental_rules_out_the_classes_of_other_tasks(classes):
     learner = _opened(tiny.task(1), classes[1])
     images = torch.cat([_images(tiny.task(index)).pixels for index in range(2)])
-    query = loop.frozen_features(learner.vit, images)
+    query = forward.frozen_features(learner.vit, images)
     task, scores = learner.chosen(F.normalize(query, dim=1)), learner.logits(images, query)
     assert scores.isfinite().all()
     assert task.unique().tolist() == [0, 1]
@@ -204,7 +205,7 @@ def test_other_prefix_tokens(domains, changes):
     network = tiny.vit(2, **changes)
     images = _images(task).pixels
     learner = METHOD.learner(network, task).eval()
-    query = loop.frozen_features(network, images)
+    query = forward.frozen_features(network, images)
     scores = learner.logits(images, query)
     torch.testing.assert_close(scores[5:6], learner.logits(images[5:6], query[5:6]))
 
@@ -223,7 +224,7 @@ def test_a_domain_may_lack_a_class() -> None:
     learner = _opened(tasks[-1], states[-1])
     for task in tasks:
         pixels = _images(task).pixels
-        query = loop.frozen_features(learner.vit, pixels)
+        query = forward.frozen_features(learner.vit, pixels)
         with torch.no_grad():
             scores, chosen = learner.logits(pixels, query), learner.chosen(_unit(query))
         for row, own in zip(scores, chosen.tolist(), strict=True):

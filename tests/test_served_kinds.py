@@ -16,18 +16,17 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from operators import ensembling
-from operators.backbones import loading
+from operators import building, ensembling
+from operators.backbones.shipped import loading
 from operators.ensembling.scores import align
 from operators.errors import ConfigError, IncompatibleError
-from operators.formats import features, predictions
-from operators.serving import predictor as serving
-from operators.stages import fit
-from operators.store.store import Store
-from operators.training import loop
+from operators.formats import features, predictions, states
+from operators.serving.predictor import predictor as serving
+from operators.store import Store
+from operators.training import forward
 from pipelines.planning.plan import Plan, make_plan
 from pipelines.planning.runs import Run
-from pipelines.running import recording
+from pipelines.running import served_model
 from pipelines.spec.loading import load_resolved
 from tests import pngs
 from tests.test_promptfusion import BESIDE
@@ -76,7 +75,7 @@ class Made(NamedTuple):
     def model(self, label: str) -> Path:
         """The folder `data` of the run's model, written once."""
         run, place = self.run(label), self.folder / "models" / label
-        for name, content in recording._model(self.plan, self.store, run).items():
+        for name, content in served_model.model(self.plan, self.store, run).items():
             path = place / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if callable(content):
@@ -111,9 +110,9 @@ class Made(NamedTuple):
     def _fitted(self, run: Run) -> Tensor:
         order, keyed = run.evaluate.order(), run.model.parameters
         rows = features.matrix(self.store, features.roles(order))[self.rows(run)]
-        state = fit.load_states(self.store, "fit", run.model.key)[-1]
+        state = states.load_states(self.store, "fit", run.model.key)[-1]
         given = torch.from_numpy(rows.astype(np.float32))
-        scores = fit.build(keyed["method"]).logits(state, given, keyed["seed"] or 0)
+        scores = building.fitted(keyed["method"]).logits(state, given, keyed["seed"] or 0)
         learned = [c for task in keyed["tasks"] for c in task["classes"]]
         return scores[:, [learned.index(c) for c in run.classes]]
 
@@ -207,14 +206,14 @@ def test_weights_of_the_second_network_are_looked_for_behind_a_comma(
 def test_a_second_network_elsewhere_is_the_same_model(on_clip: Made) -> None:
     run = on_clip.run("promptfusion")
     assert run.served is not None and run.served.beside is not None
-    known = recording.model_identity(on_clip.plan, run)
+    known = served_model.model_identity(on_clip.plan, run)
 
     def with_backbone(**changes: Any) -> str | None:
         beside = run.served and run.served.beside
         assert run.served and beside
         other = replace(beside, backbone=replace(beside.backbone, **changes))
         changed = replace(run, served=replace(run.served, beside=other))
-        return recording.model_identity(on_clip.plan, changed)
+        return served_model.model_identity(on_clip.plan, changed)
 
     assert with_backbone(weights="elsewhere.st") == known
     assert with_backbone(fingerprint="0" * 64) != known
@@ -261,7 +260,7 @@ def test_members_share_the_frozen_features_of_a_batch(
 
     monkeypatch.setattr(loading, "embedder", counting)
     predictor = serving.Predictor(on_vit.model("votes"))
-    batch, images = loop.PLAIN_BATCH["cpu"], on_vit.images("votes")
+    batch, images = forward.PLAIN_BATCH["cpu"], on_vit.images("votes")
     first, second = predictor.logits(images[:1]), predictor.logits(images[1:2])
     assert rows == [batch, batch]
     assert torch.equal(torch.cat([first, second]), predictor.logits(images)[:2])
@@ -275,7 +274,7 @@ def test_only_what_trained_no_network_counts_as_fitted(on_vit: Made) -> None:
     methods = "methods=[simplecil, slda, {finetune: {epochs: 1}}, {esn: {epochs: 1}}]"
     chosen = [names, methods, ensembles, "tracking.models=fitted"]
     plan = make_plan(load_resolved(spec, chosen), on_vit.store.memo)
-    found = [run.method.label for run in plan.runs if recording.model_identity(plan, run)]
+    found = [run.method.label for run in plan.runs if served_model.model_identity(plan, run)]
     assert found == ["simplecil", "slda", "simplecil too"]
 
 

@@ -21,15 +21,15 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from cluster import inference as remote
-from operators.backbones import loading
-from operators.backbones import resolve as backbone
+from operators import building
+from operators.backbones.names import place as names_place
+from operators.backbones.shipped import loading, weights
 from operators.errors import ConfigError, DamagedStage, IncompatibleError
-from operators.formats import features, predictions
+from operators.formats import features, predictions, states
 from operators.images.preprocessing import resolve
-from operators.serving import inference, inputs, lookup
-from operators.serving import predictor as serving
-from operators.stages import fit
-from operators.store.store import Store
+from operators.serving.predictor import inference, inputs, lookup
+from operators.serving.predictor import predictor as serving
+from operators.store import Store
 from operators.tracking.sender import connect
 from pipelines import cli
 from pipelines.planning.plan import Plan, make_plan
@@ -115,9 +115,9 @@ def pipeline_scores(made: Made, run: Run) -> torch.Tensor:
     else:
         order = run.evaluate.order()
         matrix = features.matrix(store, features.roles(order)).astype(np.float32)
-        state = fit.load_states(store, "fit", run.model.key)[-1]
+        state = states.load_states(store, "fit", run.model.key)[-1]
         keyed = run.model.parameters
-        method = fit.build(keyed["method"])
+        method = building.fitted(keyed["method"])
         scores = method.logits(state, torch.from_numpy(matrix), keyed["seed"] or 0)
         learned = [c for task in keyed["tasks"] for c in task["classes"]]
     return scores[:, np.argsort(learned)]
@@ -224,11 +224,11 @@ def test_orders_that_share_a_fit_share_its_model(made: Made, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("kept", "with_model"), [("fitted", ["slda"]), ("none", [])])
 def test_models_can_be_left_out(made: Made, kept: str, with_model: list[str]) -> None:
-    from pipelines.running import recording
+    from pipelines.running import served_model
 
     chosen = [f"tracking.models={kept}", "methods=[slda,{finetune: {epochs: 1, batch_size: 4}}]"]
     plan = make_plan(load_resolved(str(made.folder / "spec.yaml"), chosen), made.store.memo)
-    found = [run.method.name for run in plan.runs if recording.model_identity(plan, run)]
+    found = [run.method.name for run in plan.runs if served_model.model_identity(plan, run)]
     assert found == with_model
     assert plan.runs[0].model.key == made.run("slda").model.key
 
@@ -491,7 +491,7 @@ def test_images_of_a_size_that_the_backbone_does_not_take(made: Made, tmp_path: 
 def micro(tmp_path: Path) -> Path:
     """A model of random class means on the backbone that comes with the package."""
     model = "vit_micro_patch4_32"
-    network = loading.load(model, backbone.place(model, "builtin"), "token")
+    network = loading.load(model, names_place(model, "builtin"), "token")
     classes = ["ant", "bee", "cat"]
     predictor = {
         "kind": "fitted",
@@ -511,7 +511,7 @@ def micro(tmp_path: Path) -> Path:
             "model": model,
             "weights": "builtin",
             "pooling": "token",
-            "fingerprint": loading.fingerprint(network),
+            "fingerprint": weights.fingerprint(network),
             "image_size": None,
         },
         "preprocessing": resolve("micro_32").to_json(),

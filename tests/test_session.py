@@ -18,7 +18,7 @@ from cluster.sessions import huge_pages
 from cluster.sessions.session import Node, connect
 from operators.errors import ConfigError, StorageError
 from operators.stage import Resources, Stage
-from operators.store.store import Store
+from operators.store import Store
 from tests.ray_cluster import Cluster, two_nodes
 from tests.ray_operators import advised_megabytes, stage
 
@@ -140,8 +140,8 @@ def test_local_ray_is_our_own_and_leaves_nothing(tmp_path: Path) -> None:
 import os, sys, stat, time
 sys.path.insert(0, {str(ROOT)!r})
 from functools import partial
-from cluster.executor import execute
-from cluster.session import connect
+from cluster.execution.executor import execute
+from cluster.sessions.session import connect
 from operators.store import Store
 from tests.ray_operators import stage
 with connect(None, num_cpus=1) as session:

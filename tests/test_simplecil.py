@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import torch
 
-from methods.contracts.card import Rows
+from methods.contracts.fitted import Rows
 from methods.representations.simplecil import SimpleCIL
 
 METHOD = SimpleCIL()

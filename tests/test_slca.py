@@ -13,7 +13,7 @@ from methods.contracts.trained import Task
 from methods.parts import alignment, gaussians
 from methods.parts.alignment import drift, normalised, reset_final_norm
 from methods.representations.slca import SLCA, SLCALearner
-from operators.training import loop
+from operators.training import loop, settings
 from tests import tiny
 
 SMALL = SLCA(epochs=2, batch_size=6, milestone=1, alignment_epochs=2, samples_per_class=32)
@@ -36,7 +36,7 @@ def train(method: SLCA, tasks: list[Task], **images: Any) -> list[State]:
             task,
             tiny.images(task, **images),
             states[-1] if states else None,
-            loop.Settings(seed=0),
+            settings.Settings(seed=0),
         )
         states.append(state)
     return states

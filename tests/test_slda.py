@@ -6,7 +6,7 @@ import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
 from methods import HyperparameterError
-from methods.contracts.card import Rows
+from methods.contracts.fitted import Rows
 from methods.representations.slda import SLDA
 
 CLASSES = [0, 1, 2]

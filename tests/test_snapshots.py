@@ -13,11 +13,12 @@ import torch
 from torch import Tensor
 
 from methods.baselines.finetune import Finetune
+from operators.assignment import Result
 from operators.errors import StorageError
-from operators.stage import Result, Stage
-from operators.store.store import Store
+from operators.stage import Stage
+from operators.store import Store
 from operators.training import loop, snapshots
-from operators.training.loop import Snapshot
+from operators.training.settings import Log, Settings, Snapshot
 from tests import tiny
 
 
@@ -79,10 +80,10 @@ def test_a_snapshot_comes_back_bit_for_bit(store: Store) -> None:
 def test_a_task_continues_from_the_bytes_of_a_snapshot(optimizer: Any) -> None:
     method = Finetune(epochs=2, batch_size=5, lr=1e-3, optimizer=optimizer)
     task = tiny.task(0)
-    settings = loop.Settings(seed=1, every=0.0)
+    settings = Settings(seed=1, every=0.0)
     kept: list[bytes] = []
 
-    def train(resume: Snapshot | None) -> tuple[dict[str, Tensor], loop.Log]:
+    def train(resume: Snapshot | None) -> tuple[dict[str, Tensor], Log]:
         return loop.train_task(
             method, tiny.vit(1), task, tiny.images(task), None, settings,
             resume=resume, keep=lambda snapshot: kept.append(snapshots.encode(snapshot)),

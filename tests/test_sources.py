@@ -11,8 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.data import digits, sources, tables
+from operators.data import digests, digits, sources, tables
 from operators.errors import BadDataError, ConfigError
+from operators.files import access
 
 
 def content(number: int) -> bytes:
@@ -104,18 +105,18 @@ def test_relative_places_become_absolute(tmp_path: Path, monkeypatch: pytest.Mon
     write_table(tmp_path / "a b.parquet", range(3))
     monkeypatch.chdir(tmp_path)
     assert sources.locate(["a b.parquet"])[0].url == str(tmp_path / "a b.parquet")
-    assert sources.absolute("s3://bucket/x") == "s3://bucket/x"
+    assert access.absolute("s3://bucket/x") == "s3://bucket/x"
 
 
 def test_identity_follows_the_file(tmp_path: Path) -> None:
     path = tmp_path / "a"
     path.write_bytes(b"one")
-    first = sources.identity(str(path))
-    assert sources.identity(str(path)) == first
+    first = access.identity(str(path))
+    assert access.identity(str(path)) == first
     path.write_bytes(b"two")
-    assert sources.identity(str(path)) != first
+    assert access.identity(str(path)) != first
     with pytest.raises(ConfigError, match="not found"):
-        sources.identity(str(tmp_path / "b"))
+        access.identity(str(tmp_path / "b"))
 
 
 def test_folder_listing(tmp_path: Path) -> None:
@@ -206,13 +207,13 @@ def test_a_damaged_page_is_noticed(tmp_path: Path) -> None:
 def test_digests_name_the_first_change() -> None:
     expected = np.arange(96, dtype=np.uint8).reshape(3, 32)
     found = expected.copy()
-    sources.check_digests(expected, found, "abc".__getitem__)
+    digests.check_digests(expected, found, "abc".__getitem__)
     found[1, 5] += 1
     with pytest.raises(BadDataError, match="image b changed since it was indexed"):
-        sources.check_digests(expected, found, "abc".__getitem__)
-    whole = sources.digest_of(expected)
-    assert whole == sources.digest_of([row.tobytes() for row in expected])
-    assert whole != sources.digest_of(found)
+        digests.check_digests(expected, found, "abc".__getitem__)
+    whole = digests.digest_of(expected)
+    assert whole == digests.digest_of([row.tobytes() for row in expected])
+    assert whole != digests.digest_of(found)
 
 
 def test_digits_are_written_the_same_way_everywhere() -> None:

@@ -565,7 +565,7 @@ def test_the_examples_of_the_reference_page_load(folder: Path) -> None:
 
 def test_loading_a_spec_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from pipelines.spec import load_resolved; load_resolved('quickstart');"
+        "import sys; from pipelines.spec.loading import load_resolved; load_resolved('quickstart');"
         "print([m for m in ('torch', 'ray', 'mlflow', 'timm', 'pyarrow', 'fsspec', 'numpy')"
         " if m in sys.modules])"
     )

@@ -12,11 +12,11 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from methods.networks.clip import class_texts, cosines
-from operators.backbones import clip, loading
+from operators.backbones.shipped import clip, loading
 from operators.errors import BadDataError, ConfigError
 from operators.formats import features
 from operators.stages import text
-from operators.store.store import Store
+from operators.store import Store
 from pipelines.planning.plan import Plan
 from tests import pngs
 from tests.pngs import compute, of

@@ -18,18 +18,19 @@ import methods
 from methods.contracts.card import State
 from methods.contracts.trained import Task, shared, trains
 from operators import live
-from operators.backbones import loading
+from operators.assignment import Result
+from operators.backbones.shipped import loading
 from operators.data import dataset
 from operators.data.index_file import SplitIndex
 from operators.errors import BadDataError, DamagedStage, Diverged, IncompatibleError
 from operators.formats import features as shards
 from operators.formats import predictions
-from operators.images import pixels
-from operators.stage import Result, Stage
-from operators.stages import train
-from operators.store.store import Store
-from operators.training import loop, snapshots
+from operators.images.codec import pixels
+from operators.stage import Stage
+from operators.store import Store
+from operators.training import loop, opening, snapshots
 from operators.training.rows import TaskRows
+from operators.training.settings import Log, Settings
 from pipelines.planning.plan import Plan
 from tests import pngs
 from tests.pngs import compute, of
@@ -82,12 +83,12 @@ def network(made: Plan) -> Any:
     return loading.load(made.backbone.model, made.backbone.weights, "token")
 
 
-def by_hand(made: Plan, folder: Path, seed: int = 0) -> list[tuple[State, loop.Log]]:
+def by_hand(made: Plan, folder: Path, seed: int = 0) -> list[tuple[State, Log]]:
     """The chain of `made` by the loop alone: no stage, no store."""
     [run] = made.runs
     method = methods.build(run.method.name, run.method.hyperparameters)
     train, images = made.dataset.train, encoded(folder, "train")
-    done: list[tuple[State, loop.Log]] = []
+    done: list[tuple[State, Log]] = []
     learned: list[int] = []
     for number, task in enumerate(run.tasks):
         before = len(learned)
@@ -116,7 +117,7 @@ def by_hand(made: Plan, folder: Path, seed: int = 0) -> list[tuple[State, loop.L
             ),
             given,
             done[-1][0] if done else None,
-            loop.Settings(seed=seed),
+            Settings(seed=seed),
         )
         done.append((state, log))
     return done
@@ -161,7 +162,7 @@ def test_predictions_are_those_of_the_network(whole: tuple[Store, Plan], folder:
         learned += run.tasks[number].classes
         task = Task(index=number, count=3, current=(), before=2 * number, seen=len(learned))
         learner, _ = loop.open_learner(
-            method, network(made), task, load_tensors(state_of(store, model)), loop.Settings(seed=0)
+            method, network(made), task, load_tensors(state_of(store, model)), Settings(seed=0)
         )
         rows = np.flatnonzero(np.isin(test.labels, learned))
         with torch.no_grad():
@@ -511,7 +512,7 @@ def test_joint_trains_once_and_answers_for_every_task(store: Store, folder: Path
         network(made),
         Task(index=0, count=1, current=tuple(range(6)), before=0, seen=6),
         load_tensors(state_of(store, model)),
-        loop.Settings(seed=0),
+        Settings(seed=0),
     )
     with torch.no_grad():
         scores = learner.eval().logits(given_pixels(made, encoded(folder, "test")), None)
@@ -545,8 +546,8 @@ def test_tasks_side_by_side_are_those_of_the_loop(
     method = methods.build(made.runs[0].method.name, made.runs[0].method.hyperparameters)
     states: list[State] = []
     for expert, join in zip([first, *others], joins, strict=True):
-        task = train.task_of(dict(expert.parameters))
-        rows, settings = train.task_rows(join.order(), store), loop.Settings(seed=0)
+        task = opening.task_of(dict(expert.parameters))
+        rows, settings = opening.task_rows(join.order(), store), Settings(seed=0)
         start = shared(method, states[0]) if states else None
         state, log = loop.train_task(trains(method), network(made), task, rows, start, settings)
         assert same(load_tensors(state_of(store, expert)), state)
@@ -565,9 +566,9 @@ def test_tasks_side_by_side_are_those_of_the_loop(
     test, images = index_of(store, made, "test"), given_pixels(made, encoded(folder, "test"))
     learned = learned_of(made)
     for number, stage in enumerate(of(made, "predict")):
-        task = train.task_of(dict(stage.parameters))
+        task = opening.task_of(dict(stage.parameters))
         learner, _ = loop.open_learner(
-            method, network(made), task, states[number], loop.Settings(seed=0)
+            method, network(made), task, states[number], Settings(seed=0)
         )
         rows = np.flatnonzero(np.isin(test.labels, learned[: task.seen]))
         with torch.no_grad():
@@ -594,9 +595,9 @@ def test_queries_are_the_cached_features_of_the_rows(store: Store, folder: Path)
     with torch.inference_mode():
         frozen = loading.embedder(network(made), "token")(inputs)
     for stage in of(made, "train"):
-        assert train.task_rows(stage.order(), store).query is None
+        assert opening.task_rows(stage.order(), store).query is None
         asks = replace(stage, inputs={**stage.inputs, "features": made.features["train"]})
-        images = train.task_rows(asks.order(), store)
+        images = opening.task_rows(asks.order(), store)
         labels = made.dataset.train.labels
         rows = np.flatnonzero(np.isin(labels, stage.parameters["images"]["classes"]))
         assert images.query is not None and images.query.dtype == torch.float32
@@ -666,7 +667,7 @@ def test_an_adapted_method_is_fitted_on_both_features(store: Store, folder: Path
         network(made),
         Task(index=0, count=1, current=(0, 1), before=0, seen=2),
         load_tensors(state_of(store, session)),
-        loop.Settings(seed=0),
+        Settings(seed=0),
     )
     inputs = given_pixels(made, encoded(folder, "train"))
     frozen = loading.embedder(network(made), "token")

@@ -22,7 +22,7 @@ from cluster.sessions import huge_pages
 from cluster.sessions.session import Session, connect
 from operators.errors import Diverged, RunHeld, StageFailed
 from operators.stage import Stage
-from operators.store.store import Store
+from operators.store import Store
 from tests.processes import started
 from tests.ray_operators import chain, stage
 from tests.test_executor import members
@@ -206,8 +206,8 @@ DRIVER = """
 import sys
 sys.path.insert(0, {root!r})
 from functools import partial
-from cluster.executor import execute
-from cluster.session import connect
+from cluster.execution.executor import execute
+from cluster.sessions.session import connect
 from operators.errors import GraftworkError
 from operators.store import Store
 from tests.ray_operators import chain

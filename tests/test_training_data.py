@@ -15,8 +15,8 @@ from torch import Tensor
 
 from operators.data.index_file import SplitIndex
 from operators.errors import BadDataError
-from operators.images import codec, pixels
 from operators.images.augmentation import AUGMENTATIONS, augment, generator
+from operators.images.codec import codec, pixels
 from operators.images.preprocessing import Preprocessing
 from operators.training.rows import TaskRows
 from tests.pngs import png

@@ -13,11 +13,11 @@ from methods.contracts.card import State
 from methods.contracts.trained import learned
 from methods.mixtures.zscl import ZSCL, ZSCLLearner, distillation
 from methods.networks.clip import class_texts, unit
-from operators.training import loop
+from operators.training import loop, settings
 from tests import tiny
 
 SMALL = ZSCL(epochs=2, batch_size=6, lr=1e-3, warmup=2, average_every=2, constraint=0.1)
-SETTINGS = loop.Settings(seed=0)
+SETTINGS = settings.Settings(seed=0)
 
 
 def run(method: ZSCL, index: int = 0, state: State | None = None) -> tuple[ZSCLLearner, Any]:
@@ -28,7 +28,9 @@ def run(method: ZSCL, index: int = 0, state: State | None = None) -> tuple[ZSCLL
     learner.begin()
     assert isinstance(learner, ZSCLLearner)
     recipe = method.recipe(task)
-    return learner, loop._Run(learner, backbone, recipe, tiny.images(task), SETTINGS, loop.World())
+    return learner, loop._Run(
+        learner, backbone, recipe, tiny.images(task), SETTINGS, settings.World()
+    )
 
 
 def weights(learner: ZSCLLearner) -> list[Tensor]:

@@ -11,8 +11,9 @@ from torch import Tensor
 from methods.contracts.card import State
 from methods.contracts.trained import Learner, Task, Trained, shared, trains
 from methods.networks.clip import VOCABULARY, Clip
-from operators.backbones import shipped
+from operators.backbones.shipped import shipped
 from operators.training import loop
+from operators.training.settings import Settings
 
 assert shipped  # registers vit_micro_patch4_32
 
@@ -145,7 +146,7 @@ def train(
     seed: int = 0,
     depth: int = 6,
     classes: int = 3,
-    settings: loop.Settings | None = None,
+    settings: Settings | None = None,
 ) -> list[State]:
     """What is stored after each task of a stream, by the real loop."""
     states: list[State] = []
@@ -157,7 +158,7 @@ def train(
             this,
             images(this),
             states[-1] if states else None,
-            settings or loop.Settings(seed=seed),
+            settings or Settings(seed=seed),
         )
         states.append(state)
     return states
@@ -169,7 +170,7 @@ def train_side_by_side(
     """What is stored of each task's expert, and after each task of an independent method."""
     experts: list[State] = []
     joins: list[State] = []
-    settings = loop.Settings(seed=0)
+    settings = Settings(seed=0)
     for this in tasks:
         given = images(this, per_class)
         start = shared(method, joins[0]) if joins else None
@@ -185,5 +186,5 @@ def opened(
     method: Trained, of: Task, state: State | None, depth: int = 6, seed: int = 0
 ) -> Learner:
     """A learner with a stored state, in eval mode, on a fresh tiny ViT."""
-    learner, _ = loop.open_learner(method, vit(depth), of, state, loop.Settings(seed=seed))
+    learner, _ = loop.open_learner(method, vit(depth), of, state, Settings(seed=seed))
     return learner.eval()

@@ -12,8 +12,9 @@ from typing import Any
 
 from cluster.execution.worker import Done, done, errors_of, use_threads
 from operators import live
+from operators.assignment import Order
 from operators.errors import GraftworkError
-from operators.stage import Operator, Order
+from operators.stage import Operator
 from operators.store.store import Store
 
 

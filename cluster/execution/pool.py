@@ -16,8 +16,9 @@ from cluster.execution.policy import Failure, Kind
 from cluster.execution.train_group import Running
 from cluster.execution.worker import Done, run_stage
 from cluster.sessions.session import Session
+from operators.assignment import Order
 from operators.errors import GraftworkError
-from operators.stage import OPERATORS, Operator, Order, Stage
+from operators.stage import OPERATORS, Operator, Stage
 from operators.store.store import Store
 
 SILENCE = 15.0

@@ -24,8 +24,9 @@ from cluster.execution.chain_groups import Message
 from cluster.execution.chain_worker import Broken, Progress, run_chain
 from cluster.execution.policy import Failure, Kind
 from cluster.execution.worker import Done
+from operators.assignment import Order
 from operators.errors import StageFailed
-from operators.stage import OPERATORS, Operator, Order, Resources, Stage
+from operators.stage import OPERATORS, Operator, Resources, Stage
 from operators.store.store import Store
 
 ENVIRONMENT = {

@@ -10,8 +10,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from operators.assignment import Order
 from operators.errors import GraftworkError, OutOfMemory, StageFailed
-from operators.stage import Operator, Order
+from operators.stage import Operator
 from operators.store.store import Store
 
 

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from methods.contracts.card import Card
 from methods.contracts.hyperparameters import require
 from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.networks.vit import forward_tokens, read_out
+from methods.networks.vit import forward_tokens, read_out, unfreeze
 from methods.parts import optim
 from methods.parts.heads import current_cross_entropy
 
@@ -107,11 +107,3 @@ class FinetuneLearner(Learner):
 
     def features(self, images: Tensor) -> Tensor:
         return read_out(self.vit, forward_tokens(self.vit, images))
-
-
-def unfreeze(vit: VisionTransformer) -> None:
-    """Lets all of the ViT be trained that features are read through."""
-    vit.requires_grad_(True)
-    if isinstance(vit.attn_pool, nn.Module):
-        # Such a ViT is read as a mean of its tokens instead; see `read_out`.
-        vit.attn_pool.requires_grad_(False)

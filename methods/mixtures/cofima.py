@@ -8,13 +8,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.baselines.finetune import unfreeze
 from methods.contracts.card import Card
 from methods.contracts.hyperparameters import require
 from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
-from methods.mixtures.coma import Average, OldHeads, copies, heads_to_align, weight_of
-from methods.networks.vit import forward_tokens, read_out
+from methods.networks.vit import forward_tokens, read_out, unfreeze
 from methods.parts import alignment, averaging, optim
+from methods.parts.alignment import Average, OldHeads, copies, heads_to_align, weight_of
 from methods.parts.heads import OtherRows, current_cross_entropy
 
 

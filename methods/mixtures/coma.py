@@ -1,24 +1,20 @@
 """CoMA: what was learned on each task is averaged into the weights before it."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.baselines.finetune import unfreeze
 from methods.contracts.card import Card
 from methods.contracts.hyperparameters import require
 from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
-from methods.networks.vit import forward_tokens, read_out
+from methods.networks.vit import forward_tokens, read_out, unfreeze
 from methods.parts import alignment, averaging, optim
-from methods.parts.alignment import Aligned
+from methods.parts.alignment import Average, OldHeads, copies, heads_to_align, weight_of
 from methods.parts.heads import OtherRows, current_cross_entropy
-
-Average = Literal["fixed", "uniform"]
-OldHeads = Literal["keep", "merge"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,31 +161,3 @@ class CoMALearner(Learner):
 
     def features(self, images: Tensor) -> Tensor:
         return read_out(self.vit, forward_tokens(self.vit, images))
-
-
-def copies(vit: VisionTransformer) -> dict[str, Tensor]:
-    """The weights that are trained, by name, as they are now."""
-    return {n: p.detach().clone() for n, p in vit.named_parameters() if p.requires_grad}
-
-
-def weight_of(weight: float, average: Average, task: Task) -> float:
-    """The share of the weights of a task in the merge after it."""
-    return 1 / (task.index + 1) if average == "uniform" else weight
-
-
-def heads_to_align(learner: Aligned, share: float, old: OldHeads) -> tuple[Tensor, Tensor]:
-    """Weight [C, D] and bias [C] where the alignment starts; rows of the current task as trained.
-
-    Args:
-        share: of the newly trained weights, if the others are merged.
-        old: `merge` averages earlier heads, aligned and not aligned.
-    """
-    # Differs from IemProg/CoFiMA: it averages classifiers after the alignment (those stored) with
-    # classifiers before it. CoFiMA weighs them by what is left of a gradient of the alignment, and
-    # multiplies the new head by its Fisher information.
-    weight, bias = learner.head.weight.detach().clone(), learner.head.bias.detach().clone()
-    rest = sorted(set(range(learner.task.before)) - set(learner.task.current))
-    if old == "merge" and rest:
-        weight[rest] = averaging.lerp(learner.aligned_weight[rest], weight[rest], share)
-        bias[rest] = averaging.lerp(learner.aligned_bias[rest], bias[rest], share)
-    return weight, bias

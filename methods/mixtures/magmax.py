@@ -12,12 +12,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from methods.baselines.finetune import unfreeze
 from methods.contracts.card import Card
 from methods.contracts.hyperparameters import require
 from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
-from methods.networks.vit import forward_tokens, read_out
+from methods.networks.vit import forward_tokens, read_out, unfreeze
 from methods.parts import optim
+from methods.parts.averaging import max_magnitude
 from methods.parts.heads import current_cross_entropy, linear_head
 
 
@@ -146,11 +146,6 @@ def groups(vit: VisionTransformer, head: nn.Linear, method: Any) -> list[dict[st
         {"params": [p for p in vit.parameters() if p.requires_grad]},
         {"params": list(head.parameters()), "lr": method.head_lr, "weight_decay": 0.0},
     ]
-
-
-def max_magnitude(kept: Tensor, new: Tensor) -> Tensor:
-    """Entry by entry the one of larger magnitude; of equal ones the new."""
-    return torch.where(new.abs() >= kept.abs(), new, kept)
 
 
 def flat(vit: VisionTransformer) -> Tensor:

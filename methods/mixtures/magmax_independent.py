@@ -11,13 +11,12 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.baselines.finetune import unfreeze
 from methods.contracts.card import Card, State
 from methods.contracts.hyperparameters import require
 from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
 from methods.mixtures import magmax
-from methods.networks.vit import forward_tokens, read_out
-from methods.parts import optim
+from methods.networks.vit import forward_tokens, read_out, unfreeze
+from methods.parts import averaging, optim
 from methods.parts.heads import linear_head
 from methods.parts.stage_heads import NONE, StageHeads
 
@@ -132,7 +131,7 @@ class MagMaxJoined(Learner):
                 for name, own in self.vit.named_parameters()
             ]
         )
-        self.tau.copy_(magmax.max_magnitude(self.tau, change))
+        self.tau.copy_(averaging.max_magnitude(self.tau, change))
         self.heads.take(expert["head.weight"], expert["head.bias"])
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:

@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.parts.heads import EPS, batch_rows, batch_sum
+from methods.parts.collectives import batch_rows, batch_sum
+from methods.parts.heads import EPS
 
 if TYPE_CHECKING:
     from methods.mixtures.proof import PROOF

@@ -225,3 +225,11 @@ def _attend(
 def _batch(extra: Tensor, like: Tensor) -> Tensor:
     """Gives `extra` the batch size and, under autocast, the dtype of `like`."""
     return extra.to(like.dtype).expand(like.shape[0], *extra.shape[1:])
+
+
+def unfreeze(vit: VisionTransformer) -> None:
+    """Lets all of the ViT be trained that features are read through."""
+    vit.requires_grad_(True)
+    if isinstance(vit.attn_pool, nn.Module):
+        # Such a ViT is read as a mean of its tokens instead; see `read_out`.
+        vit.attn_pool.requires_grad_(False)

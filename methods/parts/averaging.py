@@ -88,3 +88,8 @@ def _check(a: Tensor, b: Tensor, weight: float) -> None:
 def _wide(average: Tensor) -> None:
     if average.dtype not in (torch.float32, torch.float64):
         raise ValueError(f"a running average must be float32 or float64, got {average.dtype}")
+
+
+def max_magnitude(kept: Tensor, new: Tensor) -> Tensor:
+    """Entry by entry the one of larger magnitude; of equal ones the new."""
+    return torch.where(new.abs() >= kept.abs(), new, kept)

@@ -8,11 +8,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.baselines.finetune import unfreeze
 from methods.contracts.card import Card
 from methods.contracts.hyperparameters import require
 from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.networks.vit import forward_tokens, read_out
+from methods.networks.vit import forward_tokens, read_out, unfreeze
 from methods.parts import optim, peft
 from methods.parts.heads import CosineHead
 from methods.parts.prompt_tokens import PromptInit, PromptTokens

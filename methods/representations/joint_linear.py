@@ -8,8 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.contracts.card import Card, Rows, State, by_row, columns
+from methods.contracts.card import Card, State
+from methods.contracts.fitted import Rows
 from methods.contracts.hyperparameters import require
+from methods.parts.sums import by_row, columns
 from methods.representations import ridge
 
 L2_GRID = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]

@@ -10,7 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from methods.contracts.card import Rows, State, sum_states
+from methods.contracts.card import State
+from methods.contracts.fitted import Rows
+from methods.parts.sums import sum_states
 from methods.representations import projection, ridge
 
 ROWS = ("features", "labels", "samples")

@@ -9,11 +9,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from methods.contracts.adapted import Parts
-from methods.contracts.card import Card, Rows, State, by_row, columns
+from methods.contracts.card import Card, State
+from methods.contracts.fitted import Rows
 from methods.contracts.hyperparameters import require
 from methods.contracts.trained import Augmentation
 from methods.parts import first_session
 from methods.parts.prompt_tokens import PromptInit
+from methods.parts.sums import by_row, columns
 from methods.representations import moments, projection, ridge
 
 

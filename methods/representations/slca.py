@@ -7,11 +7,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.baselines.finetune import unfreeze
 from methods.contracts.card import Card
 from methods.contracts.hyperparameters import require
 from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
-from methods.networks.vit import forward_tokens, read_out
+from methods.networks.vit import forward_tokens, read_out, unfreeze
 from methods.parts import alignment, optim
 from methods.parts.heads import OtherRows, current_cross_entropy
 

@@ -13,7 +13,7 @@ from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
 from methods.networks.clip import Clip
-from operators.backbones.resolve import CLIP as PREFIX
+from operators.backbones.names import CLIP as PREFIX
 from operators.errors import ConfigError, IncompatibleError
 
 _OPENAI = ("input_resolution", "context_length", "vocab_size")

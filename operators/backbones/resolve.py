@@ -6,16 +6,14 @@ loaded, not the file's name or the model's tag.
 
 import json
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
-from operators.data.sources import identity
+from operators.backbones.names import CLIP, place
 from operators.errors import ConfigError
+from operators.files.access import identity
 from operators.keys import program_digest
-from operators.store.store import Memo, library_versions
-
-CLIP = "open_clip:"
-"""With which a spec marks the name of an open_clip model."""
+from operators.store.memo import Memo
+from operators.versions import library_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,16 +86,18 @@ def resolve(
     }
     if (known := memo.get(preimage)) is not None:
         return Backbone(**json.loads(known) | {"weights": location})
-    from operators.backbones import loading  # imports torch
+    from operators.backbones import loading
+    from operators.backbones.weights import fingerprint as weights_fingerprint  # imports torch
+    from operators.backbones.weights import tower_fingerprints
 
     network = loading.load(model, location, pooling, image_size)
     refused, natural_pooling = loading.attachable(network)
-    image_fingerprint, text_fingerprint = loading.tower_fingerprints(network) or ("", "")
+    image_fingerprint, text_fingerprint = tower_fingerprints(network) or ("", "")
     backbone = Backbone(
         model=model,
         weights=location,
         pooling=pooling,
-        fingerprint=loading.fingerprint(network),
+        fingerprint=weights_fingerprint(network),
         width=loading.width(network),
         data_config=loading.data_config(network, image_size),
         image_size=image_size,
@@ -108,21 +108,3 @@ def resolve(
     )
     memo.put(preimage, json.dumps(asdict(backbone)).encode())
     return backbone
-
-
-def place(model: str, weights: str | None) -> str:
-    """Where a backbone's weights are: a path or URL, "random", or "" for timm's own.
-
-    Raises:
-        ConfigError: no weights of this name ship with the package.
-    """
-    if weights != "builtin":
-        return weights or ""
-    # Not from operators.backbones.shipped: importing that imports torch.
-    path = Path(__file__).parent / "shipped" / f"{model}.safetensors"
-    if not path.is_file():
-        known = sorted(p.stem for p in path.parent.glob("*.safetensors"))
-        raise ConfigError(
-            f'no builtin weights for "{model}" (known: {", ".join(known)})', key="backbone.weights"
-        )
-    return str(path)

@@ -22,10 +22,10 @@ import pyarrow as pa
 
 from operators.data import holdout, labels, scan, sources
 from operators.data.description import SPLITS, locate, resolve
+from operators.data.digests import digest_of
 from operators.data.index_file import (
     DIGEST,
     SplitIndex,
-    encode_index,
     read_index,
     to_arrow,
     to_numpy,
@@ -33,7 +33,7 @@ from operators.data.index_file import (
 from operators.data.sources import Places
 from operators.errors import BadDataError, together
 from operators.keys import digest
-from operators.stage import Order, Result, Stage
+from operators.stage import Stage
 
 __all__ = ["Dataset", "Split", "SplitIndex", "index", "read_index", "run"]
 
@@ -116,7 +116,7 @@ class Split:
 
     def images_digest(self, start: int, stop: int) -> str:
         """The digest of the images start..stop-1 alone, without labels."""
-        return sources.digest_of(self.digests[start:stop])
+        return digest_of(self.digests[start:stop])
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -191,29 +191,6 @@ def _held_out(dataset: Dataset, share: float) -> Dataset:
         dataset,
         train=part("train", np.flatnonzero(~held)),
         test=part("test", np.flatnonzero(held)),
-    )
-
-
-def run(order: Order, store: Any) -> Result:
-    """The operator `dataset`: indexes a split anew and stores it.
-
-    Raises:
-        BadDataError: the data is not what it was when the run was planned.
-    """
-    dataset = index(order.hints["source"], store.memo)
-    split: Split = getattr(dataset, order.hints["split"])
-    if dict(split.stage().parameters) != order.parameters:
-        raise BadDataError(f"{order.label}: the data changed since the run was planned; run again")
-    counts = np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
-    per_domain = np.bincount(split.domains, minlength=len(dataset.domains)).tolist()
-    return Result(
-        files={"index.parquet": encode_index(split.stored())},
-        facts={
-            "samples": len(split),
-            "classes": dict(zip(dataset.classes, counts, strict=True)),
-            "domains": dict(zip(dataset.domains, per_domain, strict=True)),
-            "bad_images": len(dataset.bad_images),
-        },
     )
 
 

@@ -4,8 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from operators.data import builtin, scan, sources
+from operators.data import builtin, sources
 from operators.errors import BadDataError, ConfigError
+from operators.files import access
 
 SPLITS = ("train", "test")
 
@@ -29,8 +30,8 @@ def resolve(description: Mapping[str, Any]) -> dict[str, Any]:
             raise ConfigError(f'unknown "{name}"; known are {known}', key="dataset.builtin")
         return common | {"builtin": name, "classes": list(builtin.load(name).CLASSES)}
     return common | {
-        "train": [sources.absolute(entry) for entry in description["train"]],
-        "test": [sources.absolute(entry) for entry in description["test"]],
+        "train": [access.absolute(entry) for entry in description["train"]],
+        "test": [access.absolute(entry) for entry in description["test"]],
         "image": description.get("image") or "image",
         "label": description.get("label") or "label",
         "domain": description.get("domain"),
@@ -53,12 +54,12 @@ def _listed(given: Any, key: str) -> Any:
     """The content of a JSON file, if a path is given."""
     if not isinstance(given, str):
         return given
-    url = sources.absolute(given)
+    url = access.absolute(given)
     try:
-        with sources.open_file(url) as file:
+        with access.open_file(url) as file:
             return json.loads(file.read(64 << 20).decode("utf-8-sig"))
     except (OSError, ValueError) as error:
-        why = sources.reason(error) if isinstance(error, OSError) else str(error)
+        why = access.reason(error) if isinstance(error, OSError) else str(error)
         raise ConfigError(why, key=key, value=url) from error
 
 
@@ -79,7 +80,7 @@ def locate(description: Mapping[str, Any], split: str) -> list[sources.Source]:
         BadDataError: nothing is there, or sources of different kinds.
     """
     if "builtin" in description:
-        return [scan.builtin_source(description["builtin"], split)]
+        return [sources.builtin_source(description["builtin"], split)]
     try:
         found = sources.locate(description[split])
     except (BadDataError, ConfigError) as error:

@@ -94,12 +94,6 @@ def explain(bad: Sequence[Mapping[str, Any]]) -> list[BadDataError]:
     return [*found, BadDataError(what)]
 
 
-def builtin_source(name: str, split: str) -> Source:
-    """A built-in data set, as a source."""
-    what = {"builtin": name, "version": builtin.load(name).VERSION, "split": split}
-    return Source(kind=name, url=split, identity=what)
-
-
 def file_names(found: Sequence[Source]) -> tuple[str, ...]:
     """The files of a split's sources, numbered as in `Places.file`."""
     return tuple(

@@ -5,25 +5,24 @@ folders are local or behind an fsspec URL. Reading streams: one record batch is 
 """
 
 import glob
-import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from operators.data import builtin
-from operators.errors import BadDataError, ConfigError, GraftworkError
-from operators.files import urls
+from operators.errors import BadDataError, ConfigError
+from operators.files.access import absolute, as_os_errors, file_system, identity, reason
 from operators.files.listing import list_folder
 from operators.images.prefetch import prefetch
 from operators.keys import digest
 
-ROWS_IN_MEMORY = 256
+if TYPE_CHECKING:
+    pass
+
 _REQUESTS = 16
 """Concurrent reads of small remote files: they wait, they do not compute."""
 
@@ -110,49 +109,6 @@ def locate(entries: Iterable[str]) -> list[Source]:
     return [source for entry in entries for source in _find(absolute(entry))]
 
 
-def absolute(url: str) -> str:
-    """The place as any process on this machine can name it.
-
-    Raises:
-        ConfigError: the URL may not be used.
-    """
-    urls.check(url)
-    if url.startswith("file://"):
-        url = url.removeprefix("file://")
-    return url if "://" in url else os.path.abspath(url)
-
-
-def identity(url: str) -> dict[str, Any]:
-    """What changes when a file's content changes; no content is read.
-
-    Raises:
-        ConfigError: the URL may not be used, or there is no such file.
-    """
-    url = absolute(url)
-    try:
-        if "://" not in url:
-            return {"url": url} | _fingerprint(os.stat(url))
-        with as_os_errors():
-            filesystem, path = file_system(url)
-            filesystem.invalidate_cache()
-            return {"url": url, "ukey": str(filesystem.ukey(path))}
-    except OSError as error:
-        raise ConfigError(reason(error), value=url) from error
-
-
-def open_file(url: str) -> BinaryIO:
-    """Opens a local or remote file for reading.
-
-    Raises:
-        OSError: it cannot be opened.
-    """
-    if "://" not in url:
-        return open(url, "rb")
-    with as_os_errors():
-        filesystem, path = file_system(url)
-        return filesystem.open(path, "rb", cache_type="readahead", block_size=4 << 20)
-
-
 def read(hints: Mapping[str, Any]) -> Iterator[bytes]:
     """The encoded images of `Places.hints`, in order.
 
@@ -186,45 +142,6 @@ def read_or_reason(hints: Mapping[str, Any]) -> Iterator[bytes | str | None]:
             if file is not None:
                 runs.setdefault(file, []).append((start, stop))
             previous = file
-
-
-def digest_of(digests: "np.ndarray | Iterable[bytes]") -> str:
-    """The digest of images in their order.
-
-    Args:
-        digests: uint8 [N, 32], or 32 bytes each: sha256 of the encoded images.
-
-    Returns:
-        sha256 over all of them, 64 hex digits.
-    """
-    joined = digests.tobytes() if isinstance(digests, np.ndarray) else b"".join(digests)
-    return hashlib.sha256(joined).hexdigest()
-
-
-def check_digests(expected: np.ndarray, found: np.ndarray, name: Callable[[int], str]) -> None:
-    """Compares images with what was indexed.
-
-    Args:
-        expected: uint8 [N, 32] of the index.
-        found: uint8 [N, 32] of what was read now.
-        name: what to call the image at a position.
-
-    Raises:
-        BadDataError: names the first image that changed.
-    """
-    same = (expected == found).all(axis=1)
-    if not same.all():
-        first = name(int(np.flatnonzero(~same)[0]))
-        raise BadDataError(f"image {first} changed since it was indexed; run again")
-
-
-def reason(error: OSError) -> str:
-    """Why a file cannot be read, without its name."""
-    if isinstance(error, FileNotFoundError):
-        return "not found"
-    if isinstance(error, PermissionError):
-        return "no permission to read"
-    return " ".join((error.strerror or str(error)).split())[:200] or type(error).__name__
 
 
 def count(hints: Mapping[str, Any]) -> int:
@@ -309,42 +226,6 @@ def _folder(url: str) -> Source:
     )
 
 
-def _fingerprint(stat: os.stat_result) -> dict[str, int]:
-    return {
-        "size": stat.st_size,
-        "mtime": stat.st_mtime_ns,
-        "ctime": stat.st_ctime_ns,
-        "inode": stat.st_ino,
-    }
-
-
-@contextmanager
-def as_os_errors() -> Iterator[None]:
-    """Clients of object stores have exceptions of their own for what is absent or unreachable."""
-    try:
-        yield
-    except (OSError, GraftworkError):
-        raise
-    except Exception as error:
-        raise OSError(f"{type(error).__name__}: {error}") from error
-
-
-@lru_cache(maxsize=64)
-def file_system(url: str) -> tuple[Any, str]:
-    """fsspec's file system of a URL, and the path as it knows it.
-
-    Raises:
-        ConfigError: its library is not installed.
-    """
-    import fsspec
-
-    try:
-        return fsspec.core.url_to_fs(url)
-    except ImportError as error:
-        extra = '; pip install "graftwork[s3]"' if url.startswith("s3://") else ""
-        raise ConfigError(f"{error}{extra}", value=url) from error
-
-
 def _read_files(files: list[str]) -> Iterator[bytes | str]:
     if not any("://" in file for file in files):
         yield from map(_read_file, files)
@@ -363,3 +244,9 @@ def _read_file(url: str) -> bytes | str:
         if os.path.islink(url) and isinstance(error, FileNotFoundError):
             return f"dangling symlink to {os.readlink(url)}"
         return reason(error)
+
+
+def builtin_source(name: str, split: str) -> Source:
+    """A built-in data set, as a source."""
+    what = {"builtin": name, "version": builtin.load(name).VERSION, "split": split}
+    return Source(kind=name, url=split, identity=what)

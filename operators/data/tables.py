@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from operators.data import sources
 from operators.errors import BadDataError, together
+from operators.files import access
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def _group(file: Any, group: int, leaf: str, rows: np.ndarray) -> Iterator[bytes
     """The rows (ascending, within the group) of one row group."""
     start = 0
     for batch in file.iter_batches(
-        sources.ROWS_IN_MEMORY, row_groups=[group], columns=[leaf], use_threads=False
+        access.ROWS_IN_MEMORY, row_groups=[group], columns=[leaf], use_threads=False
     ):
         stop = start + batch.num_rows
         chosen = rows[np.searchsorted(rows, start) : np.searchsorted(rows, stop)] - start
@@ -130,7 +130,7 @@ def _group(file: Any, group: int, leaf: str, rows: np.ndarray) -> Iterator[bytes
 @contextmanager
 def _opened(url: str) -> Iterator[pq.ParquetFile]:
     try:
-        with sources.open_file(url) as handle:
+        with access.open_file(url) as handle:
             # A buffered stream: a column of a row group may be larger than the memory.
             yield pq.ParquetFile(
                 handle, buffer_size=4 << 20, pre_buffer=False, page_checksum_verification=True
@@ -139,7 +139,7 @@ def _opened(url: str) -> Iterator[pq.ParquetFile]:
         what = " ".join(str(error).split())[:200]
         raise BadDataError(f"{url}: not a readable Parquet file: {what}") from error
     except OSError as error:
-        raise BadDataError(f"{url}: {sources.reason(error)}") from error
+        raise BadDataError(f"{url}: {access.reason(error)}") from error
 
 
 def _leaf(schema: pa.Schema, image: str) -> str | None:

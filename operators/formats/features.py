@@ -15,8 +15,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from operators.assignment import Order
 from operators.errors import DamagedStage
-from operators.stage import Order
 from operators.store.store import Store
 
 ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}

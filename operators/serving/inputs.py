@@ -13,6 +13,7 @@ from typing import Any
 
 from operators.data import sources
 from operators.errors import BadDataError
+from operators.files import access
 from operators.files.listing import EXTENSIONS, images_below
 
 TABLES = (".parquet", ".pq")
@@ -132,7 +133,7 @@ def _of_files(files: Sequence[tuple[str, str]]) -> Iterator[Shard]:
 
 
 def _find(word: str, column: str) -> Iterator[tuple[str, str] | Table]:
-    url = sources.absolute(word)
+    url = access.absolute(word)
     try:
         if "://" not in url:
             if not os.path.lexists(url) and any(c in url for c in "*?["):
@@ -144,8 +145,8 @@ def _find(word: str, column: str) -> Iterator[tuple[str, str] | Table]:
                 raise BadDataError(f"{word}: not found")
             yield from _entry(word.removeprefix("file://"), column, None)
             return
-        with sources.as_os_errors():
-            filesystem, path = sources.file_system(url)
+        with access.as_os_errors():
+            filesystem, path = access.file_system(url)
             if any(c in path for c in "*?["):
                 for match in sorted(map(str, filesystem.glob(path))):
                     full = filesystem.unstrip_protocol(match)
@@ -153,15 +154,15 @@ def _find(word: str, column: str) -> Iterator[tuple[str, str] | Table]:
                 return
             yield from _entry(word, column, filesystem)
     except OSError as error:
-        raise BadDataError(f"{word}: {sources.reason(error)}") from error
+        raise BadDataError(f"{word}: {access.reason(error)}") from error
 
 
 def _entry(
     shown: str, column: str, filesystem: Any, of_glob: bool = False
 ) -> Iterator[tuple[str, str] | Table]:
     """One file, or the images below one folder."""
-    url = sources.absolute(shown)
-    path = sources.file_system(url)[1] if filesystem else url
+    url = access.absolute(shown)
+    path = access.file_system(url)[1] if filesystem else url
     if filesystem.isdir(path) if filesystem else os.path.isdir(url):
         for name in images_below(filesystem, path):
             yield f"{shown.rstrip('/')}/{name}", f"{url.rstrip('/')}/{name}"

@@ -25,15 +25,13 @@ from methods.contracts.fused import Fused
 from methods.contracts.trained import Learner
 from methods.networks import network as networks
 from methods.networks.network import Network
-from operators import ensembling
-from operators.backbones import loading
-from operators.backbones import resolve as backbone
+from operators import building, ensembling
+from operators.backbones import loading, names
 from operators.ensembling.rules import RuleOf
 from operators.ensembling.scores import align
 from operators.errors import IncompatibleError
-from operators.serving.predictor import BESIDE, MAIN
-from operators.stages import fit, train
-from operators.training import loop
+from operators.serving.model_files import BESIDE, MAIN
+from operators.training import loop, opening, settings
 
 Images = Mapping[str, Tensor]
 """A batch of normalised images [B, 3, h, w], as each network takes them: `MAIN`, `BESIDE`."""
@@ -88,7 +86,7 @@ class Model:
         """
         about = self._network["backbone"]
         given = self.weights.get(self.network)
-        place = given or backbone.place(about["model"], about["weights"])
+        place = given or names.place(about["model"], about["weights"])
         return loading.load_on_device(
             about["model"],
             place,
@@ -136,11 +134,11 @@ class Model:
     def learner(self, described: Mapping[str, Any]) -> Learner:
         """The learner of `{method, task, seed, state}`, in eval mode."""
         learner, _ = loop.open_learner(
-            train.build(described["method"]),
+            building.trained(described["method"]),
             self.own_backbone(),
-            train.task_of(dict(described)),
+            opening.task_of(dict(described)),
             self.state(described["state"]),
-            loop.Settings(seed=described["seed"], device=self.device),
+            settings.Settings(seed=described["seed"], device=self.device),
         )
         return learner.eval()
 
@@ -176,7 +174,7 @@ def fitted(part: Mapping[str, Any], model: Model) -> Scores:
             seed, state}` of the first session; `keeps_frozen`, whether the frozen features stand
             before the adapted ones.
     """
-    method, state = fit.build(part["method"]), model.state(part["state"])
+    method, state = building.fitted(part["method"]), model.state(part["state"])
     embeds: list[Callable[[Tensor], Tensor]] = []
     if part["graft"] is None or part["keeps_frozen"]:
         embeds.append(model.frozen)
@@ -197,7 +195,7 @@ def trained(part: Mapping[str, Any], model: Model) -> Scores:
     Args:
         part: `method`, `task`, `seed` and `state`.
     """
-    learner, reads_images = model.learner(part), train.build(part["method"]).card.images
+    learner, reads_images = model.learner(part), building.trained(part["method"]).card.images
 
     def score(images: Images) -> Tensor:
         own = images[model.network]

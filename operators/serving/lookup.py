@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from operators.errors import ConfigError, StorageError
-from operators.serving.predictor import FOLDER
+from operators.serving.model_files import FOLDER
 from operators.tracking import uri as tracking_uri
 
 if TYPE_CHECKING:

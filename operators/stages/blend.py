@@ -14,12 +14,16 @@ from safetensors.torch import save as save_tensors
 import methods
 from methods.contracts.card import State
 from methods.contracts.fused import Fused
+from operators import building
+from operators.assignment import Order, Result
 from operators.data.scenario import stream_of
 from operators.errors import Diverged
-from operators.stage import Order, Result
-from operators.stages import fit, predict, train
+from operators.evaluation import decisions
+from operators.formats import states
+from operators.formats.index import load_index
 from operators.store.store import Store
-from operators.training import loop
+from operators.training import forward, loop, opening
+from operators.training.settings import Log
 
 
 def score(order: Order, store: Store) -> Result:
@@ -33,16 +37,16 @@ def score(order: Order, store: Store) -> Result:
     keyed, hints = order.parameters, order.hints
     torch.set_num_threads(max(1, int(hints["cpus"])))
     [model] = order.inputs("model")
-    settings = train.settings(keyed, hints)
+    settings = opening.settings(keyed, hints)
     learner, _ = loop.open_learner(
-        train.build(keyed["method"]),
-        train.backbone(keyed, hints),
-        train.task_of(keyed),
-        train.load_state(store, *model),
+        building.trained(keyed["method"]),
+        opening.backbone(keyed, hints),
+        opening.task_of(keyed),
+        states.load_state(store, *model),
         settings,
     )
-    rows, log = train.task_rows(order, store), loop.Log()
-    scores = loop.forward_plain(learner.eval().logits, learner, rows, settings, log)
+    rows, log = opening.task_rows(order, store), Log()
+    scores = forward.forward_plain(learner.eval().logits, learner, rows, settings, log)
     _check(order, scores)
     return Result(
         files={"scores.safetensors": save_tensors({"scores": scores, "targets": rows.targets})},
@@ -68,8 +72,8 @@ def run(order: Order, store: Store) -> Result:
     scores = method.blend(state, clip["scores"], vit["scores"])
     _check(order, scores)
     [dataset], stream = order.inputs("dataset"), stream_of(keyed["tasks"])
-    index, rows = fit.load_index(store, *dataset), clip["rows"].numpy()
-    made = predict.files(index, stream, keyed["after"], rows, keyed["learned"], scores.numpy())
+    index, rows = load_index(store, *dataset), clip["rows"].numpy()
+    made = decisions.files(index, stream, keyed["after"], rows, keyed["learned"], scores.numpy())
     return Result(
         files={**made, "state.safetensors": save_tensors(state)},
         facts={name: np.round(tensor.tolist(), 6).tolist() for name, tensor in state.items()},

@@ -15,13 +15,14 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from operators import ensembling
+from operators.assignment import Order, Result
 from operators.data.scenario import seen_classes, stream_of, task_of
 from operators.ensembling.rules import RuleOf
 from operators.ensembling.scores import align
 from operators.errors import DamagedStage, Diverged
+from operators.evaluation import fitted_scores
 from operators.formats import predictions
-from operators.stage import Order, Result
-from operators.stages import evaluate, fit
+from operators.formats.index import load_index
 from operators.store.store import Store
 
 
@@ -35,7 +36,7 @@ def run(order: Order, store: Store) -> Result:
     keyed, [dataset] = order.parameters, order.inputs("dataset")
     torch.set_num_threads(max(1, int(order.hints["cpus"])))
     rule: RuleOf = ensembling.build(keyed["rule"]["name"], keyed["rule"]["hyperparameters"])
-    index, stream = fit.load_index(store, *dataset), stream_of(keyed["tasks"])
+    index, stream = load_index(store, *dataset), stream_of(keyed["tasks"])
     true_task = task_of(index.labels, index.domains, stream)
     members = [_member(order, number) for number in range(len(keyed["members"]))]
     tables = []
@@ -97,7 +98,7 @@ def _scores(
     """Scores [N, K] of the given rows after a task; columns as in `classes`."""
     stored = member.inputs("predictions")
     if not stored:
-        return torch.from_numpy(evaluate.fitted_scores(member, store, number, rows, classes))
+        return torch.from_numpy(fitted_scores.fitted_scores(member, store, number, rows, classes))
     # A method that trains on all tasks at once predicts once.
     operator, key = stored[number if len(stored) > 1 else 0]
     preimage: dict[str, Any] = store.manifest(operator, key)["preimage"]

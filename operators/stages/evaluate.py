@@ -6,24 +6,20 @@ exactly the classes seen so far; neither the task's identity nor the batch is kn
 Shapes: N rows, C classes seen.
 """
 
-import json
 from collections.abc import Iterable, Mapping
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 
+from operators.assignment import Order, Result
 from operators.data.scenario import seen_classes, stream_of, task_of
 from operators.evaluation import metrics
-from operators.formats import features, predictions
+from operators.evaluation.fitted_scores import fitted_scores
+from operators.formats import predictions
+from operators.formats.index import load_index
 from operators.keys import canonical
-from operators.stage import Order, Result
-from operators.stages import fit
 from operators.store.store import Store
-
-CHUNK = 4096
-"""Rows scored at once."""
 
 
 def run(order: Order, store: Store) -> Result:
@@ -55,7 +51,7 @@ def run(order: Order, store: Store) -> Result:
 def _predict(order: Order, store: Store) -> predictions.Table:
     """Predictions of a fitted method after every task."""
     keyed, [dataset] = order.parameters, order.inputs("dataset")
-    index, stream = fit.load_index(store, *dataset), stream_of(keyed["tasks"])
+    index, stream = load_index(store, *dataset), stream_of(keyed["tasks"])
     true_task = task_of(index.labels, index.domains, stream)
     tables = []
     for number in range(len(stream)):
@@ -107,48 +103,3 @@ def _training(manifest: Mapping[str, Any]) -> dict[str, Any]:
     facts = manifest["facts"]
     names = ("epochs", "steps", "images_forwarded", "images_per_second")
     return {"seconds": manifest["seconds"], **{name: facts[name] for name in names}}
-
-
-def fitted_scores(
-    order: Order, store: Store, number: int, rows: np.ndarray[Any, Any], classes: Any
-) -> np.ndarray[Any, Any]:
-    """Scores [N, C] of a fitted method on test rows after a task; columns as in `classes`."""
-    keyed, [model] = order.parameters, order.inputs("model")
-    roles = features.roles(order)
-    if keyed["separable"]:
-        # Each class's scores are the same after every task and in every class order.
-        full = _separable_scores(store, model, roles, _frozen(keyed["method"]), keyed["seed"] or 0)
-        return full[np.ix_(rows, classes)]
-    learned = seen_classes(stream_of(keyed["tasks"]), number)
-    state = fit.load_states(store, *model)[number]
-    matrix = features.matrix(store, roles)[rows]
-    scores = _logits(keyed["method"], state, matrix, keyed["seed"] or 0)
-    return scores[:, np.argsort(learned)]
-
-
-@lru_cache(maxsize=8)
-def _separable_scores(
-    store: Store,
-    model: tuple[str, str],
-    roles: tuple[tuple[tuple[str, str], ...], ...],
-    method: tuple[str, str],
-    seed: int,
-) -> np.ndarray[Any, Any]:
-    [state] = fit.load_states(store, *model)
-    description = {"name": method[0], "hyperparameters": json.loads(method[1])}
-    return _logits(description, state, features.matrix(store, roles), seed)
-
-
-def _frozen(method: dict[str, Any]) -> tuple[str, str]:
-    return method["name"], json.dumps(method["hyperparameters"], sort_keys=True)
-
-
-def _logits(
-    method: dict[str, Any], state: dict[str, torch.Tensor], matrix: Any, seed: int
-) -> np.ndarray[Any, Any]:
-    learner = fit.build(method)
-    parts = []
-    for start in range(0, len(matrix), CHUNK):
-        chunk = torch.from_numpy(matrix[start : start + CHUNK].astype(np.float32))
-        parts.append(learner.logits(state, chunk, seed).numpy())
-    return np.concatenate(parts)

@@ -2,13 +2,12 @@
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
+from operators.assignment import Order, Result
 from operators.data import exemplars
 from operators.formats import features
-from operators.stage import Order, Result
-from operators.stages import fit
+from operators.formats.index import load_index
 from operators.store.store import Store
 
 
@@ -19,7 +18,7 @@ def run(order: Order, store: Store) -> Result:
         DamagedStage: an input is damaged.
     """
     keyed, [dataset] = order.parameters, order.inputs("dataset")
-    index = fit.load_index(store, *dataset)
+    index = load_index(store, *dataset)
     frozen = features.load(store, order.inputs("features")) if order.inputs("features") else None
     ranks = np.empty(len(index.labels), dtype=np.int32)
     for _, rows in exemplars.blocks(index.labels, index.domains):
@@ -30,12 +29,3 @@ def run(order: Order, store: Store) -> Result:
         )
         ranks[rows[order_of]] = np.arange(len(rows))
     return Result(files={"ranks.safetensors": save_tensors({"rank": torch.from_numpy(ranks)})})
-
-
-def load(store: Store, operator: str, key: str) -> np.ndarray:
-    """int32 [N]: the place of each training image within its class and domain.
-
-    Raises:
-        DamagedStage: it is missing or altered.
-    """
-    return load_tensors(store.read(operator, key, "ranks.safetensors"))["rank"].numpy()

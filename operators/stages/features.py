@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from operators.assignment import Order, Result
 from operators.backbones import loading
 from operators.data import sources
 from operators.errors import BadDataError, Diverged
@@ -24,7 +25,6 @@ from operators.images import codec
 from operators.images.pixels import normalise, prepare
 from operators.images.prefetch import batched, prefetch
 from operators.images.preprocessing import Preprocessing
-from operators.stage import Order, Result
 from operators.store.store import Store
 
 BATCH_SIZES = {"cpu": 8, "cuda": 256}
@@ -116,9 +116,9 @@ def _embed(order: Order, store: Store, device: str) -> Callable[[Tensor], Tensor
     """The frozen backbone, or one that a first session adapted."""
     keyed, hints = order.parameters, order.hints
     if grafts := order.inputs("graft"):
-        from operators.stages import train  # the frozen half does without
+        from operators.training import opening  # the frozen half does without
 
-        return train.adapted(order, store, grafts[0])
+        return opening.adapted(order, store, grafts[0])
     return loading.embedder(
         loading.load_on_device(
             hints["model"],

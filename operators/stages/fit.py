@@ -14,18 +14,18 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-import methods
-from methods.contracts.card import Fitted, Rows, State
-from operators.data.dataset import SplitIndex, read_index
+from methods.contracts.card import State
+from methods.contracts.fitted import Fitted, Rows
+from operators.assignment import Order, Result
+from operators.building import fitted
 from operators.data.exemplars import blocks
 from operators.data.scenario import seen_classes, stream_of
 from operators.errors import DamagedStage, Diverged
 from operators.formats import features
-from operators.stage import Order, Result
-from operators.stages import text
+from operators.formats.index import load_index
+from operators.formats.texts import load
 from operators.store.store import Store
 
 BLOCK_CACHE_BYTES = 512 * 2**20
@@ -41,7 +41,7 @@ def run(order: Order, store: Store) -> Result:
     """
     keyed = order.parameters
     torch.set_num_threads(max(1, int(order.hints["cpus"])))
-    method = build(keyed["method"])
+    method = fitted(keyed["method"])
     seed = keyed["seed"] or 0
     stream = TrainingRows(store, order, keyed["num_classes"])
     total: State | None = None
@@ -73,30 +73,6 @@ def run(order: Order, store: Store) -> Result:
     )
 
 
-def build(method: dict[str, Any]) -> Fitted:
-    """The method of a key's description `{name, version, hyperparameters}`."""
-    return methods.build(method["name"], method["hyperparameters"])
-
-
-# An evaluation reads the state of one task after another.
-@lru_cache(maxsize=1)
-def load_states(store: Store, operator: str, key: str) -> list[State]:
-    """The states of a stored fit, one per task.
-
-    Raises:
-        DamagedStage: the stored file is damaged.
-    """
-    tensors = load_tensors(store.read(operator, key, "state.safetensors"))
-    states: list[State] = []
-    for name in sorted(tensors, key=lambda n: int(n.partition("/")[0])):
-        number, _, short = name.partition("/")
-        if int(number) == len(states):
-            states.append({})
-        # In memory of its own: BLAS may sum in another order where an operand is not aligned.
-        states[int(number)][short] = tensors[name].clone()
-    return states
-
-
 class TrainingRows:
     """The training features of a fit, by block."""
 
@@ -108,7 +84,7 @@ class TrainingRows:
         self._blocks = dict(blocks(self._index.labels, self._index.domains))
         self._num_classes = num_classes
         texts = order.inputs("text")
-        self._texts = text.load(store, *texts[0]) if texts else None
+        self._texts = load(store, *texts[0]) if texts else None
         self._identity = json.dumps([store.url, dataset, self._shards, texts])
         if len(self._features) != len(self._index.labels):
             raise DamagedStage(
@@ -161,16 +137,3 @@ class _Kept:
 def _kept_blocks(identity: str, description: str, seed: int) -> _Kept:
     del identity, description, seed  # they are the cache's key
     return _Kept()
-
-
-@lru_cache(maxsize=4)
-def load_index(store: Store, operator: str, key: str) -> SplitIndex:
-    """Digests, labels and domains of a stored dataset stage.
-
-    Raises:
-        DamagedStage: it is missing or altered.
-    """
-    try:
-        return read_index(store.read(operator, key, "index.parquet"))
-    except ValueError as error:
-        raise DamagedStage(operator, key, f"index.parquet: {error}") from error

@@ -6,10 +6,11 @@ plain worker does it.
 
 import torch
 
-from operators.stage import Order, Result
-from operators.stages import train
+from operators import building
+from operators.assignment import Order, Result
+from operators.formats import states
 from operators.store.store import Store
-from operators.training import loop
+from operators.training import loop, opening
 
 
 def run(order: Order, store: Store) -> Result:
@@ -24,15 +25,15 @@ def run(order: Order, store: Store) -> Result:
     torch.set_num_threads(max(1, int(hints["cpus"])))
     previous, [expert] = order.inputs("previous"), order.inputs("expert")
     state, log = loop.join_task(
-        train.build(keyed["method"]),
-        train.backbone(keyed, hints),
-        train.task_of(keyed),
-        train.task_rows(order, store),
-        train.load_state(store, *previous[0]) if previous else None,
-        train.load_state(store, *expert),
-        train.settings(keyed, hints),
+        building.trained(keyed["method"]),
+        opening.backbone(keyed, hints),
+        opening.task_of(keyed),
+        opening.task_rows(order, store),
+        states.load_state(store, *previous[0]) if previous else None,
+        states.load_state(store, *expert),
+        opening.settings(keyed, hints),
     )
     return Result(
-        files=train.files_of(state),
-        facts={"images_forwarded": log.images_forwarded, "state_bytes": train.bytes_of(state)},
+        files=states.files_of(state),
+        facts={"images_forwarded": log.images_forwarded, "state_bytes": states.bytes_of(state)},
     )

@@ -15,7 +15,8 @@ from torch import Tensor
 from methods.contracts.card import State
 from methods.contracts.trained import Task, learned
 from methods.networks import network as networks
-from operators import merging
+from operators import building, merging
+from operators.assignment import Order, Result
 from operators.backbones import loading
 from operators.errors import Diverged
 from operators.merging import readers
@@ -23,10 +24,8 @@ from operators.merging.apply import Merged
 from operators.merging.contract import Merge
 from operators.merging.policy import Policy
 from operators.merging.readers import InMemory, Mean, Reader, TensorFile
-from operators.stage import Order, Result
-from operators.stages import train
 from operators.store.store import Store
-from operators.training import loop
+from operators.training import loop, opening, settings
 
 FILE = "state.safetensors"
 STATISTICS = "statistics.safetensors"
@@ -86,13 +85,13 @@ def _surroundings(order: Order, merge: Merge) -> tuple[Reader | None, Policy]:
     """The state before training, and what is known of the tensors, from a learner of the method."""
     keyed = order.parameters
     # The start of a chain is that of its first task; the rows it lacks are not merged anyway.
-    task = train.task_of({"task": keyed["start"]})
+    task = opening.task_of({"task": keyed["start"]})
     learner, backbone = loop.open_learner(
-        train.build(keyed["method"]),
+        building.trained(keyed["method"]),
         _network(order),
         task,
         None,
-        loop.Settings(seed=keyed["seed"]),
+        settings.Settings(seed=keyed["seed"]),
     )
     policy = Policy(
         head=keyed["head"],
@@ -126,7 +125,11 @@ def _heads(order: Order, state: State, task: Task) -> frozenset[str]:
     more = replace(task, seen=task.seen + 1, current=(*task.current, task.seen))
     keyed = order.parameters
     other, _ = loop.open_learner(
-        train.build(keyed["method"]), _network(order), more, None, loop.Settings(seed=keyed["seed"])
+        building.trained(keyed["method"]),
+        _network(order),
+        more,
+        None,
+        settings.Settings(seed=keyed["seed"]),
     )
     shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
     return frozenset(name for name, t in state.items() if shapes.get(name, t.shape) != t.shape)

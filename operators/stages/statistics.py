@@ -18,15 +18,20 @@ from torch import Tensor, nn
 
 from methods.contracts.card import State
 from methods.contracts.trained import Learner
+from operators import building
+from operators.assignment import Order, Result
 from operators.backbones import loading
+from operators.data import scenario
 from operators.data.holdout import sampled
 from operators.data.scenario import rows_of
+from operators.formats import states
+from operators.formats.index import load_index
 from operators.merging.readers import Mean
 from operators.seeds import derive
-from operators.stage import Order, Result
-from operators.stages import fit, merge, train
+from operators.stages import merge
 from operators.store.store import Store
-from operators.training import loop
+from operators.training import loop, opening
+from operators.training.settings import Images, Settings
 
 
 def run(order: Order, store: Store) -> Result:
@@ -39,19 +44,19 @@ def run(order: Order, store: Store) -> Result:
     keyed, hints = order.parameters, order.hints
     torch.set_num_threads(max(1, int(hints["cpus"])))
     [dataset], [model] = order.inputs("dataset"), order.inputs("model")
-    index = fit.load_index(store, *dataset)
+    index = load_index(store, *dataset)
     rows = rows_of(index.labels, index.domains, [keyed["images"]])
     rows = sampled(index.digests, rows, keyed["limit"])[slice(*keyed["shard"])]
-    settings = train.settings(keyed, hints)
+    settings = opening.settings(keyed, hints)
     learner, _ = loop.open_learner(
-        train.build(keyed["method"]),
-        train.backbone(keyed, hints),
-        train.task_of(keyed),
-        train.load_state(store, *model),
+        building.trained(keyed["method"]),
+        opening.backbone(keyed, hints),
+        opening.task_of(keyed),
+        states.load_state(store, *model),
         settings,
     )
-    targets = train.columns_of(index.labels[rows], keyed["learned"])
-    images = train.open_rows(order, index, rows, targets, train.query_of(order, store, rows))
+    targets = scenario.columns_of(index.labels[rows], keyed["learned"])
+    images = opening.open_rows(order, index, rows, targets, opening.query_of(order, store, rows))
     learner.eval()
     seeds = [derive(keyed["seed"], "label", int(sample)) for sample in index.sample_ids(rows)]
     kind = keyed["statistics"]
@@ -67,8 +72,8 @@ def run(order: Order, store: Store) -> Result:
 
 def squared_gradients(
     learner: Learner,
-    images: loop.Images,
-    settings: loop.Settings,
+    images: Images,
+    settings: Settings,
     labels: str,
     seeds: list[int],
 ) -> State:
@@ -110,7 +115,7 @@ def _labels(logs: Tensor, labels: str, target: int, seed: int) -> Iterator[tuple
 
 
 @torch.no_grad()
-def gram_matrices(learner: Learner, images: loop.Images, settings: loop.Settings) -> State:
+def gram_matrices(learner: Learner, images: Images, settings: Settings) -> State:
     """Sum over images of x x^T [in, in] over a layer's inputs x, by the name of its weight."""
     sums: State = {}
     with _watched(learner, sums):
@@ -147,7 +152,7 @@ def _watched(learner: Learner, sums: State) -> Iterator[None]:
             handle.remove()
 
 
-def _scores(learner: Learner, images: loop.Images, settings: loop.Settings) -> Iterator[Tensor]:
+def _scores(learner: Learner, images: Images, settings: Settings) -> Iterator[Tensor]:
     """Scores [1, C] of one image after the other, in the precision of training and prediction."""
     single = [[row] for row in range(len(images.targets))]
     for rows, pixels in loop.prepared(images, single, settings):

@@ -5,16 +5,14 @@ They are stored once for all methods, seeds and class orders, in the data set's 
 Shapes: T templates, K classes, E joint width.
 """
 
-from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
+from operators.assignment import Order, Result
 from operators.errors import BadDataError
-from operators.stage import Order, Result
 from operators.store.store import Store
 
 if TYPE_CHECKING:
@@ -71,13 +69,3 @@ def encode(clip: "Clip", texts: list[str]) -> Tensor:
     """
     parts = [texts[start : start + CLASSES] for start in range(0, len(texts), CLASSES)]
     return torch.cat([clip.text(clip.tokenise(part)).float().cpu() for part in parts])
-
-
-@lru_cache(maxsize=2)
-def load(store: Store, operator: str, key: str) -> Tensor:
-    """Features [T, K, E] of a stored stage.
-
-    Raises:
-        DamagedStage: it is missing or altered.
-    """
-    return load_tensors(store.read(operator, key, "text.safetensors"))["features"]

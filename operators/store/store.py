@@ -11,10 +11,8 @@ less than decoding, and a flipped bit in a feature is silent otherwise. Two writ
 harmless: the manifest of the first stands, the second discards its own files.
 """
 
-import contextlib
 import hashlib
 import json
-import platform
 import socket
 import tempfile
 import time
@@ -22,16 +20,16 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache, cached_property
-from importlib.metadata import PackageNotFoundError, version
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from operators import __version__
+from operators.assignment import Order, Result
 from operators.errors import DamagedStage, StorageError
 from operators.keys import digest
-from operators.stage import Order, Result
 from operators.store.blobs import Blobs, open_blobs
+from operators.store.memo import Memo
+from operators.versions import library_versions
 
 SCHEMA = 1
 """Of the manifest. A newer one is refused, never overwritten."""
@@ -238,39 +236,3 @@ class Store:
     def memo(self) -> "Memo":
         """What was derived from bytes that need not be read again; safe to delete."""
         return Memo(self.blobs)
-
-
-@dataclass(frozen=True)
-class Memo:
-    """Results of expensive looks at unchanged inputs, by what identifies the input.
-
-    Never part of a result: without it the same keys come out, later. A damaged entry is a miss.
-    """
-
-    blobs: Blobs
-
-    def get(self, preimage: Mapping[str, Any]) -> bytes | None:
-        """What `put` stored for the same preimage, None if nothing or if it is damaged."""
-        data = self.blobs.get(f"memo/{digest(preimage)}")
-        if data is None:
-            return None
-        checksum, _, content = data.partition(b"\n")
-        return content if hashlib.sha256(content).hexdigest().encode() == checksum else None
-
-    def put(self, preimage: Mapping[str, Any], content: bytes) -> None:
-        """Stores content for a preimage; the newest wins."""
-        name = f"memo/{digest(preimage)}"
-        data = hashlib.sha256(content).hexdigest().encode() + b"\n" + content
-        self.blobs.replace(name, data)
-
-
-@cache
-def library_versions() -> dict[str, str]:
-    """Versions of what a result may depend on, for the manifest (not for the key)."""
-    names = ("torch", "torchvision", "timm", "pillow", "pyarrow", "numpy")
-    # Not from the metadata: a cluster runs a shipped checkout with nothing installed.
-    own = {"python": platform.python_version(), "graftwork": __version__}
-    known = own | {name: version(name) for name in names}
-    with contextlib.suppress(PackageNotFoundError):  # the extra `clip`
-        known["open_clip"] = version("open_clip_torch")
-    return known

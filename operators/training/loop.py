@@ -9,8 +9,7 @@ Shapes: B batch, N rows of a task, D width.
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,113 +19,14 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from methods.contracts.card import State
 from methods.contracts.trained import Learner, Recipe, Reference, Task, Trained, learned, restore
-from methods.networks import network as networks
 from methods.networks.network import Network
 from operators.backbones.loading import autocast
 from operators.errors import Diverged
 from operators.images.prefetch import prefetch
 from operators.seeds import derive
-
-PLAIN_BATCH = {"cpu": 8, "cuda": 128}
-"""Images per forward pass without gradients."""
-
-
-class Images(Protocol):
-    """The training images of a task."""
-
-    targets: Tensor
-    """Columns [N] int64."""
-    exemplars: Tensor
-    """Bool [N], which images are of earlier tasks."""
-    query: Tensor | None
-    """Features [N, D] of the untouched backbone on the images as they are, where known."""
-
-    def batch(self, rows: Sequence[int], epoch: int, augmentation: str) -> Tensor:
-        """Pixels [B, 3, h, w] of some rows; called from several threads."""
-        ...
-
-    def normalise(self, pixels: Tensor) -> Tensor:
-        """The network's input of pixels, on their device."""
-        ...
-
-    def name(self, row: int, /) -> str:
-        """What people call an image."""
-        ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What surrounds the training of a task.
-
-    Args:
-        seed: of the run.
-        device: "cpu", "cuda".
-        precision: "fp32", or "bf16" by autocast.
-        compile: compile the network.
-        decoders: threads that prepare images ahead of the network, two batches each.
-        every: seconds between two snapshots; 0 after every step, infinite for none.
-    """
-
-    seed: int
-    device: str = "cpu"
-    precision: str = "fp32"
-    compile: bool = False
-    decoders: int = 1
-    every: float = float("inf")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Snapshot:
-    """A task in the middle of its training.
-
-    Args:
-        epoch: in which the next step is.
-        step: the next step within the epoch.
-        tensors: the learner's and, below `optimizer/`, the optimiser's.
-        log: `Log.epochs` so far.
-        sums: sums of the losses of the epoch so far.
-        counts: `Log.steps` and `Log.images_forwarded` so far.
-    """
-
-    epoch: int
-    step: int
-    tensors: State
-    log: list[dict[str, float]]
-    sums: dict[str, float]
-    counts: list[int]
-
-
-@dataclass(kw_only=True)
-class Log:
-    """What happened during a task.
-
-    Args:
-        epochs: mean of every loss term per epoch.
-        steps: steps of the optimiser.
-        images_forwarded: images that went through the network, of all workers; a query that is
-            computed counts as one more.
-        trainable: parameters that were trained.
-    """
-
-    epochs: list[dict[str, float]] = field(default_factory=list)
-    steps: int = 0
-    images_forwarded: int = 0
-    trainable: int = 0
-
-
-@dataclass(frozen=True)
-class World:
-    """The workers of a group."""
-
-    rank: int = 0
-    size: int = 1
-
-    @classmethod
-    def current(cls) -> "World":
-        """Of torch.distributed if it is initialised, otherwise this process alone."""
-        if dist.is_available() and dist.is_initialized():
-            return cls(dist.get_rank(), dist.get_world_size())
-        return cls()
+from operators.training.batches import row_batches
+from operators.training.forward import PlainImages, frozen_features
+from operators.training.settings import Images, Log, Settings, Snapshot, World
 
 
 def open_learner(
@@ -233,25 +133,6 @@ def join_task(
         given = PlainImages(learner, images, settings, log, method.recipe(task))
         learner.join(expert, given)
     return learned(learner, backbone), log
-
-
-def row_batches(count: int, recipe: Recipe, seed: int, task: int, epoch: int) -> list[list[int]]:
-    """Rows of every step of an epoch, for all workers together."""
-    if recipe.shuffle:
-        generator = torch.Generator().manual_seed(derive(seed, "shuffle", task, epoch))
-        rows = torch.randperm(count, generator=generator).tolist()
-    else:
-        rows = list(range(count))
-    batches = chunks(rows, recipe.batch_size)
-    # A task smaller than one batch is trained on all the same.
-    if recipe.drop_last and len(batches) > 1 and len(batches[-1]) < recipe.batch_size:
-        batches.pop()
-    return batches
-
-
-def chunks(rows: list[int], size: int) -> list[list[int]]:
-    """Rows in parts of `size`, the last one shorter."""
-    return [rows[start : start + size] for start in range(0, len(rows), size)]
 
 
 class _Run:
@@ -421,12 +302,6 @@ def seed_generators(seed: int, device: str) -> None:
         torch.cuda.manual_seed_all(seed)
 
 
-@torch.no_grad()
-def frozen_features(network: Network, inputs: Tensor) -> Tensor:
-    """Query [B, D] float32: the feature of the backbone without anything added."""
-    return networks.feature(network, inputs).float()
-
-
 def query_of(
     learner: Learner[Any], known: Tensor | None, rows: Sequence[int], inputs: Tensor
 ) -> Tensor | None:
@@ -444,46 +319,6 @@ def query_of(
     return known[rows].to(inputs.device)
 
 
-class PlainImages:
-    """A task's images as `Learner.finish` sees them; see `methods.trained.TaskImages`."""
-
-    def __init__(
-        self, learner: Learner, images: Images, settings: Settings, log: Log, recipe: Recipe
-    ) -> None:
-        self.targets, self.exemplars = images.targets, images.exemplars
-        self._learner, self._recipe, self._images = learner, recipe, images
-        self._settings, self._log = settings, log
-
-    def map(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
-        """Rows [N, ...] of `function(images, query)`, on the CPU."""
-        return forward_plain(function, self._learner, self._images, self._settings, self._log)
-
-    @torch.enable_grad()
-    def each(
-        self,
-        function: Callable[[Tensor, Tensor, Tensor | None], None],
-        *,
-        batch_size: int,
-        augmented: bool = False,
-    ) -> None:
-        """Calls `function(images, targets, query)` on batches, with gradients."""
-        settings, images, learner = self._settings, self._images, self._learner
-        device = settings.device
-        recipe = replace(self._recipe, batch_size=batch_size, shuffle=True, drop_last=False)
-        augmentation = recipe.augmentation if augmented else "none"
-        # The epoch after the last: an order and an augmentation that no step has seen.
-        epoch = recipe.epochs
-        batches = row_batches(len(images.targets), recipe, settings.seed, learner.task.index, epoch)
-        known = images.query if augmentation == "none" else None
-        for rows, pixels in prepared(images, batches, settings, epoch, augmentation):
-            inputs = images.normalise(pixels.to(device, non_blocking=True))
-            with autocast(device, settings.precision):
-                query = query_of(learner, known, rows, inputs)
-                function(inputs, images.targets[rows].to(device), query)
-        passes = 1 + (learner.needs_query and known is None)
-        self._log.images_forwarded += passes * len(images.targets)
-
-
 def prepared(
     images: Images,
     batches: Iterable[list[int]],
@@ -497,37 +332,3 @@ def prepared(
         return rows, images.batch(rows, epoch, augmentation)
 
     return prefetch(prepare, batches, workers=settings.decoders)
-
-
-@torch.no_grad()
-def forward_plain(
-    function: Callable[[Tensor, Tensor | None], Tensor],
-    learner: Learner,
-    images: Images,
-    settings: Settings,
-    log: Log,
-    batches: list[list[int]] | None = None,
-) -> Tensor:
-    """Rows [N, ...] float32 of `function(images, query)` on images as they are, on the CPU.
-
-    Args:
-        function: for example `learner.logits`.
-        log: counts the images.
-        batches: rows of every batch, for what depends on the batch; None takes batches of one
-            size, the last one filled up, so that no row depends on its neighbours.
-    """
-    device = settings.device
-    size = 0
-    if batches is None:
-        size = PLAIN_BATCH[device]
-        batches = chunks(list(range(len(images.targets))), size)
-    known, outputs = images.query, []
-    for rows, pixels in prepared(images, batches, settings):
-        filled = [*rows, *[rows[0]] * (size - len(rows))]
-        pixels = torch.cat([pixels, pixels[:1].expand(len(filled) - len(rows), *pixels.shape[1:])])
-        inputs = images.normalise(pixels.to(device, non_blocking=True))
-        with autocast(device, settings.precision):
-            query = query_of(learner, known, filled, inputs)
-            outputs.append(function(inputs, query)[: len(rows)].float().cpu())
-    log.images_forwarded += len(images.targets) * (1 + (learner.needs_query and known is None))
-    return torch.cat(outputs)

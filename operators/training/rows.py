@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from operators.data.sources import check_digests
+from operators.data.digests import check_digests
 from operators.errors import BadDataError
 from operators.images import codec
 from operators.images.augmentation import AUGMENTATIONS, augment, generator

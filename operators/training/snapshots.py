@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from operators.store.store import Store
-from operators.training.loop import Snapshot
+from operators.training.settings import Snapshot
 
 FOLDER = "unfinished"
 

@@ -4,6 +4,7 @@ Shapes: N images of a split, M images of both splits.
 """
 
 import hashlib
+import json
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -11,7 +12,7 @@ from functools import partial
 from typing import Any
 
 import numpy as np
-from rich.console import Group, RenderableType
+from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
@@ -20,6 +21,9 @@ from operators.data.dataset import Dataset, Split
 from operators.errors import BadDataError
 from operators.images import codec as images
 from operators.images.prefetch import batched, prefetch
+from operators.store.store import Store
+from pipelines.running.progress import Display
+from pipelines.spec.loading import Loaded
 
 _CHUNK = 32
 _ALL_CLASSES = 16
@@ -277,3 +281,28 @@ def _bytes(count: int) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return f"{count} B"
+
+
+def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> None:
+    """What the data of a spec looks like: every image is decoded once.
+
+    Raises:
+        BadDataError: the data cannot be used.
+    """
+    from operators.data import dataset
+    from pipelines.commands import doctor as doctors
+
+    with loaded.locating():
+        found = dataset.index(loaded.spec.dataset.model_dump(mode="json"), store.memo)
+    with display.counting("images decoded") as on_progress:
+        report = doctors.describe(found, on_progress=on_progress)
+    if as_json:
+        print(json.dumps(report.to_json(), indent=1))
+    else:
+        Console().print(doctors.render(report))
+    if report.problems:
+        raise BadDataError(
+            f"{len(report.problems)} unusable images; mend them, or leave them out with "
+            "dataset.on_bad_image: skip",
+            key="dataset",
+        )

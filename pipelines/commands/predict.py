@@ -14,10 +14,16 @@ from operators.errors import BadDataError, ConfigError, StorageError, together
 from operators.serving import inputs, lookup
 from operators.serving.inputs import Inputs
 from pipelines.running.progress import Display
-from pipelines.running.run import Where
+from pipelines.running.where import Where
 
 if TYPE_CHECKING:
     from operators.serving.inference import Prediction
+import json
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
 
 RAY_FROM = 512
 """So many images are predicted on Ray; fewer are done before it has started."""
@@ -230,3 +236,80 @@ def _parquet(path: Path) -> "Iterator[Callable[[Prediction], None]]":
         yield take
         if waiting:
             flush()
+
+
+SHOWN = 200
+"""Images of a table of predictions."""
+
+
+def predictions(
+    request: Request,
+    where: Where,
+    display: Display,
+    console: Console,
+    output: str | None,
+    as_json: bool,
+) -> None:
+    """What a model says of images: a table, a JSON document, or a file and a line about it."""
+    from pipelines.commands import predict as predicting
+
+    kept: list[Any] = []
+
+    def keep(prediction: Any) -> None:
+        # A table for people has an end; the other forms hold everything.
+        if as_json or len(kept) <= SHOWN:
+            kept.append(prediction)
+
+    if output is None:
+        answer = predicting.predict(request, where, display, keep)
+    else:
+        with predicting.writing(output) as write:
+            answer = predicting.predict(request, where, display, write)
+    if as_json:
+        print(json.dumps(_predicted(answer, kept, output), indent=1))
+    elif output is not None:
+        console.print(f"{answer.images} images: {output}", highlight=False, soft_wrap=True)
+    else:
+        _print_predictions(answer, kept, console)
+
+
+def _predicted(answer: Any, kept: list[Any], output: str | None) -> dict[str, Any]:
+    """The document that `graftwork predict --json` prints."""
+    return {
+        "run_id": answer.run_id,
+        "run": answer.name,
+        "pipeline": answer.pipeline,
+        "images": answer.images,
+        "score": "logit",
+        "output": output,
+        "predictions": [
+            {
+                "file": prediction.place[0],
+                "row": prediction.place[1],
+                "top": [{"class": label, "score": score} for label, score in prediction.best],
+            }
+            for prediction in kept
+        ],
+        "skipped": [{"image": place, "reason": why} for place, why in answer.skipped],
+    }
+
+
+def _print_predictions(answer: Any, kept: list[Any], console: Console) -> None:
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("image", overflow="fold")
+    table.add_column("class", overflow="fold")
+    table.add_column("logit", justify="right", no_wrap=True)
+    for prediction in kept[:SHOWN]:
+        for rank, (label, score) in enumerate(prediction.best):
+            name = Text("" if rank else prediction.name)
+            table.add_row(name, Text(label), f"{score:.4g}")
+    console.print(table)
+    if answer.images > SHOWN:
+        console.print(
+            f"... and {answer.images - SHOWN} more images; --output FILE.csv or --json has them all"
+        )
+    console.print(
+        f"{answer.images} images; a logit is the method's own score: larger is likelier, "
+        "no probability",
+        highlight=False,
+    )

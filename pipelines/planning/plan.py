@@ -4,11 +4,9 @@ Planning reads the data set's index and the backbone's fingerprint (both remembe
 and is pure from there on: the same bytes give the same keys on any machine.
 """
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
 
 from cluster.execution.graph import walk
 from operators.backbones import resolve as backbones
@@ -19,13 +17,15 @@ from operators.data.dataset import Dataset
 from operators.errors import BadDataError, ConfigError, IncompatibleError, together
 from operators.images import preprocessing as preprocessings
 from operators.images.preprocessing import Preprocessing
-from operators.keys import program_digest
 from operators.stage import Stage
-from operators.store.store import Memo
+from operators.store.memo import Memo
 from pipelines.planning import combine
+from pipelines.planning.checks import check_networks, check_trainable
+from pipelines.planning.combinations import Combined, resolve
 from pipelines.planning.expand import make_runs
-from pipelines.planning.runs import Method, Run
-from pipelines.planning.shared import Reference, Trunk, check_networks, check_trainable
+from pipelines.planning.methods import Method, resolve_methods
+from pipelines.planning.runs import Run
+from pipelines.planning.shared import Reference, Trunk
 from pipelines.spec.loading import Loaded
 from pipelines.spec.model import PipelineSpec
 from pipelines.spec.model import Preprocessing as PreprocessingSpec
@@ -157,13 +157,13 @@ def _reference(spec: PipelineSpec, memo: Memo) -> Reference:
 
 def _resolve(
     loaded: Loaded, memo: Memo
-) -> tuple[tuple[Method, ...], tuple[combine.Combined, ...], Backbone]:
+) -> tuple[tuple[Method, ...], tuple[Combined, ...], Backbone]:
     """Methods, what combines them, and backbone, before a look at the data, which may take long."""
     problems: list[ConfigError | IncompatibleError] = []
     methods, combinations, backbone, spec = None, (), None, loaded.spec
     try:
         methods = resolve_methods(loaded, memo)
-        combinations = combine.resolve(loaded, methods, memo)
+        combinations = resolve(loaded, methods, memo)
     except ConfigError as error:
         problems.append(error)
     try:
@@ -179,38 +179,6 @@ def _resolve(
     if methods is None or backbone is None or problems:
         raise together(problems) from problems[0]
     return methods, combinations, backbone
-
-
-def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
-    """The spec's methods with all hyper-parameters; asks the memo before importing torch.
-
-    Raises:
-        ConfigError: unknown methods or hyper-parameters, all of them at once.
-    """
-    program = program_digest()
-    requested = loaded.spec.methods
-    names = [name for name, _ in requested]
-    resolved, problems = [], []
-    for number, (name, given) in enumerate(requested):
-        preimage = {"kind": "method", "name": name, "given": given, "source": program}
-        known = memo.get(preimage)
-        if known is None:
-            from operators import catalogue  # imports torch
-
-            found, wrong = catalogue.method(name, given)
-            problems += [(f"methods.{number}{path}", what) for path, what in wrong]
-            if wrong:
-                continue
-            known = json.dumps(found).encode()
-            memo.put(preimage, known)
-        facts = json.loads(known)
-        label = name if names.count(name) == 1 else f"{name} {_short(given)}".strip()
-        if facts["card"]["batch_information_at_test"]:
-            label += " (sees the test batch)"  # wherever its numbers are shown
-        resolved.append(Method(name=name, label=label, **facts))
-    if problems:
-        raise loaded.error(problems)
-    return tuple(resolved)
 
 
 def _preprocessing(given: str | PreprocessingSpec, backbone: Backbone) -> Preprocessing:
@@ -235,7 +203,3 @@ def _preprocessing(given: str | PreprocessingSpec, backbone: Backbone) -> Prepro
             key="backbone.preprocessing",
         )
     return preprocessing
-
-
-def _short(given: dict[str, Any]) -> str:
-    return " ".join(f"{name}={value}" for name, value in given.items())

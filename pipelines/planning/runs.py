@@ -6,60 +6,11 @@ from typing import Any
 
 from operators.data.scenario import OrderName, Task, seen_classes
 from operators.stage import Resources, Stage
+from pipelines.planning.methods import Method
 from pipelines.planning.shared import Trunk
 
 Described = list[dict[str, list[int]]]
 """A stream of tasks as keys hold it: classes and domains of each."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Method:
-    """A method of the spec with every hyper-parameter resolved.
-
-    Args:
-        name: name in `METHODS`.
-        hyperparameters: all of them, defaults included.
-        card: the method's card as JSON values.
-        label: the name, with what the spec sets where a method stands in it twice.
-        parts: of an adapted method: its first session, the classifier that is fitted afterwards,
-            and whether the frozen features stay in front; of a fused one its two branches.
-    """
-
-    name: str
-    hyperparameters: dict[str, Any]
-    card: dict[str, Any]
-    label: str
-    parts: dict[str, Any] | None = None
-
-    @property
-    def description(self) -> dict[str, Any]:
-        """The method as keys hold it."""
-        return {
-            "name": self.name,
-            "version": self.card["version"],
-            "hyperparameters": self.hyperparameters,
-        }
-
-    @property
-    def first_session(self) -> dict[str, Any] | None:
-        """Description of what is trained on the first task before anything is fitted."""
-        return self.parts and self.parts.get("first_session")
-
-    def branch(self, role: str) -> "Method":
-        """One of the two branches of a fused method, as a method of its own."""
-        assert self.parts is not None
-        return Method(label=f"{self.label} {role}", **self.parts[role])
-
-    @property
-    def trains(self) -> bool:
-        """Whether images are needed, not only features."""
-        return self.card["contract"] in ("trained", "fused") or self.first_session is not None
-
-    @property
-    def recipe(self) -> dict[str, Any]:
-        """Hyper-parameters of what is trained."""
-        first = self.first_session
-        return first["hyperparameters"] if first else self.hyperparameters
 
 
 @dataclass(frozen=True, kw_only=True)

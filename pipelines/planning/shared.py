@@ -1,6 +1,6 @@
 """What all runs of a spec share: data, backbone, preprocessing, and the stages made of them."""
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -9,15 +9,14 @@ import numpy as np
 
 from operators.backbones.resolve import Backbone
 from operators.data.dataset import Dataset, Split
-from operators.errors import ConfigError, IncompatibleError
-from operators.images.augmentation import AUGMENTATIONS
 from operators.images.preprocessing import Preprocessing
 from operators.stage import Resources, Stage
-from operators.store.store import library_versions
+from operators.versions import library_versions
 from pipelines.spec.model import BuiltinDataset, PipelineSpec
 
 if TYPE_CHECKING:
-    from pipelines.planning.runs import Method
+    pass
+from pipelines.planning.hints import Hints
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -210,109 +209,5 @@ class Trunk:
         return self._counts[split.name]
 
 
-class Hints(Mapping[str, Any]):
-    """Hints of a stage, with the places of its images worked out when somebody looks at them.
-
-    A sweep plans ten thousand stages, of which few are sent to a worker.
-    """
-
-    def __init__(self, places: Callable[[], dict[str, Any]], fixed: Mapping[str, Any]) -> None:
-        self._places, self._fixed = places, fixed
-
-    def but(self, **changes: Any) -> "Hints":
-        """With other values for some of them."""
-        return Hints(self._places, {**self._fixed, **changes})
-
-    def __getitem__(self, name: str) -> Any:
-        return self._places() if name == "places" else self._fixed[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(("places", *self._fixed))
-
-    def __len__(self) -> int:
-        return 1 + len(self._fixed)
-
-
 def _places(split: Split, rows: np.ndarray) -> dict[str, Any]:
     return split.where.at(rows).hints(0, len(rows))
-
-
-def check_networks(
-    spec: PipelineSpec, backbone: Backbone, classes: Sequence[str], methods: Iterable["Method"]
-) -> None:
-    """Refuses methods that the backbone or the spec lacks something for.
-
-    Raises:
-        ConfigError: a method for CLIP on another backbone, or the other way round; no class names;
-            no reference.
-    """
-    for method in methods:
-        wanted = method.card["network"]
-        if wanted == "clip" and backbone.network != "clip":
-            raise ConfigError(
-                f"{method.name} needs a CLIP with both towers, such as "
-                f"open_clip:ViT-B-16-quickgelu, got {backbone.model}",
-                key="backbone.model",
-            )
-        if wanted == "vit" and method.trains and backbone.network == "clip":
-            raise ConfigError(
-                f"{method.name} trains a timm ViT, got {backbone.model}; "
-                "on CLIP run closed-form methods and those for CLIP",
-                key="backbone.model",
-            )
-        if wanted == "clip" and list(classes) == [str(number) for number in range(len(classes))]:
-            raise ConfigError(
-                f"{method.name} reads the names of the classes; give them", key="dataset.classes"
-            )
-        if method.card["contract"] == "fused" and spec.vit is None:
-            raise ConfigError(
-                f"{method.name} has a branch on a ViT beside the CLIP; give "
-                "vit: {model: vit_base_patch16_224.orig_in21k}, for example",
-                key="vit",
-            )
-        if method.card["reference"] and spec.reference is None:
-            raise ConfigError(
-                f"{method.name} distils on images and texts of no task; give "
-                "reference: {images: ..., texts: ...}, or the method distillation: 0",
-                key="reference",
-            )
-
-
-def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:
-    """Refuses what a method that trains cannot be given.
-
-    Raises:
-        IncompatibleError: the backbone has blocks that the methods' seams do not fit.
-        ConfigError: precision, pooling or preprocessing do not suit.
-    """
-    trained = [method for method in methods if method.trains]
-    if not trained:
-        return
-    spec, backbone = trunk.spec, trunk.backbone
-    name = trained[0].name
-    if backbone.refused:
-        raise IncompatibleError(
-            f"{name} trains on ViTs with timm's standard blocks, not on "
-            f"{backbone.model}: {backbone.refused}",
-            key="backbone.model",
-        )
-    if spec.backbone.precision == "fp16":
-        raise ConfigError(f"{name} trains in fp32 or bf16, got fp16", key="backbone.precision")
-    if spec.features.pooling != backbone.natural_pooling:
-        raise ConfigError(
-            f"{name} reads the backbone's own pooling, "
-            f"{backbone.natural_pooling}, got {spec.features.pooling}",
-            key="features.pooling",
-        )
-    _check_crop(trunk, trained)
-
-
-def _check_crop(trunk: Trunk, trained: Sequence["Method"]) -> None:
-    for method in trained:
-        name = method.recipe.get("augmentation", "none")
-        value = AUGMENTATIONS[name]
-        if value != AUGMENTATIONS["none"] and trunk.preprocessing.crop is None:
-            raise ConfigError(
-                f"augmentation {name} of {method.name} needs a crop size; set preprocessing.crop",
-                key="backbone.preprocessing",
-            )

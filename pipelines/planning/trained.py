@@ -10,8 +10,10 @@ from operators.data.scenario import rows_of, seen_classes
 from operators.errors import ConfigError
 from operators.images.augmentation import AUGMENTATIONS
 from operators.stage import Resources, Stage
-from pipelines.planning.runs import Cell, Described, Method, Served
-from pipelines.planning.shared import Hints
+from pipelines.planning import trained
+from pipelines.planning.hints import Hints
+from pipelines.planning.methods import Method
+from pipelines.planning.runs import Cell, Described, Run, Served
 
 
 def learned(cell: Cell) -> list[int]:
@@ -275,3 +277,35 @@ def _names(cell: Cell, learned: Sequence[int]) -> dict[str, list[str]]:
     if cell.method.card["network"] != "clip":
         return {}
     return cell.trunk.named(cell.trunk.dataset.classes[c] for c in learned)
+
+
+def run_of(cell: Cell) -> Run:
+    """Tasks in a chain, or side by side and then joined, and predictions after each."""
+    joint = cell.method.card["upper_bound"]
+    parts = [_union(cell.described)] if joint else cell.described
+    experts: list[Stage] = []
+    if cell.method.card["independent"]:
+        experts, models = trained.side_by_side(cell, parts, trained.learned(cell))
+    else:
+        models = trained.chain(cell, cell.method.description, parts, trained.learned(cell))
+    predictions = trained.predicted(cell, cell.method, models)
+    evaluate = cell.evaluation(
+        {"method": cell.method.description},
+        {
+            "predictions": tuple(predictions),
+            "model": tuple(models),
+            **({"experts": tuple(experts)} if experts else {}),
+        },
+    )
+    # A vote over the neighbours in a batch is no prediction of an image.
+    votes = cell.method.card["batch_information_at_test"]
+    served = None if votes else trained.served_learner(models[-1])
+    return cell.run([*experts, *models, *predictions], models[-1], evaluate, served)
+
+
+def _union(described: Described) -> dict[str, list[int]]:
+    """All tasks as one."""
+    return {
+        name: list(dict.fromkeys(value for task in described for value in task[name]))
+        for name in ("classes", "domains")
+    }

@@ -13,15 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 from cluster.jobs import Job
-from operators.errors import BadDataError
-from operators.store.store import Store
-from pipelines.commands.predict import Request
-from pipelines.running.progress import Display
-from pipelines.running.run import Where
-from pipelines.spec.loading import Loaded
-
-SHOWN = 200
-"""Images of a table of predictions."""
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -90,31 +81,6 @@ def plan(value: dict[str, Any], console: Console) -> None:
     console.print(f"{counts}; {value['images_to_forward']} images to forward", highlight=False)
 
 
-def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> None:
-    """What the data of a spec looks like: every image is decoded once.
-
-    Raises:
-        BadDataError: the data cannot be used.
-    """
-    from operators.data import dataset
-    from pipelines.commands import doctor as doctors
-
-    with loaded.locating():
-        found = dataset.index(loaded.spec.dataset.model_dump(mode="json"), store.memo)
-    with display.counting("images decoded") as on_progress:
-        report = doctors.describe(found, on_progress=on_progress)
-    if as_json:
-        print(json.dumps(report.to_json(), indent=1))
-    else:
-        Console().print(doctors.render(report))
-    if report.problems:
-        raise BadDataError(
-            f"{len(report.problems)} unusable images; mend them, or leave them out with "
-            "dataset.on_bad_image: skip",
-            key="dataset",
-        )
-
-
 def methods(name: str | None, console: Console, as_json: bool) -> None:
     """All methods, merges and rules, or the hyper-parameters and the card of one.
 
@@ -173,79 +139,6 @@ def _in_words(value: Any) -> str:
     if isinstance(value, list | tuple):
         return ", ".join(map(str, value)) or "none"
     return str(value) or "none"
-
-
-def predictions(
-    request: Request,
-    where: Where,
-    display: Display,
-    console: Console,
-    output: str | None,
-    as_json: bool,
-) -> None:
-    """What a model says of images: a table, a JSON document, or a file and a line about it."""
-    from pipelines.commands import predict as predicting
-
-    kept: list[Any] = []
-
-    def keep(prediction: Any) -> None:
-        # A table for people has an end; the other forms hold everything.
-        if as_json or len(kept) <= SHOWN:
-            kept.append(prediction)
-
-    if output is None:
-        answer = predicting.predict(request, where, display, keep)
-    else:
-        with predicting.writing(output) as write:
-            answer = predicting.predict(request, where, display, write)
-    if as_json:
-        print(json.dumps(_predicted(answer, kept, output), indent=1))
-    elif output is not None:
-        console.print(f"{answer.images} images: {output}", highlight=False, soft_wrap=True)
-    else:
-        _print_predictions(answer, kept, console)
-
-
-def _predicted(answer: Any, kept: list[Any], output: str | None) -> dict[str, Any]:
-    """The document that `graftwork predict --json` prints."""
-    return {
-        "run_id": answer.run_id,
-        "run": answer.name,
-        "pipeline": answer.pipeline,
-        "images": answer.images,
-        "score": "logit",
-        "output": output,
-        "predictions": [
-            {
-                "file": prediction.place[0],
-                "row": prediction.place[1],
-                "top": [{"class": label, "score": score} for label, score in prediction.best],
-            }
-            for prediction in kept
-        ],
-        "skipped": [{"image": place, "reason": why} for place, why in answer.skipped],
-    }
-
-
-def _print_predictions(answer: Any, kept: list[Any], console: Console) -> None:
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("image", overflow="fold")
-    table.add_column("class", overflow="fold")
-    table.add_column("logit", justify="right", no_wrap=True)
-    for prediction in kept[:SHOWN]:
-        for rank, (label, score) in enumerate(prediction.best):
-            name = Text("" if rank else prediction.name)
-            table.add_row(name, Text(label), f"{score:.4g}")
-    console.print(table)
-    if answer.images > SHOWN:
-        console.print(
-            f"... and {answer.images - SHOWN} more images; --output FILE.csv or --json has them all"
-        )
-    console.print(
-        f"{answer.images} images; a logit is the method's own score: larger is likelier, "
-        "no probability",
-        highlight=False,
-    )
 
 
 def job(found: Job, console: Console, as_json: bool) -> None:

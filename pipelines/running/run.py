@@ -7,81 +7,24 @@ moment; the same command then continues.
 import json
 import time
 import uuid
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from cluster.execution.executor import Event, Outcome, execute
 from cluster.execution.graph import needed
 from cluster.sessions.session import connect
-from operators.errors import ConfigError, DamagedStage, Interrupted, StorageError
+from operators.errors import DamagedStage, Interrupted
 from operators.housekeeping import RUNS
 from operators.store.store import Store
 from operators.tracking import uri as tracking_uri
 from operators.tracking.tracker import Tracker
 from pipelines.planning import explain
 from pipelines.planning.plan import Plan, Run, make_plan
-from pipelines.running import recording
+from pipelines.running import recording, report_data, served_model
+from pipelines.running.finished import Finished, read, result
 from pipelines.running.progress import Display
-from pipelines.running.recording import Finished
+from pipelines.running.where import Where
 from pipelines.spec.loading import Loaded
-
-
-@dataclass(frozen=True, kw_only=True)
-class Where:
-    """Where a run keeps its results and where it computes.
-
-    Args:
-        store: local path or fsspec URL.
-        tracking: MLflow's URI; None for a database in a local store's folder.
-        address: Ray cluster to join; None for a local Ray.
-        insecure: join a cluster on another machine although it asks for no token.
-    """
-
-    store: str
-    tracking: str | None = None
-    address: str | None = None
-    insecure: bool = False
-
-    def tracking_uri(self) -> str:
-        """The URI to record at.
-
-        Raises:
-            ConfigError: a remote store needs one said.
-        """
-        if self.tracking:
-            return self.tracking
-        return tracking_uri.default_uri(self.folder("--tracking"))
-
-    def folder(self, needed_for: str) -> Path:
-        """The store's local folder.
-
-        Raises:
-            ConfigError: the store is remote.
-        """
-        if "://" in self.store and not self.store.startswith("file://"):
-            raise ConfigError(f"store {self.store} is remote; pass {needed_for}")
-        return Path(self.store.removeprefix("file://")).absolute()
-
-    def must_exist(self) -> None:
-        """For commands that only look.
-
-        Raises:
-            StorageError: the store is local, and not there.
-        """
-        if "://" in self.store and not self.store.startswith("file://"):
-            return
-        folder = self.folder("")
-        if not folder.is_dir():
-            what = "is no folder" if folder.exists() else "not found"
-            raise StorageError(f"--store: {folder}: {what}; name the store of an earlier run")
-
-    def journal(self) -> Path:
-        """Local folder for records on their way to MLflow."""
-        if "://" in self.store and not self.store.startswith("file://"):
-            return Path.home() / ".cache" / "graftwork" / "journal"
-        return self.folder("") / "journal"
 
 
 def run_pipeline(loaded: Loaded, where: Where, display: Display) -> dict[str, Any]:
@@ -128,7 +71,7 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> dict[str, An
             },
             "images_forwarded": int(outcome.fact("images_forwarded")),
         }
-        report = recording.report(plan, store, loaded, runs, outcome, document)
+        report = report_data.report(plan, store, loaded, runs, outcome, document)
         report_name = f"reports/{pipeline}.html"
         store.blobs.replace(report_name, report.encode())
         tracker.log(
@@ -153,7 +96,7 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> dict[str, An
         )
     display.say(f"report: {store.blobs.root}/{report_name}")
     return document | {
-        "results": [recording.result(found, ids) for found in runs],
+        "results": [result(found, ids) for found in runs],
         "mlflow": {
             "tracking_uri": tracking_uri.mask(uri),
             "experiment_id": ids.experiment_id,
@@ -191,9 +134,9 @@ def _compute(
             owner = key if key in runs else reads.get(key)
             tracker.stage(event.stage.label, event.seconds, event.facts, method=owner)
         if key in runs and event.kind in ("cached", "finished"):
-            finished[key] = recording.read(store, runs[key], cached=event.kind == "cached")
+            finished[key] = read(store, runs[key], cached=event.kind == "cached")
             # Orders and seeds that share a fit share its model.
-            model = recording.model_identity(plan, runs[key])
+            model = served_model.model_identity(plan, runs[key])
             new = model is not None and model not in modelled
             modelled.add(model or "")
             tracker.method_run(recording.method_run(plan, store, finished[key], with_model=new))

@@ -118,7 +118,7 @@ def with_absolute_places(loaded: Loaded) -> str:
     Raises:
         ConfigError: a place that may not be used.
     """
-    from operators.data.sources import absolute
+    from operators.files.access import absolute
 
     return dump(with_places(loaded.spec, absolute).to_value())
 

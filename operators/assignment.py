@@ -1,0 +1,51 @@
+"""What travels to a worker, and what comes back: an assignment and its result."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    pass
+
+
+Files = Mapping[str, bytes | bytearray]
+"""What an operator returns: file name -> content, committed together or not at all."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Order:
+    """A stage as a worker sees it: inputs are keys, everything pickles small."""
+
+    key: str
+    preimage: dict[str, Any]
+    hints: dict[str, Any]
+    input_operators: dict[str, str]
+    label: str
+
+    @property
+    def operator(self) -> str:
+        return self.preimage["operator"]
+
+    @property
+    def parameters(self) -> dict[str, Any]:
+        return self.preimage["parameters"]
+
+    def inputs(self, role: str) -> list[tuple[str, str]]:
+        """(operator, key) of each input stage with this role, in order."""
+        operator = self.input_operators.get(role, "")
+        return [(operator, key) for key in self.preimage["inputs"].get(role, [])]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What an operator hands back.
+
+    Args:
+        files: committed together or not at all.
+        facts: for the manifest and MLflow.
+        obsolete: names of blobs in the store that nobody needs once the files are committed.
+    """
+
+    files: Files
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    obsolete: tuple[str, ...] = ()

@@ -1,0 +1,26 @@
+"""How a spec names backbones, and where their weights are."""
+
+from pathlib import Path
+
+from operators.errors import ConfigError
+
+CLIP = "open_clip:"
+"""With which a spec marks the name of an open_clip model."""
+
+
+def place(model: str, weights: str | None) -> str:
+    """Where a backbone's weights are: a path or URL, "random", or "" for timm's own.
+
+    Raises:
+        ConfigError: no weights of this name ship with the package.
+    """
+    if weights != "builtin":
+        return weights or ""
+    # Not from operators.backbones.shipped: importing that imports torch.
+    path = Path(__file__).parent / "shipped" / f"{model}.safetensors"
+    if not path.is_file():
+        known = sorted(p.stem for p in path.parent.glob("*.safetensors"))
+        raise ConfigError(
+            f'no builtin weights for "{model}" (known: {", ".join(known)})', key="backbone.weights"
+        )
+    return str(path)

@@ -1,0 +1,100 @@
+"""Opening files wherever they are: local paths, object stores, URLs."""
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any, BinaryIO
+
+from operators.errors import ConfigError, GraftworkError
+from operators.files import urls
+
+ROWS_IN_MEMORY = 256
+
+
+def absolute(url: str) -> str:
+    """The place as any process on this machine can name it.
+
+    Raises:
+        ConfigError: the URL may not be used.
+    """
+    urls.check(url)
+    if url.startswith("file://"):
+        url = url.removeprefix("file://")
+    return url if "://" in url else os.path.abspath(url)
+
+
+def identity(url: str) -> dict[str, Any]:
+    """What changes when a file's content changes; no content is read.
+
+    Raises:
+        ConfigError: the URL may not be used, or there is no such file.
+    """
+    url = absolute(url)
+    try:
+        if "://" not in url:
+            return {"url": url} | _fingerprint(os.stat(url))
+        with as_os_errors():
+            filesystem, path = file_system(url)
+            filesystem.invalidate_cache()
+            return {"url": url, "ukey": str(filesystem.ukey(path))}
+    except OSError as error:
+        raise ConfigError(reason(error), value=url) from error
+
+
+def open_file(url: str) -> BinaryIO:
+    """Opens a local or remote file for reading.
+
+    Raises:
+        OSError: it cannot be opened.
+    """
+    if "://" not in url:
+        return open(url, "rb")
+    with as_os_errors():
+        filesystem, path = file_system(url)
+        return filesystem.open(path, "rb", cache_type="readahead", block_size=4 << 20)
+
+
+def reason(error: OSError) -> str:
+    """Why a file cannot be read, without its name."""
+    if isinstance(error, FileNotFoundError):
+        return "not found"
+    if isinstance(error, PermissionError):
+        return "no permission to read"
+    return " ".join((error.strerror or str(error)).split())[:200] or type(error).__name__
+
+
+def _fingerprint(stat: os.stat_result) -> dict[str, int]:
+    return {
+        "size": stat.st_size,
+        "mtime": stat.st_mtime_ns,
+        "ctime": stat.st_ctime_ns,
+        "inode": stat.st_ino,
+    }
+
+
+@contextmanager
+def as_os_errors() -> Iterator[None]:
+    """Clients of object stores have exceptions of their own for what is absent or unreachable."""
+    try:
+        yield
+    except (OSError, GraftworkError):
+        raise
+    except Exception as error:
+        raise OSError(f"{type(error).__name__}: {error}") from error
+
+
+@lru_cache(maxsize=64)
+def file_system(url: str) -> tuple[Any, str]:
+    """fsspec's file system of a URL, and the path as it knows it.
+
+    Raises:
+        ConfigError: its library is not installed.
+    """
+    import fsspec
+
+    try:
+        return fsspec.core.url_to_fs(url)
+    except ImportError as error:
+        extra = '; pip install "graftwork[s3]"' if url.startswith("s3://") else ""
+        raise ConfigError(f"{error}{extra}", value=url) from error

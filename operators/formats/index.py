@@ -1,0 +1,20 @@
+"""The index of a split as the stage `dataset` stored it."""
+
+from functools import lru_cache
+
+from operators.data.dataset import SplitIndex, read_index
+from operators.errors import DamagedStage
+from operators.store.store import Store
+
+
+@lru_cache(maxsize=4)
+def load_index(store: Store, operator: str, key: str) -> SplitIndex:
+    """Digests, labels and domains of a stored dataset stage.
+
+    Raises:
+        DamagedStage: it is missing or altered.
+    """
+    try:
+        return read_index(store.read(operator, key, "index.parquet"))
+    except ValueError as error:
+        raise DamagedStage(operator, key, f"index.parquet: {error}") from error

@@ -1,0 +1,35 @@
+"""The operator `dataset`: stores the index of a split."""
+
+from typing import Any
+
+import numpy as np
+
+from operators.assignment import Order, Result
+from operators.data.dataset import Split, index
+from operators.data.index_file import (
+    encode_index,
+)
+from operators.errors import BadDataError
+
+
+def run(order: Order, store: Any) -> Result:
+    """The operator `dataset`: indexes a split anew and stores it.
+
+    Raises:
+        BadDataError: the data is not what it was when the run was planned.
+    """
+    dataset = index(order.hints["source"], store.memo)
+    split: Split = getattr(dataset, order.hints["split"])
+    if dict(split.stage().parameters) != order.parameters:
+        raise BadDataError(f"{order.label}: the data changed since the run was planned; run again")
+    counts = np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
+    per_domain = np.bincount(split.domains, minlength=len(dataset.domains)).tolist()
+    return Result(
+        files={"index.parquet": encode_index(split.stored())},
+        facts={
+            "samples": len(split),
+            "classes": dict(zip(dataset.classes, counts, strict=True)),
+            "domains": dict(zip(dataset.domains, per_domain, strict=True)),
+            "bad_images": len(dataset.bad_images),
+        },
+    )

@@ -1,0 +1,94 @@
+"""Checks of a spec against its methods and its backbone, before anything runs."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING
+
+from operators.backbones.resolve import Backbone
+from operators.errors import ConfigError, IncompatibleError
+from operators.images.augmentation import AUGMENTATIONS
+from pipelines.spec.model import PipelineSpec
+
+if TYPE_CHECKING:
+    from pipelines.planning.methods import Method
+from pipelines.planning.shared import Trunk
+
+
+def check_networks(
+    spec: PipelineSpec, backbone: Backbone, classes: Sequence[str], methods: Iterable["Method"]
+) -> None:
+    """Refuses methods that the backbone or the spec lacks something for.
+
+    Raises:
+        ConfigError: a method for CLIP on another backbone, or the other way round; no class names;
+            no reference.
+    """
+    for method in methods:
+        wanted = method.card["network"]
+        if wanted == "clip" and backbone.network != "clip":
+            raise ConfigError(
+                f"{method.name} needs a CLIP with both towers, such as "
+                f"open_clip:ViT-B-16-quickgelu, got {backbone.model}",
+                key="backbone.model",
+            )
+        if wanted == "vit" and method.trains and backbone.network == "clip":
+            raise ConfigError(
+                f"{method.name} trains a timm ViT, got {backbone.model}; "
+                "on CLIP run closed-form methods and those for CLIP",
+                key="backbone.model",
+            )
+        if wanted == "clip" and list(classes) == [str(number) for number in range(len(classes))]:
+            raise ConfigError(
+                f"{method.name} reads the names of the classes; give them", key="dataset.classes"
+            )
+        if method.card["contract"] == "fused" and spec.vit is None:
+            raise ConfigError(
+                f"{method.name} has a branch on a ViT beside the CLIP; give "
+                "vit: {model: vit_base_patch16_224.orig_in21k}, for example",
+                key="vit",
+            )
+        if method.card["reference"] and spec.reference is None:
+            raise ConfigError(
+                f"{method.name} distils on images and texts of no task; give "
+                "reference: {images: ..., texts: ...}, or the method distillation: 0",
+                key="reference",
+            )
+
+
+def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:
+    """Refuses what a method that trains cannot be given.
+
+    Raises:
+        IncompatibleError: the backbone has blocks that the methods' seams do not fit.
+        ConfigError: precision, pooling or preprocessing do not suit.
+    """
+    trained = [method for method in methods if method.trains]
+    if not trained:
+        return
+    spec, backbone = trunk.spec, trunk.backbone
+    name = trained[0].name
+    if backbone.refused:
+        raise IncompatibleError(
+            f"{name} trains on ViTs with timm's standard blocks, not on "
+            f"{backbone.model}: {backbone.refused}",
+            key="backbone.model",
+        )
+    if spec.backbone.precision == "fp16":
+        raise ConfigError(f"{name} trains in fp32 or bf16, got fp16", key="backbone.precision")
+    if spec.features.pooling != backbone.natural_pooling:
+        raise ConfigError(
+            f"{name} reads the backbone's own pooling, "
+            f"{backbone.natural_pooling}, got {spec.features.pooling}",
+            key="features.pooling",
+        )
+    _check_crop(trunk, trained)
+
+
+def _check_crop(trunk: Trunk, trained: Sequence["Method"]) -> None:
+    for method in trained:
+        name = method.recipe.get("augmentation", "none")
+        value = AUGMENTATIONS[name]
+        if value != AUGMENTATIONS["none"] and trunk.preprocessing.crop is None:
+            raise ConfigError(
+                f"augmentation {name} of {method.name} needs a crop size; set preprocessing.crop",
+                key="backbone.preprocessing",
+            )

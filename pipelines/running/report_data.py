@@ -1,0 +1,90 @@
+"""What the report and the document show of finished runs."""
+
+import os
+import platform
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from cluster.execution.executor import Outcome
+from operators.images.preprocessing import Preprocessing
+from operators.store.store import Store
+from operators.versions import library_versions
+from pipelines.planning.plan import Plan
+from pipelines.reporting import report as reports
+from pipelines.running.finished import Finished
+from pipelines.running.recording import _stage_results
+from pipelines.spec.loading import Loaded
+
+
+def report(
+    plan: Plan,
+    store: Store,
+    loaded: Loaded,
+    runs: Sequence[Finished],
+    outcome: Outcome,
+    document: Mapping[str, Any],
+) -> str:
+    """The HTML report of a finished run."""
+    spec = plan.spec
+    scenario = spec.scenario
+    stream = runs[0].run.tasks
+    sizes = [len(task.classes) for task in stream]
+    facts = {
+        "data": f"{len(plan.dataset.train):,} training and {len(plan.dataset.test):,} test images, "
+        f"{len(plan.dataset.classes)} classes",
+        "scenario": f"{scenario.kind.replace('_', ' ')}, {len(stream)} tasks of "
+        + (
+            f"{sizes[0]} classes"
+            if len(set(sizes)) == 1
+            else f"{min(sizes)} to {max(sizes)} classes"
+        ),
+        "backbone": f"{plan.backbone.model}, {spec.backbone.precision}, "
+        f"{plan.backbone.width} features, state {plan.backbone.fingerprint[:12]}",
+        "preprocessing": _in_words(plan.preprocessing),
+    }
+    return reports.render(
+        reports.ReportData(
+            pipeline=spec.pipeline,
+            status=document["status"],
+            created=time.strftime("%Y-%m-%d %H:%M:%S"),
+            seconds=document["seconds"],
+            images_forwarded=document["images_forwarded"],
+            facts=facts,
+            spec=loaded.text,
+            results=[_method_result(found) for found in runs],
+            stages=_stage_results(plan, store, outcome),
+            environment=library_versions()
+            | {"platform": platform.platform(), "cpus": str(os.cpu_count())},
+        )
+    )
+
+
+def _in_words(steps: Preprocessing) -> str:
+    """The steps of a preprocessing, for people."""
+    words = []
+    if steps.resize:
+        words.append(f"resize to {steps.resize} ({steps.interpolation})")
+    if steps.crop:
+        words.append(f"centre crop {steps.crop}")
+    if (steps.mean, steps.std) == ((0.0,) * 3, (1.0,) * 3):
+        return ", ".join([*words, "not normalised"])
+    mean, std = (" ".join(f"{v:g}" for v in values) for values in (steps.mean, steps.std))
+    return ", ".join([*words, f"mean {mean}", f"std {std}"])
+
+
+def _method_result(found: Finished) -> reports.MethodResult:
+    run, summary = found.run, found.summary
+    return reports.MethodResult(
+        method=run.method.name,
+        hyperparameters=run.method.hyperparameters,
+        order=str(run.order),
+        seed=run.seed,
+        matrix=summary.matrix,
+        curve=summary.curve,
+        task_curve=summary.task_curve,
+        metrics=summary.finals(),
+        trainable_parameters=found.facts["trainable_parameters"],
+        seconds=found.seconds,
+        cached=found.cached,
+    )
