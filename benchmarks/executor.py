@@ -19,12 +19,12 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cluster.execution.executor import execute
-from cluster.execution.worker import run_stage
-from cluster.sessions.session import connect
-from operators.assignment import Order, Result
-from operators.stage import OPERATORS, Operator, Stage
-from operators.store.store import Store
+from graftwork.cluster.execution.executor import execute
+from graftwork.cluster.execution.worker import run_stage
+from graftwork.cluster.sessions.session import connect
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.stage import OPERATORS, Operator, Stage
+from graftwork.operators.store import Store
 
 NOOP = Operator(version=1, function="executor:noop")
 

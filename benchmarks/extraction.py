@@ -20,13 +20,13 @@ from typing import Any
 
 import torch
 
-from cluster.execution.worker import run_stage
-from operators.backbones import loading, resolve
-from operators.data import dataset, sources
-from operators.images.pixels import normalise, prepare
-from operators.images.preprocessing import PRESETS
-from operators.stage import OPERATORS, Resources, Stage
-from operators.store.store import Store
+from graftwork.cluster.execution.worker import run_stage
+from graftwork.operators.backbones import loading, resolve
+from graftwork.operators.data import dataset, sources
+from graftwork.operators.images.pixels import normalise, prepare
+from graftwork.operators.images.preprocessing import PRESETS
+from graftwork.operators.stage import OPERATORS, Resources, Stage
+from graftwork.operators.store import Store
 
 MODEL = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 

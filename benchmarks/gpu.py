@@ -30,12 +30,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import training
 
-import methods
-from operators.backbones import loading
-from operators.stages import features
-from operators.training import loop
-from operators.training.forward import frozen_features
-from operators.training.settings import Settings
+from graftwork import methods
+from graftwork.operators.backbones import loading
+from graftwork.operators.stages import features
+from graftwork.operators.training import loop
+from graftwork.operators.training.forward import frozen_features
+from graftwork.operators.training.settings import Settings
 
 LIMIT = 1e-3
 """Relative error up to which fp32 on both devices counts as the same."""

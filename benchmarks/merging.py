@@ -28,9 +28,9 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from operators import merging
-from operators.merging.apply import Merged
-from operators.merging.readers import TensorFile, to_bytes
+from graftwork.operators import merging
+from graftwork.operators.merging.apply import Merged
+from graftwork.operators.merging.readers import TensorFile, to_bytes
 
 State = dict[str, Tensor]
 CASES: dict[str, dict[str, object]] = {

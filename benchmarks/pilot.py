@@ -45,17 +45,17 @@ from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import methods
-from cluster.sessions import huge_pages
-from methods.contracts.trained import Task
-from methods.networks import vit as seams
-from operators.backbones import loading
-from operators.data.index_file import SplitIndex
-from operators.images.preprocessing import PRESETS
-from operators.training import forward, loop
-from operators.training.batches import chunks as batches_chunks
-from operators.training.rows import TaskRows
-from operators.training.settings import Settings
+from graftwork import methods
+from graftwork.cluster.sessions import huge_pages
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.networks import vit as seams
+from graftwork.operators.backbones import loading
+from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.images.preprocessing import PRESETS
+from graftwork.operators.training import forward, loop
+from graftwork.operators.training.batches import chunks as batches_chunks
+from graftwork.operators.training.rows import TaskRows
+from graftwork.operators.training.settings import Settings
 
 CLASSES = 10
 TASK = Task(index=0, count=10, current=tuple(range(CLASSES)), before=0, seen=CLASSES)

@@ -19,9 +19,9 @@ import torch
 from PIL import Image
 from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Resize, ToTensor
 
-from operators.images.pixels import prepare
-from operators.images.prefetch import batched, prefetch
-from operators.images.preprocessing import PRESETS
+from graftwork.operators.images.pixels import prepare
+from graftwork.operators.images.prefetch import batched, prefetch
+from graftwork.operators.images.preprocessing import PRESETS
 
 BATCH = 16
 

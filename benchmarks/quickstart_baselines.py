@@ -11,7 +11,7 @@ import io
 import numpy as np
 from PIL import Image
 
-from operators.data import digits
+from graftwork.operators.data import digits
 
 
 def pixels(split: str) -> np.ndarray:

@@ -18,7 +18,7 @@ def graftwork(*words: str) -> tuple[dict[str, Any], float]:
     """The document of a run, and the seconds of the whole process."""
     started = time.perf_counter()
     done = subprocess.run(
-        [sys.executable, "-m", "pipelines", "run", *words, "--json"],
+        [sys.executable, "-m", "graftwork.pipelines", "run", *words, "--json"],
         stdout=subprocess.PIPE,
         text=True,
         check=True,

@@ -12,11 +12,11 @@ import tempfile
 import time
 from typing import Any
 
-from operators.tracking import tracker
-from pipelines.running.progress import Display
-from pipelines.running.run import run_pipeline
-from pipelines.running.where import Where
-from pipelines.spec.loading import load_resolved
+from graftwork.operators.tracking import tracker
+from graftwork.pipelines.running.progress import Display
+from graftwork.pipelines.running.run import run_pipeline
+from graftwork.pipelines.running.where import Where
+from graftwork.pipelines.spec.loading import load_resolved
 
 SWEEP = ("methods=[simplecil, slda, fecam, acil]", "scenario.orders={count: 50, first: 0}")
 

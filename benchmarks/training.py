@@ -37,17 +37,17 @@ from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-import methods
-from methods.contracts.trained import Task, Trained, trains
-from methods.networks import vit as seams
-from methods.parts.first_session import Peft
-from operators.backbones import loading
-from operators.backbones.loading import PRECISIONS
-from operators.data.index_file import SplitIndex
-from operators.images.preprocessing import Preprocessing
-from operators.training import batches, forward, loop
-from operators.training.rows import TaskRows
-from operators.training.settings import Images, Settings
+from graftwork import methods
+from graftwork.methods.contracts.trained import Task, Trained, trains
+from graftwork.methods.networks import vit as seams
+from graftwork.methods.parts.first_session import Peft
+from graftwork.operators.backbones import loading
+from graftwork.operators.backbones.loading import PRECISIONS
+from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.training import batches, forward, loop
+from graftwork.operators.training.rows import TaskRows
+from graftwork.operators.training.settings import Images, Settings
 
 CLASSES = 10
 PER_ROUND = 4

@@ -21,18 +21,18 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from cluster.execution.chain_worker import Progress
-from cluster.execution.executor import Event, run
-from cluster.execution.graph import needed
-from cluster.execution.policy import Failure, Kind, Policy
-from cluster.execution.schedule import Schedule
-from cluster.execution.worker import Done, run_stage
-from operators.errors import GraftworkError
-from operators.stage import OPERATORS, Stage
-from operators.store.store import Store
-from pipelines.planning.plan import make_plan
-from pipelines.running import finished
-from pipelines.spec.loading import load_resolved
+from graftwork.cluster.execution.chain_worker import Progress
+from graftwork.cluster.execution.executor import Event, run
+from graftwork.cluster.execution.graph import needed
+from graftwork.cluster.execution.policy import Failure, Kind, Policy
+from graftwork.cluster.execution.schedule import Schedule
+from graftwork.cluster.execution.worker import Done, run_stage
+from graftwork.operators.errors import GraftworkError
+from graftwork.operators.stage import OPERATORS, Stage
+from graftwork.operators.store import Store
+from graftwork.pipelines.planning.plan import make_plan
+from graftwork.pipelines.running import finished
+from graftwork.pipelines.spec.loading import load_resolved
 
 
 class TimeIsUp(Exception):

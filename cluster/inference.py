@@ -6,11 +6,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from cluster.sessions.session import connect
-from operators.errors import ClusterLost, GraftworkError, OutOfMemory, StageFailed
-from operators.serving import inference
-from operators.serving.inference import Prediction
-from operators.serving.inputs import Shard
+from graftwork.cluster.sessions.session import connect
+from graftwork.operators.errors import ClusterLost, GraftworkError, OutOfMemory, StageFailed
+from graftwork.operators.serving import inference
+from graftwork.operators.serving.inference import Prediction
+from graftwork.operators.serving.inputs import Shard
 
 AHEAD = 2
 """Shards per CPU that are handed to Ray at once."""

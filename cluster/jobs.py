@@ -1,6 +1,6 @@
 """Runs on a cluster that go on without us: submit, status, logs, stop.
 
-The entry point is `python -m pipelines run`, the same command that a user types, so that a job that
+The entry point is `python -m graftwork.pipelines run`, the same command that a user types, so that a job that
 was stopped or lost continues when it is submitted again.
 """
 
@@ -21,8 +21,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
-from cluster.sessions import auth, huge_pages, shipping
-from operators.errors import ClusterLost, ConfigError
+from graftwork.cluster.sessions import auth, huge_pages, shipping
+from graftwork.operators.errors import ClusterLost, ConfigError
 
 if TYPE_CHECKING:
     from ray.job_submission import JobSubmissionClient
@@ -106,7 +106,7 @@ def submit(
         stem = re.sub(r"[^A-Za-z0-9_-]", "_", Path(spec).stem)[:40] or "spec"
         spec = f"submitted/{stem}.yaml"
         files[spec] = text
-    command = ["python", "-m", "pipelines", "run", spec, "--address", "auto"]
+    command = ["python", "-m", "graftwork.pipelines", "run", spec, "--address", "auto"]
     for option, value in (("--store", store), ("--tracking", tracking)):
         if value is not None:
             command += [option, absolute(value)]

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-import methods
-from methods.contracts.fitted import Fitted
-from methods.contracts.trained import Trained
+from graftwork import methods
+from graftwork.methods.contracts.fitted import Fitted
+from graftwork.methods.contracts.trained import Trained
 
 
 def fitted(method: dict[str, Any]) -> Fitted:

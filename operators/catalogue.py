@@ -4,10 +4,10 @@ import difflib
 from dataclasses import asdict
 from typing import Any
 
-import methods
-from methods.contracts.adapted import Adapted
-from operators import ensembling, merging
-from operators.errors import ConfigError
+from graftwork import methods
+from graftwork.methods.contracts.adapted import Adapted
+from graftwork.operators import ensembling, merging
+from graftwork.operators.errors import ConfigError
 
 COMBINATIONS: dict[str, Any] = {"merge": merging, "ensemble": ensembling}
 """Section of a spec -> the package that knows its names."""

@@ -5,9 +5,9 @@ import time
 from collections import Counter
 from typing import Any
 
-from operators.errors import DamagedStage
-from operators.stage import OPERATORS
-from operators.store.store import Store
+from graftwork.operators.errors import DamagedStage
+from graftwork.operators.stage import OPERATORS
+from graftwork.operators.store import Store
 
 RUNS = "runs"
 """Folder of run records: `<root>/runs/<pipeline>/<time>.json`, each names the stages it used."""

@@ -7,8 +7,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-import methods
-import operators
+from graftwork import methods, operators
 
 _SOURCES = (".py", ".json")
 """Code, and the descriptions of models that ship with it."""

@@ -12,11 +12,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from operators.keys import digest
+from graftwork.operators.keys import digest
 
 if TYPE_CHECKING:
-    from operators.store.store import Store
-from operators.assignment import Order, Result
+    from graftwork.operators.store import Store
+from graftwork.operators.assignment import Order, Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,18 +116,18 @@ class Operator:
 
 
 OPERATORS: dict[str, Operator] = {
-    "dataset": Operator(version=1, function="operators.stages.dataset:run"),
-    "features": Operator(version=1, function="operators.stages.features:run"),
-    "exemplars": Operator(version=1, function="operators.stages.exemplars:run"),
-    "text": Operator(version=1, function="operators.stages.text:run"),
-    "fit": Operator(version=1, function="operators.stages.fit:run"),
-    "train": Operator(version=1, function="operators.stages.train:run"),
-    "join": Operator(version=1, function="operators.stages.join:run"),
-    "predict": Operator(version=2, function="operators.stages.predict:run"),
-    "score": Operator(version=1, function="operators.stages.blend:score"),
-    "blend": Operator(version=1, function="operators.stages.blend:run"),
-    "statistics": Operator(version=2, function="operators.stages.statistics:run"),
-    "merge": Operator(version=1, function="operators.stages.merge:run"),
-    "ensemble": Operator(version=1, function="operators.stages.ensemble:run"),
-    "evaluate": Operator(version=1, function="operators.stages.evaluate:run"),
+    "dataset": Operator(version=1, function="graftwork.operators.stages.dataset:run"),
+    "features": Operator(version=1, function="graftwork.operators.stages.features:run"),
+    "exemplars": Operator(version=1, function="graftwork.operators.stages.exemplars:run"),
+    "text": Operator(version=1, function="graftwork.operators.stages.text:run"),
+    "fit": Operator(version=1, function="graftwork.operators.stages.fit:run"),
+    "train": Operator(version=1, function="graftwork.operators.stages.train:run"),
+    "join": Operator(version=1, function="graftwork.operators.stages.join:run"),
+    "predict": Operator(version=2, function="graftwork.operators.stages.predict:run"),
+    "score": Operator(version=1, function="graftwork.operators.stages.blend:score"),
+    "blend": Operator(version=1, function="graftwork.operators.stages.blend:run"),
+    "statistics": Operator(version=2, function="graftwork.operators.stages.statistics:run"),
+    "merge": Operator(version=1, function="graftwork.operators.stages.merge:run"),
+    "ensemble": Operator(version=1, function="graftwork.operators.stages.ensemble:run"),
+    "evaluate": Operator(version=1, function="graftwork.operators.stages.evaluate:run"),
 }

@@ -1,5 +1,5 @@
-"""`python -m pipelines`: what a cluster runs from a shipped checkout, with nothing installed."""
+"""`python -m graftwork.pipelines`: what a cluster runs from a shipped checkout, with nothing installed."""
 
-from pipelines.cli import main
+from graftwork.pipelines.cli import main
 
 main()

@@ -15,9 +15,9 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.console import Console
 
-from operators import __version__
-from operators.errors import ConfigError, GraftworkError, Interrupted
-from pipelines.spec.problems import one_line
+from graftwork.operators import __version__
+from graftwork.operators.errors import ConfigError, GraftworkError, Interrupted
+from graftwork.pipelines.spec.problems import one_line
 
 app = typer.Typer(
     name="graftwork",
@@ -94,8 +94,8 @@ DEFAULT_STORE = "graftwork-store"
 def _where(
     store: str, tracking: str | None, address: str | None = None, insecure: bool = False
 ) -> Any:
-    from operators.files import urls
-    from pipelines.running.where import Where
+    from graftwork.operators.files import urls
+    from graftwork.pipelines.running.where import Where
 
     try:
         urls.check(store)
@@ -108,7 +108,7 @@ def _where(
 
 def _existing(store: str) -> Any:
     """The store of an earlier run: a mistyped name must not look like an empty store."""
-    from operators.store.store import Store
+    from graftwork.operators.store import Store
 
     where = _where(store, None)
     where.must_exist()
@@ -130,10 +130,10 @@ def run(
     as_json: AsJson = False,
 ) -> None:
     """Run a pipeline: compute what the store lacks, record everything, print the results."""
-    from pipelines.reporting import terminal
-    from pipelines.running.progress import Display
-    from pipelines.running.run import run_pipeline
-    from pipelines.spec.loading import load_resolved
+    from graftwork.pipelines.reporting import terminal
+    from graftwork.pipelines.running.progress import Display
+    from graftwork.pipelines.running.run import run_pipeline
+    from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
     document = run_pipeline(loaded, _where(store, tracking, address, insecure), Display())
@@ -154,11 +154,11 @@ def plan(
     as_json: AsJson = False,
 ) -> None:
     """Show the graph of a pipeline: what is stored, what is not, and why it is not."""
-    from operators.store.store import Store
-    from pipelines.planning import explain
-    from pipelines.planning.plan import make_plan
-    from pipelines.reporting import terminal
-    from pipelines.spec.loading import load_resolved
+    from graftwork.operators.store import Store
+    from graftwork.pipelines.planning import explain
+    from graftwork.pipelines.planning.plan import make_plan
+    from graftwork.pipelines.reporting import terminal
+    from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
     opened = Store(_where(store, None).store)
@@ -181,10 +181,10 @@ def doctor(
     as_json: AsJson = False,
 ) -> None:
     """Look at the data of a spec before any cluster time: counts, sizes, broken images."""
-    from operators.store.store import Store
-    from pipelines.commands.doctor import doctor as doctor_doctor
-    from pipelines.running.progress import Display
-    from pipelines.spec.loading import load_resolved
+    from graftwork.operators.store import Store
+    from graftwork.pipelines.commands.doctor import doctor as doctor_doctor
+    from graftwork.pipelines.running.progress import Display
+    from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
     doctor_doctor(loaded, Store(_where(store, None).store), Display(), as_json)
@@ -202,8 +202,8 @@ def submit(
     insecure: Insecure = False,
 ) -> None:
     """Run a pipeline as a job of a Ray cluster; prints the job's id."""
-    from cluster import jobs
-    from pipelines.spec.loading import load_resolved, with_absolute_places
+    from graftwork.cluster import jobs
+    from graftwork.pipelines.spec.loading import load_resolved, with_absolute_places
 
     loaded = load_resolved(spec, overrides or ())
     where = _where(store, tracking)
@@ -222,8 +222,8 @@ def submit(
 @app.command(epilog="Example: graftwork status graftwork-x1 --address http://HEAD:8265")
 def status(job: Job, address: JobAddress, as_json: AsJson = False) -> None:
     """State, times and message of a submitted job."""
-    from cluster import jobs
-    from pipelines.reporting import terminal
+    from graftwork.cluster import jobs
+    from graftwork.pipelines.reporting import terminal
 
     terminal.job(jobs.status(job, address=address), Console(), as_json)
 
@@ -235,7 +235,7 @@ def logs(
     follow: Annotated[bool, typer.Option(help="Keep printing until the job ends.")] = False,
 ) -> None:
     """What a submitted job printed."""
-    from cluster import jobs
+    from graftwork.cluster import jobs
 
     for piece in jobs.logs(job, address=address, follow=follow):
         print(piece, end="", flush=True)
@@ -244,8 +244,8 @@ def logs(
 @app.command(epilog="Example: graftwork stop graftwork-x1 --address http://HEAD:8265")
 def stop(job: Job, address: JobAddress, as_json: AsJson = False) -> None:
     """Stop a submitted job; what it stored is kept."""
-    from cluster import jobs
-    from pipelines.reporting import terminal
+    from graftwork.cluster import jobs
+    from graftwork.pipelines.reporting import terminal
 
     terminal.job(jobs.stop(job, address=address), Console(), as_json)
 
@@ -260,7 +260,7 @@ def results(
     tracking: Tracking = None,
 ) -> None:
     """The leaderboard: mean and deviation over class orders and seeds, from MLflow."""
-    from pipelines.reporting import leaderboard as leaderboards
+    from graftwork.pipelines.reporting import leaderboard as leaderboards
 
     where = _where(store, tracking)
     if not tracking:
@@ -320,8 +320,8 @@ def predict(
 
     Scores are the method's own logits: larger is likelier, but they are no probabilities.
     """
-    from pipelines.commands import predict as predicting
-    from pipelines.running.progress import Display
+    from graftwork.pipelines.commands import predict as predicting
+    from graftwork.pipelines.running.progress import Display
 
     where = _where(store, tracking, address, insecure)
     if not tracking:
@@ -344,7 +344,7 @@ def methods(
     as_json: AsJson = False,
 ) -> None:
     """List the methods, or the hyper-parameters and the card of one."""
-    from pipelines.reporting import terminal
+    from graftwork.pipelines.reporting import terminal
 
     terminal.methods(name, Console(), as_json)
 
@@ -356,7 +356,7 @@ def ui(
     port: Annotated[int, typer.Option(min=1, max=65535)] = 5000,
 ) -> None:
     """Serve MLflow's pages on this machine (127.0.0.1 only) until Ctrl-C."""
-    from pipelines.commands.ui import serve
+    from graftwork.pipelines.commands.ui import serve
 
     where = _where(store, tracking)
     if not tracking:
@@ -367,8 +367,8 @@ def ui(
 @cache_app.command("ls", epilog="Example: graftwork cache ls --store /data/store")
 def cache_ls(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     """What the store holds, by kind of stage."""
-    from operators import housekeeping
-    from pipelines.reporting import terminal
+    from graftwork.operators import housekeeping
+    from graftwork.pipelines.reporting import terminal
 
     rows = housekeeping.inventory(_existing(store))
     _print_json(rows) if as_json else terminal.inventory(rows, Console())
@@ -381,8 +381,8 @@ def cache_verify(
     as_json: AsJson = False,
 ) -> None:
     """Read every stored byte and compare it with its manifest; exit status 6 when damaged."""
-    from operators import housekeeping
-    from pipelines.reporting import terminal
+    from graftwork.operators import housekeeping
+    from graftwork.pipelines.reporting import terminal
 
     found = housekeeping.verify(_existing(store), repair)
     _print_json(found) if as_json else terminal.verified(found, Console())
@@ -403,8 +403,8 @@ def cache_gc(
     as_json: AsJson = False,
 ) -> None:
     """Find (and with --delete remove) what crashes left behind and what was set aside."""
-    from operators import housekeeping
-    from pipelines.reporting import terminal
+    from graftwork.operators import housekeeping
+    from graftwork.pipelines.reporting import terminal
 
     if days < 7 and not force:
         raise ConfigError(f"--days {days:g} would touch files of running pipelines; add --force")

@@ -6,16 +6,16 @@ from typing import Any
 
 import pytest
 
-from cluster.execution.executor import Event, Outcome
-from cluster.execution.graph import walk
-from cluster.execution.worker import run_stage
-from operators.stage import OPERATORS, Stage
-from operators.store import Store
-from pipelines.running import run as program
-from pipelines.running.progress import Display
-from pipelines.running.run import run_pipeline
-from pipelines.running.where import Where
-from pipelines.spec.loading import load_resolved
+from graftwork.cluster.execution.executor import Event, Outcome
+from graftwork.cluster.execution.graph import walk
+from graftwork.cluster.execution.worker import run_stage
+from graftwork.operators.stage import OPERATORS, Stage
+from graftwork.operators.store import Store
+from graftwork.pipelines.running import run as program
+from graftwork.pipelines.running.progress import Display
+from graftwork.pipelines.running.run import run_pipeline
+from graftwork.pipelines.running.where import Where
+from graftwork.pipelines.spec.loading import load_resolved
 
 
 def run(spec: Path, store: Path, *overrides: str, tracking: str | None = None) -> dict[str, Any]:

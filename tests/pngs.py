@@ -14,11 +14,11 @@ from PIL import Image
 from timm.models import build_model_with_cfg, generate_default_cfgs, register_model
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
-from cluster.execution.worker import Done, run_stage
-from operators.stage import OPERATORS, Stage
-from operators.store import Store
-from pipelines.planning.plan import Plan, make_plan
-from pipelines.spec.loading import load_resolved
+from graftwork.cluster.execution.worker import Done, run_stage
+from graftwork.operators.stage import OPERATORS, Stage
+from graftwork.operators.store import Store
+from graftwork.pipelines.planning.plan import Plan, make_plan
+from graftwork.pipelines.spec.loading import load_resolved
 
 MODEL, PARALLEL, SIZE = "vit_nano_patch8_16", "vit_nano_parallel_patch8_16", 16
 CLASSES = 6

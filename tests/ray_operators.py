@@ -6,11 +6,11 @@ import signal
 import time
 from pathlib import Path
 
-from operators import live
-from operators.assignment import Order, Result
-from operators.errors import BadDataError, ConfigError, Diverged, OutOfMemory
-from operators.stage import OPERATORS, Operator, Resources, Stage
-from operators.store import Store
+from graftwork.operators import live
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.errors import BadDataError, ConfigError, Diverged, OutOfMemory
+from graftwork.operators.stage import OPERATORS, Operator, Resources, Stage
+from graftwork.operators.store import Store
 
 ERRORS = {
     "ValueError": ValueError("no good\nsecond line"),

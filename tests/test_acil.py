@@ -5,9 +5,9 @@ import dataclasses
 import pytest
 import torch
 
-from methods.contracts.fitted import Rows
-from methods.representations import projection
-from methods.representations.acil import ACIL
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.representations import projection
+from graftwork.methods.representations.acil import ACIL
 
 
 def make_rows(number: int = 60, width: int = 8) -> Rows:

@@ -16,7 +16,7 @@ CHANGES = re.findall(r"^In `(\S+)`,[^\n]*(?:\n[^\n]+)?:\n\n```diff\n(.*?)^```$",
 TABLES = re.findall(r"^\| test \|[^\n]*\n\|---[^\n]*\n(.*?)\n\n", PAGE, LINES)
 KEPT = ("methods/baselines/bitfit.py", "tests/test_bitfit.py")
 """Files of the page that the checkout has; the copy begins without them."""
-KEPT_LINE = '    "bitfit": "methods.baselines.bitfit:BitFit",\n'
+KEPT_LINE = '    "bitfit": "graftwork.methods.baselines.bitfit:BitFit",\n'
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +43,7 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
         old = (root / name).read_text(encoding="utf-8")
         assert old.count(before) == 1, (name, before)
         (root / name).write_text(old.replace(before, after), encoding="utf-8")
-    reference = call(root, "-m", "pipelines.spec.reference")
+    reference = call(root, "-m", "graftwork.pipelines.spec.reference")
     page = (root / "docs/spec.md").read_text(encoding="utf-8")
     start, end = page.index("| key |"), page.index("\nThe table is printed by")
     (root / "docs/spec.md").write_text(page[:start] + reference + page[end:], encoding="utf-8")
@@ -93,7 +93,7 @@ def test_the_methods_and_the_preset_pass_their_tests(tree: Path) -> None:
     # One process, since importing torch is what takes the time.
     code = (
         "import sys, pytest\n"
-        "from pipelines.cli import main\n"
+        "from graftwork.pipelines.cli import main\n"
         "if not pytest.main(sys.argv[1:]):\n"
         "    sys.argv[1:] = ['methods', 'ncm']\n"
         "    main()\n"
@@ -108,8 +108,8 @@ def test_the_methods_and_the_preset_pass_their_tests(tree: Path) -> None:
 def test_the_spec_and_the_table_are_accepted(tree: Path) -> None:
     call(tree, "write_parquet.py")
     code = (
-        "from operators.data.dataset import index; from operators.store import Store\n"
-        "from pipelines.spec.loading import load_resolved\n"
+        "from graftwork.operators.data.dataset import index; from graftwork.operators.store import Store\n"
+        "from graftwork.pipelines.spec.loading import load_resolved\n"
         "files = ['dataset.train=train.parquet', 'dataset.test=test.parquet']\n"
         "spec = load_resolved('flowers.yaml', files).spec\n"
         "found = index(spec.dataset.model_dump(mode='json'), Store('store').memo)\n"
@@ -120,7 +120,7 @@ def test_the_spec_and_the_table_are_accepted(tree: Path) -> None:
 
 def test_the_built_in_data_set_is_images_with_labels(tree: Path) -> None:
     code = (
-        "from operators.images import codec as images; from operators import stripes\n"
+        "from graftwork.operators.images import codec as images; from graftwork.operators import stripes\n"
         "for split, count in (('train', 60), ('test', 15)):\n"
         "    found = stripes.images(split)\n"
         "    assert len(found) == len(set(found)) == len(stripes.labels(split)) == count\n"
@@ -130,5 +130,5 @@ def test_the_built_in_data_set_is_images_with_labels(tree: Path) -> None:
     call(
         tree,
         "-c",
-        "from pipelines.spec import loading as spec; spec.load_resolved('quickstart', ['dataset=stripes'])",
+        "from graftwork.pipelines.spec import loading as spec; spec.load_resolved('quickstart', ['dataset=stripes'])",
     )

@@ -8,16 +8,16 @@ import pytest
 import torch
 from torch import Tensor
 
-import methods
-from methods.contracts.card import Card, State
-from methods.contracts.fitted import Rows
-from methods.parts.first_session import FirstSession
-from methods.representations.simplecil import SimpleCIL
-from operators import catalogue
-from operators.assignment import Order
-from operators.formats import features
-from operators.store import Store
-from operators.training import forward, loop, settings
+from graftwork import methods
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.parts.first_session import FirstSession
+from graftwork.methods.representations.simplecil import SimpleCIL
+from graftwork.operators import catalogue
+from graftwork.operators.assignment import Order
+from graftwork.operators.formats import features
+from graftwork.operators.store import Store
+from graftwork.operators.training import forward, loop, settings
 from tests import tiny
 
 # Table of the authors' configurations for CIFAR-100 in steps of five: epochs, lr, batch, decay.

@@ -11,9 +11,15 @@ from PIL import Image
 from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 
-from methods.contracts import trained
-from operators.images.augmentation import AUGMENTATIONS, Augmentation, augment, crop_box, generator
-from operators.seeds import derive
+from graftwork.methods.contracts import trained
+from graftwork.operators.images.augmentation import (
+    AUGMENTATIONS,
+    Augmentation,
+    augment,
+    crop_box,
+    generator,
+)
+from graftwork.operators.seeds import derive
 
 # Their annotations speak of tensors alone.
 F: Any = functional

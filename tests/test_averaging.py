@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.parts import averaging
+from graftwork.methods.parts import averaging
 
 
 def two(seed: int = 0, *shape: int) -> tuple[Tensor, Tensor]:

@@ -6,11 +6,11 @@ import torch
 import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 
-from methods.baselines.bitfit import BitFit, BitFitLearner
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Learner
-from operators.training import batches, forward, loop, settings
+from graftwork.methods.baselines.bitfit import BitFit, BitFitLearner
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Learner
+from graftwork.operators.training import batches, forward, loop, settings
 from tests import tiny
 
 METHOD = BitFit(epochs=2, batch_size=6, lr=0.01, weight_decay=0.1, augmentation="none")

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
-from cluster.execution.chain_groups import Chains
-from cluster.execution.chain_worker import Broken, Progress, run_chain
-from cluster.execution.executor import chain_leases
-from cluster.execution.graph import needed
-from cluster.execution.policy import Failure, Kind
-from cluster.execution.preflight import check_resources
-from cluster.execution.worker import Done
-from cluster.sessions.session import Node
-from operators import live
-from operators.errors import ConfigError, DamagedStage, Diverged, StageFailed
-from operators.stage import OPERATORS, Resources, Stage
-from operators.store import Store
+from graftwork.cluster.execution.chain_groups import Chains
+from graftwork.cluster.execution.chain_worker import Broken, Progress, run_chain
+from graftwork.cluster.execution.executor import chain_leases
+from graftwork.cluster.execution.graph import needed
+from graftwork.cluster.execution.policy import Failure, Kind
+from graftwork.cluster.execution.preflight import check_resources
+from graftwork.cluster.execution.worker import Done
+from graftwork.cluster.sessions.session import Node
+from graftwork.operators import live
+from graftwork.operators.errors import ConfigError, DamagedStage, Diverged, StageFailed
+from graftwork.operators.stage import OPERATORS, Resources, Stage
+from graftwork.operators.store import Store
 from tests.ray_operators import chain, stage
 
 # --- progress ---------------------------------------------------------------------------------

@@ -22,14 +22,14 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from operators import __version__, housekeeping
-from operators.backbones.shipped import loading, weights
-from operators.errors import BadDataError, IncompatibleError
-from operators.stages import features
-from operators.store import Store
-from pipelines import cli
-from pipelines.planning.plan import make_plan
-from pipelines.spec.loading import load_resolved
+from graftwork.operators import __version__, housekeeping
+from graftwork.operators.backbones.shipped import loading, weights
+from graftwork.operators.errors import BadDataError, IncompatibleError
+from graftwork.operators.stages import features
+from graftwork.operators.store import Store
+from graftwork.pipelines import cli
+from graftwork.pipelines.planning.plan import make_plan
+from graftwork.pipelines.spec.loading import load_resolved
 from tests.processes import started
 
 ROOT = Path(__file__).parent.parent
@@ -205,7 +205,7 @@ def test_debug_shows_the_traceback(call: Command) -> None:
 
 def test_a_bug_is_one_line_too(call: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        "operators.catalogue.cards", lambda: {}["a secret of ghp_0123456789abcdefghij"]
+        "graftwork.operators.catalogue.cards", lambda: {}["a secret of ghp_0123456789abcdefghij"]
     )
     done = call("methods")
     [line] = lines(done)
@@ -628,7 +628,7 @@ def test_a_store_that_takes_nothing(
     def refuse(*_: Any) -> int:
         raise OSError(number, os.strerror(number))
 
-    monkeypatch.setattr("operators.store.blobs.os.write", refuse)
+    monkeypatch.setattr("graftwork.operators.store.blobs.os.write", refuse)
     done = call("run", spec, "--store", "store")
     [line] = lines(done)
     assert done.code == 6 and line.startswith(f"store {Path('store').absolute()}") and words in line
@@ -691,7 +691,7 @@ def environment(**more: str) -> dict[str, str]:
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "pipelines", *words]
+    return [sys.executable, "-m", "graftwork.pipelines", *words]
 
 
 def test_a_reader_that_goes_away(tmp_path: Path) -> None:
@@ -720,7 +720,7 @@ def test_a_crash_of_a_library_says_where_it_was(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
         "import operators.describe\n"
-        "from pipelines import cli\n"
+        "from graftwork.pipelines import cli\n"
         "operators.describe.cards = lambda: os.kill(os.getpid(), signal.SIGSEGV)\n"
         "sys.argv = ['graftwork', 'methods']\n"
         "cli.main()\n"

@@ -9,11 +9,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from operators.backbones.shipped import clip, loading, weights
-from operators.backbones.shipped import resolve as backbone
-from operators.errors import ConfigError, IncompatibleError
-from operators.images.preprocessing import PRESETS, resolve
-from operators.store import Store
+from graftwork.operators.backbones.shipped import clip, loading, weights
+from graftwork.operators.backbones.shipped import resolve as backbone
+from graftwork.operators.errors import ConfigError, IncompatibleError
+from graftwork.operators.images.preprocessing import PRESETS, resolve
+from graftwork.operators.store import Store
 
 MICRO = "open_clip:clip_micro_32"
 B16 = "open_clip:ViT-B-16"

@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Task
-from methods.prompts.coda_prompt import (
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.prompts.coda_prompt import (
     CodaPrompt,
     CodaPromptLearner,
     attention_weights,
     orthogonal_rows,
     overlap,
 )
-from operators.training import forward
+from graftwork.operators.training import forward
 from tests import tiny
 
 METHOD = CodaPrompt(epochs=2, batch_size=6, lr=0.01, pool_size=6, prompt_length=4)

@@ -7,15 +7,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Trained
-from methods.mixtures.cofima import CoFiMA, CoFiMALearner
-from methods.mixtures.coma import CoMA
-from methods.representations.slca import SLCA
-from operators.training import forward, loop
-from operators.training.batches import row_batches
-from operators.training.settings import Log, Settings
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Trained
+from graftwork.methods.mixtures.cofima import CoFiMA, CoFiMALearner
+from graftwork.methods.mixtures.coma import CoMA
+from graftwork.methods.representations.slca import SLCA
+from graftwork.operators.training import forward, loop
+from graftwork.operators.training.batches import row_batches
+from graftwork.operators.training.settings import Log, Settings
 from tests import tiny
 
 COMMON = {

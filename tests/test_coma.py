@@ -5,13 +5,13 @@ import dataclasses
 import pytest
 import torch
 
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Trained
-from methods.mixtures.coma import CoMA
-from methods.representations.slca import SLCA
-from operators.training import loop
-from operators.training.settings import Settings
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Trained
+from graftwork.methods.mixtures.coma import CoMA
+from graftwork.methods.representations.slca import SLCA
+from graftwork.operators.training import loop
+from graftwork.operators.training.settings import Settings
 from tests import tiny
 
 COMMON = {

@@ -15,30 +15,32 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 from torch.nn import functional as F
 
-import methods
-from cluster.execution.graph import walk
-from methods.baselines.finetune import Finetune
-from methods.contracts.card import State
-from methods.contracts.trained import Learner, learned
-from operators import building, catalogue, ensembling, merging
-from operators.backbones.shipped import loading
-from operators.data import scenario
-from operators.errors import ConfigError, DamagedStage, Diverged, IncompatibleError
-from operators.evaluation.fitted_scores import fitted_scores as fitted_scores_fitted_scores
-from operators.formats import predictions
-from operators.formats.index import load_index
-from operators.stage import Stage
-from operators.stages import statistics
-from operators.store import Store
-from operators.training import forward, loop, opening
-from operators.training.settings import Log, Settings
-from pipelines.planning import explain
-from pipelines.planning.plan import Plan
-from pipelines.planning.runs import Run
-from pipelines.reporting import terminal
-from pipelines.running import recording
-from pipelines.running.finished import read
-from pipelines.running.finished import result as finished_result
+from graftwork import methods
+from graftwork.cluster.execution.graph import walk
+from graftwork.methods.baselines.finetune import Finetune
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.trained import Learner, learned
+from graftwork.operators import building, catalogue, ensembling, merging
+from graftwork.operators.backbones.shipped import loading
+from graftwork.operators.data import scenario
+from graftwork.operators.errors import ConfigError, DamagedStage, Diverged, IncompatibleError
+from graftwork.operators.evaluation.fitted_scores import (
+    fitted_scores as fitted_scores_fitted_scores,
+)
+from graftwork.operators.formats import predictions
+from graftwork.operators.formats.index import load_index
+from graftwork.operators.stage import Stage
+from graftwork.operators.stages import statistics
+from graftwork.operators.store import Store
+from graftwork.operators.training import forward, loop, opening
+from graftwork.operators.training.settings import Log, Settings
+from graftwork.pipelines.planning import explain
+from graftwork.pipelines.planning.plan import Plan
+from graftwork.pipelines.planning.runs import Run
+from graftwork.pipelines.reporting import terminal
+from graftwork.pipelines.running import recording
+from graftwork.pipelines.running.finished import read
+from graftwork.pipelines.running.finished import result as finished_result
 from tests import pngs, tiny
 from tests.pngs import compute, of
 from tests.test_merging import merge_states
@@ -245,7 +247,7 @@ def test_a_damaged_model_is_told(whole: tuple[Store, Plan], tmp_path: Path) -> N
 def test_files_of_an_object_store_are_copied() -> None:
     store = Store("memory://merge-files")
     stage = Stage(operator="merge", parameters={"x": 1})
-    from operators.assignment import Result
+    from graftwork.operators.assignment import Result
 
     store.commit(stage.order(), Result(files={"a": bytearray(b"abc")}), 0.0)
     with store.file("merge", stage.key, "a") as path:

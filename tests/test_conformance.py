@@ -22,14 +22,14 @@ import torch.distributed as dist
 from safetensors.torch import load, load_file, save, save_file
 from torch import Tensor
 
-import methods
-from methods.contracts import hyperparameters
-from methods.contracts.card import State
-from methods.contracts.trained import Learner, Task, Trained, shared, trains
-from methods.networks.network import Network
-from operators.errors import Diverged
-from operators.training import batches, forward, loop
-from operators.training.settings import Settings, Snapshot, World
+from graftwork import methods
+from graftwork.methods.contracts import hyperparameters
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.trained import Learner, Task, Trained, shared, trains
+from graftwork.methods.networks.network import Network
+from graftwork.operators.errors import Diverged
+from graftwork.operators.training import batches, forward, loop
+from graftwork.operators.training.settings import Settings, Snapshot, World
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

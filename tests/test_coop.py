@@ -6,9 +6,9 @@ import math
 import pytest
 import torch
 
-from methods.networks.clip import cosines, phrases
-from methods.prompts.coop import CoOp, CoOpLearner
-from operators.training import loop, settings
+from graftwork.methods.networks.clip import cosines, phrases
+from graftwork.methods.prompts.coop import CoOp, CoOpLearner
+from graftwork.operators.training import loop, settings
 from tests import tiny
 
 SMALL = CoOp(epochs=2, batch_size=6, lr=0.1, warmup_epochs=0, context_length=4)

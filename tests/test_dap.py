@@ -9,10 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.contracts.trained import Task
-from methods.networks.vit import forward_tokens, read_out
-from methods.prompts.dap import DAP, DAPLearner, Generator
-from operators.training import forward
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.networks.vit import forward_tokens, read_out
+from graftwork.methods.prompts.dap import DAP, DAPLearner, Generator
+from graftwork.operators.training import forward
 from tests import tiny
 
 METHOD = DAP(epochs=2, batch_size=6, prompt_length=4, embedding=8)

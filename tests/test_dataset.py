@@ -16,12 +16,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from operators.data import dataset, labels, scan, sources
-from operators.data.index_file import encode_index
-from operators.data.tables import Column
-from operators.errors import BadDataError, ConfigError
-from operators.keys import canonical
-from operators.stages.dataset import run
+from graftwork.operators.data import dataset, labels, scan, sources
+from graftwork.operators.data.index_file import encode_index
+from graftwork.operators.data.tables import Column
+from graftwork.operators.errors import BadDataError, ConfigError
+from graftwork.operators.keys import canonical
+from graftwork.operators.stages.dataset import run
 
 
 class Memo:

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from operators.data import dataset
-from operators.errors import BadDataError
-from pipelines.commands import doctor
+from graftwork.operators.data import dataset
+from graftwork.operators.errors import BadDataError
+from graftwork.pipelines.commands import doctor
 
 
 class NoMemo:

@@ -8,10 +8,10 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.networks.vit import forward_tokens, heads, read_out
-from methods.prompts.dualprompt import DualPrompt, DualPromptLearner
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.networks.vit import forward_tokens, heads, read_out
+from graftwork.methods.prompts.dualprompt import DualPrompt, DualPromptLearner
 from tests import tiny
 
 BLOCKS = {"g_first": 0, "g_last": 0, "e_first": 1, "e_last": 2}

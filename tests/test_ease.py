@@ -8,12 +8,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Task
-from methods.parts.heads import cosine
-from methods.representations.ease import EASE, EASELearner, compose, weights
-from operators.training import forward, loop, settings
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.parts.heads import cosine
+from graftwork.methods.representations.ease import EASE, EASELearner, compose, weights
+from graftwork.operators.training import forward, loop, settings
 from tests import tiny
 
 SMALL = EASE(epochs=2, batch_size=6, bottleneck=4, lr=0.2)

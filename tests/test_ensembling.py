@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.contracts.hyperparameters import HyperparameterError
-from operators import ensembling
-from operators.ensembling import RULES, scores
-from operators.ensembling.scores import NEVER, align, scaled
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.operators import ensembling
+from graftwork.operators.ensembling import RULES, scores
+from graftwork.operators.ensembling.scores import NEVER, align, scaled
 
 
 def stack(models: int = 3, rows: int = 20, classes: int = 5, seed: int = 0) -> Tensor:

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from operators.backbones.shipped import loading, weights
-from operators.errors import (
+from graftwork.operators.backbones.shipped import loading, weights
+from graftwork.operators.errors import (
     BadDataError,
     ChangedWeights,
     ConfigError,
@@ -21,13 +21,13 @@ from operators.errors import (
     Interrupted,
     together,
 )
-from operators.serving.model_files import model_files
-from operators.serving.predictor import inputs, predictor
-from operators.store import Store
-from operators.tracking.tracker import uri
-from pipelines.planning.plan import _reference, make_plan
-from pipelines.spec.loading import load_resolved
-from pipelines.spec.model import PipelineSpec
+from graftwork.operators.serving.model_files import model_files
+from graftwork.operators.serving.predictor import inputs, predictor
+from graftwork.operators.store import Store
+from graftwork.operators.tracking.tracker import uri
+from graftwork.pipelines.planning.plan import _reference, make_plan
+from graftwork.pipelines.spec.loading import load_resolved
+from graftwork.pipelines.spec.model import PipelineSpec
 from tests.test_cli import folder, write_spec
 
 ROOT = Path(__file__).parent.parent

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Task, trains
-from methods.mixtures.esn import (
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Task, trains
+from graftwork.methods.mixtures.esn import (
     CANDIDATES,
     ESN,
     ESNExpert,
@@ -26,9 +26,9 @@ from methods.mixtures.esn import (
     vote,
     winners,
 )
-from methods.networks.vit import forward_tokens
-from operators.seeds import derive
-from operators.training import loop, settings
+from graftwork.methods.networks.vit import forward_tokens
+from graftwork.operators.seeds import derive
+from graftwork.operators.training import loop, settings
 from tests import tiny
 
 METHOD = ESN(

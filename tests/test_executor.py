@@ -14,13 +14,13 @@ from typing import Any
 
 import pytest
 
-from cluster.execution.executor import Connect, Event, execute, run
-from cluster.execution.graph import needed, walk
-from cluster.execution.policy import Failure, Kind, Policy
-from cluster.execution.schedule import Schedule
-from cluster.execution.worker import Done, run_stage
-from cluster.sessions.session import Session, connect
-from operators.errors import (
+from graftwork.cluster.execution.executor import Connect, Event, execute, run
+from graftwork.cluster.execution.graph import needed, walk
+from graftwork.cluster.execution.policy import Failure, Kind, Policy
+from graftwork.cluster.execution.schedule import Schedule
+from graftwork.cluster.execution.worker import Done, run_stage
+from graftwork.cluster.sessions.session import Session, connect
+from graftwork.operators.errors import (
     BadDataError,
     ClusterLost,
     ConfigError,
@@ -30,8 +30,8 @@ from operators.errors import (
     OutOfMemory,
     StageFailed,
 )
-from operators.stage import OPERATORS, Resources, Stage
-from operators.store import Store
+from graftwork.operators.stage import OPERATORS, Resources, Stage
+from graftwork.operators.store import Store
 from tests.processes import started
 from tests.ray_operators import stage
 
@@ -350,10 +350,10 @@ DRIVER = """
 import sys
 sys.path.insert(0, {root!r})
 from functools import partial
-from cluster.execution.executor import execute
-from cluster.sessions.session import connect
-from operators.errors import GraftworkError
-from operators.store import Store
+from graftwork.cluster.execution.executor import execute
+from graftwork.cluster.sessions.session import connect
+from graftwork.operators.errors import GraftworkError
+from graftwork.operators.store import Store
 from tests.ray_operators import stage
 parts = tuple(stage(f"s {{n}}", n, seconds=0.0 if n == 0 else 60.0) for n in range(4))
 def tell(event):
@@ -422,8 +422,8 @@ def test_stored_graph_never_imports_ray(store: Store) -> None:
     program = f"""
 import sys
 sys.path.insert(0, {str(ROOT)!r})
-from cluster.execution.executor import execute
-from operators.store import Store
+from graftwork.cluster.execution.executor import execute
+from graftwork.operators.store import Store
 from tests.test_executor import diamonds
 outcome = execute([diamonds(3)[-1]], Store({store.url!r}))
 print(outcome.cached, outcome.computed, "ray" in sys.modules, "torch" in sys.modules)

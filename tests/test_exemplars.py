@@ -13,25 +13,25 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-import methods
-from methods.contracts import exemplars as fields
-from methods.contracts.card import Card
-from methods.contracts.exemplars import Budget, Selection
-from methods.contracts.hyperparameters import HyperparameterError, require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.networks.vit import read_out
-from methods.parts import optim
-from methods.parts.heads import linear_head
-from operators.data import exemplars, sources
-from operators.data.scenario import rows_of
-from operators.errors import ConfigError
-from operators.formats.index import load_index
-from operators.formats.ranks import load
-from operators.stage import Stage
-from operators.store import Store
-from operators.training import opening, snapshots
-from operators.training.rows import TaskRows
-from pipelines.planning.plan import Plan
+from graftwork import methods
+from graftwork.methods.contracts import exemplars as fields
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.exemplars import Budget, Selection
+from graftwork.methods.contracts.hyperparameters import HyperparameterError, require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.networks.vit import read_out
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.heads import linear_head
+from graftwork.operators.data import exemplars, sources
+from graftwork.operators.data.scenario import rows_of
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats.ranks import load
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
+from graftwork.operators.training import opening, snapshots
+from graftwork.operators.training.rows import TaskRows
+from graftwork.pipelines.planning.plan import Plan
 from tests import pngs
 from tests.pngs import compute, of
 

@@ -15,15 +15,15 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
-from operators.backbones.shipped import loading, resolve, weights
-from operators.data import digits
-from operators.errors import BadDataError, ConfigError, DamagedStage, IncompatibleError
-from operators.formats import features
-from operators.images.codec import preprocessing
-from operators.images.preprocessing import Preprocessing
-from operators.stage import Resources, Stage
-from operators.stages import features as extract
-from operators.store import Store
+from graftwork.operators.backbones.shipped import loading, resolve, weights
+from graftwork.operators.data import digits
+from graftwork.operators.errors import BadDataError, ConfigError, DamagedStage, IncompatibleError
+from graftwork.operators.formats import features
+from graftwork.operators.images.codec import preprocessing
+from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.stage import Resources, Stage
+from graftwork.operators.stages import features as extract
+from graftwork.operators.store import Store
 
 TINY = "vit_tiny_patch16_224.augreg_in21k_ft_in1k"
 PREPROCESSING = Preprocessing(resize=36, crop=32, mean=(0.5, 0.4, 0.3), std=(0.5, 0.6, 0.7))

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from methods import HyperparameterError
-from methods.contracts.fitted import Rows
-from methods.representations.fecam import FeCAM
+from graftwork.methods import HyperparameterError
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.representations.fecam import FeCAM
 
 CLASSES = [0, 1, 2, 3, 4]
 

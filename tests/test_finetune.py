@@ -5,9 +5,9 @@ import dataclasses
 import torch
 import torch.nn.functional as F
 
-from methods.baselines.finetune import Finetune
-from methods.networks.vit import unfreeze
-from operators.training import batches
+from graftwork.methods.baselines.finetune import Finetune
+from graftwork.methods.networks.vit import unfreeze
+from graftwork.operators.training import batches
 from tests import tiny
 
 SMALL = Finetune(epochs=2, batch_size=6, lr=0.01, augmentation="none")

@@ -11,15 +11,15 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-import methods
-from methods.contracts import hyperparameters
-from methods.contracts.trained import Task
-from methods.parts import first_session
-from methods.parts.first_session import FirstSession, FirstSessionLearner, Peft
-from methods.parts.peft import Adapter
-from methods.parts.prompt_tokens import PromptInit
-from methods.representations.ranpac import RanPAC
-from operators.training import forward, loop, settings
+from graftwork import methods
+from graftwork.methods.contracts import hyperparameters
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.parts import first_session
+from graftwork.methods.parts.first_session import FirstSession, FirstSessionLearner, Peft
+from graftwork.methods.parts.peft import Adapter
+from graftwork.methods.parts.prompt_tokens import PromptInit
+from graftwork.methods.representations.ranpac import RanPAC
+from graftwork.operators.training import forward, loop, settings
 from tests import tiny
 
 KINDS: tuple[Peft, ...] = get_args(Peft)

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-import methods
-from methods.contracts.card import Growth, State
-from methods.contracts.fitted import Rows
-from methods.contracts.trained import Task
+from graftwork import methods
+from graftwork.methods.contracts.card import Growth, State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.contracts.trained import Task
 from tests import test_conformance as conformance
 from tests import test_methods, tiny
 

@@ -9,16 +9,16 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Task
-from methods.networks.vit import forward_tokens, heads, read_out
-from methods.prompts import contrast, gaussian_mixtures
-from methods.prompts.contrast import apart
-from methods.prompts.gaussian_mixtures import Mixtures, align
-from methods.prompts.hide_prompt import HiDePrompt, HiDePromptLearner
-from operators.training import forward, loop
-from operators.training.settings import Log, Settings
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.networks.vit import forward_tokens, heads, read_out
+from graftwork.methods.prompts import contrast, gaussian_mixtures
+from graftwork.methods.prompts.contrast import apart
+from graftwork.methods.prompts.gaussian_mixtures import Mixtures, align
+from graftwork.methods.prompts.hide_prompt import HiDePrompt, HiDePromptLearner
+from graftwork.operators.training import forward, loop
+from graftwork.operators.training.settings import Log, Settings
 from tests import tiny
 
 SMALL: dict[str, Any] = {

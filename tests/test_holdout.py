@@ -8,10 +8,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.data import dataset, holdout
-from operators.errors import BadDataError, ConfigError
-from operators.store import Store
-from pipelines.planning.plan import Plan
+from graftwork.operators.data import dataset, holdout
+from graftwork.operators.errors import BadDataError, ConfigError
+from graftwork.operators.store import Store
+from graftwork.pipelines.planning.plan import Plan
 from tests import pngs
 
 
@@ -160,7 +160,7 @@ def test_workers_index_the_same_parts(store: Store, folder: Path) -> None:
 
 
 def test_images_are_read_from_where_they_are(store: Store, folder: Path) -> None:
-    from operators.data import sources
+    from graftwork.operators.data import sources
 
     made = pngs.plan(store, folder, "dataset.holdout=0.25")
     by_image = {image: label for image, label, _ in TRAIN}

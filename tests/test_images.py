@@ -9,8 +9,8 @@ import pytest
 import torch
 from PIL import Image
 
-from operators.errors import BadDataError
-from operators.images.codec import codec
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.images.codec import codec
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

@@ -6,8 +6,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.errors import BadDataError
-from operators.serving.predictor import inputs
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.serving.predictor import inputs
 
 
 @pytest.fixture

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from cluster import jobs
-from cluster.sessions import shipping
-from operators.errors import ConfigError
+from graftwork.cluster import jobs
+from graftwork.cluster.sessions import shipping
+from graftwork.operators.errors import ConfigError
 from tests.ray_cluster import Cluster, two_nodes
 
 
@@ -167,8 +167,8 @@ def test_job_runs_a_graph_on_its_cluster(cluster: Cluster, program: Path, tmp_pa
         (program / package).symlink_to(Path(__file__).resolve().parent.parent / package)
     (program / "pipelines" / "__main__.py").write_text(
         "import sys\nfrom functools import partial\n"
-        "from cluster.execution.executor import execute\nfrom cluster.sessions.session import connect\n"
-        "from operators.store import Store\nfrom tests.ray_operators import stage\n"
+        "from graftwork.cluster.execution.executor import execute\nfrom cluster.sessions.session import connect\n"
+        "from graftwork.operators.store import Store\nfrom tests.ray_operators import stage\n"
         "address, store = sys.argv[4], Store(sys.argv[6])\n"
         "parts = tuple(stage(f's {n}', n) for n in range(4))\n"
         "outcome = execute([stage('sum', 0, parts)], store, connect=partial(connect, address))\n"

@@ -4,10 +4,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.baselines.joint import Joint
-from methods.contracts.trained import Task
-from methods.parts.heads import CosineHead
-from operators.training import loop, settings
+from graftwork.methods.baselines.joint import Joint
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.parts.heads import CosineHead
+from graftwork.operators.training import loop, settings
 from tests import tiny
 
 ALL = Task(index=0, count=1, current=tuple(range(6)), before=0, seen=6)

@@ -6,11 +6,11 @@ import pytest
 import torch
 from sklearn.linear_model import LogisticRegression
 
-from methods.contracts.card import State
-from methods.contracts.fitted import Rows
-from methods.representations import joint_linear
-from methods.representations.joint_linear import JointLinear
-from methods.representations.ranpac import RanPAC
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.representations import joint_linear
+from graftwork.methods.representations.joint_linear import JointLinear
+from graftwork.methods.representations.ranpac import RanPAC
 
 CLASSES = [0, 1, 2, 3, 4]
 

@@ -8,12 +8,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.networks.vit import forward_tokens
-from methods.parts.heads import current_cross_entropy
-from methods.prompts import selection
-from methods.prompts.l2p import L2P, L2PLearner
-from operators.training import loop, settings
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.networks.vit import forward_tokens
+from graftwork.methods.parts.heads import current_cross_entropy
+from graftwork.methods.prompts import selection
+from graftwork.methods.prompts.l2p import L2P, L2PLearner
+from graftwork.operators.training import loop, settings
 from tests import tiny
 
 SMALL: dict[str, Any] = {"epochs": 1, "batch_size": 6, "pool_size": 8, "top_n": 2}

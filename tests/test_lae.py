@@ -9,11 +9,11 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.mixtures.lae import LAE, LAELearner
-from operators.training import batches, forward, loop
-from operators.training.settings import Settings, Snapshot
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.mixtures.lae import LAE, LAELearner
+from graftwork.operators.training import batches, forward, loop
+from graftwork.operators.training.settings import Settings, Snapshot
 from tests import tiny
 
 SMALL = LAE(

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
-from operators.errors import RunHeld
-from operators.store import Store
-from operators.store.lease import held, process_start
-from operators.store.store import lease
+from graftwork.operators.errors import RunHeld
+from graftwork.operators.store import Store
+from graftwork.operators.store.lease import held, process_start
+from graftwork.operators.store.store import lease
 from tests.processes import started
 
 NAME = {"ab" * 32: "l2p order 1993 seed 0"}

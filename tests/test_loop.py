@@ -8,16 +8,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.baselines.finetune import Finetune, FinetuneLearner
-from methods.contracts.card import Card
-from methods.contracts.trained import Recipe, restore
-from methods.parts import optim
-from methods.parts.heads import current_cross_entropy
-from operators.errors import Diverged
-from operators.seeds import derive
-from operators.training import forward, loop
-from operators.training.batches import row_batches
-from operators.training.settings import Log, Settings, Snapshot
+from graftwork.methods.baselines.finetune import Finetune, FinetuneLearner
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.trained import Recipe, restore
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.heads import current_cross_entropy
+from graftwork.operators.errors import Diverged
+from graftwork.operators.seeds import derive
+from graftwork.operators.training import forward, loop
+from graftwork.operators.training.batches import row_batches
+from graftwork.operators.training.settings import Log, Settings, Snapshot
 from tests import tiny
 
 METHOD = Finetune(epochs=2, batch_size=5, lr=0.01)

@@ -5,12 +5,12 @@ from typing import Any, get_args, get_type_hints
 import pytest
 import torch
 
-from methods.baselines.lora import LAYERS, LoRA, LoRALearner
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Task
-from methods.networks.vit import LowRank
-from operators.training import forward, loop
-from operators.training.settings import Settings
+from graftwork.methods.baselines.lora import LAYERS, LoRA, LoRALearner
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.networks.vit import LowRank
+from graftwork.operators.training import forward, loop
+from graftwork.operators.training.settings import Settings
 from tests import tiny
 
 METHOD = LoRA(epochs=2, batch_size=6, lr=0.01, rank=4)

@@ -6,13 +6,13 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Task
-from methods.mixtures.magmax import MagMax, MagMaxLearner, flat
-from methods.mixtures.magmax_independent import MagMaxIndependent
-from methods.networks.vit import forward_tokens, read_out
-from methods.parts.averaging import max_magnitude
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.mixtures.magmax import MagMax, MagMaxLearner, flat
+from graftwork.methods.mixtures.magmax_independent import MagMaxIndependent
+from graftwork.methods.networks.vit import forward_tokens, read_out
+from graftwork.methods.parts.averaging import max_magnitude
 from tests import tiny
 
 QUICK = {"epochs": 2, "batch_size": 6, "lr": 1e-3, "head_lr": 0.01, "augmentation": "none"}

@@ -14,19 +14,19 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.parts.averaging import lerp
-from operators import merging
-from operators.errors import IncompatibleError
-from operators.merging import MERGES, fisher, means, model_stock, regmean, task_vectors
-from operators.merging.apply import PLAIN, Merged
-from operators.merging.contract import Merge
-from operators.merging.dare import drop
-from operators.merging.policy import Policy
-from operators.merging.readers import InMemory, TensorFile, to_bytes
-from operators.merging.slerp import slerp
-from operators.merging.ties import agreeing, ties
-from operators.merging.trim import cut, trimmed
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.parts.averaging import lerp
+from graftwork.operators import merging
+from graftwork.operators.errors import IncompatibleError
+from graftwork.operators.merging import MERGES, fisher, means, model_stock, regmean, task_vectors
+from graftwork.operators.merging.apply import PLAIN, Merged
+from graftwork.operators.merging.contract import Merge
+from graftwork.operators.merging.dare import drop
+from graftwork.operators.merging.policy import Policy
+from graftwork.operators.merging.readers import InMemory, TensorFile, to_bytes
+from graftwork.operators.merging.slerp import slerp
+from graftwork.operators.merging.ties import agreeing, ties
+from graftwork.operators.merging.trim import cut, trimmed
 
 IDENTITY: dict[str, dict[str, Any]] = {
     "mean": {},

@@ -16,11 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-import methods
-from methods import HyperparameterError
-from methods.contracts.card import Card, State
-from methods.contracts.fitted import Fitted, Rows
-from operators import catalogue
+from graftwork import methods
+from graftwork.methods import HyperparameterError
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.fitted import Fitted, Rows
+from graftwork.operators import catalogue
 
 WIDTH, CLASSES = 8, 5
 

@@ -6,8 +6,8 @@ import time
 import numpy as np
 import pytest
 
-from operators.errors import BadDataError
-from operators.evaluation.metrics import (
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.evaluation.metrics import (
     DEFINITIONS,
     Summary,
     forgetting,

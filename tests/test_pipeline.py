@@ -21,9 +21,9 @@ import pytest
 import yaml
 from PIL import Image
 
-from operators.formats.predictions import read
-from operators.store import Store
-from pipelines import cli
+from graftwork.operators.formats.predictions import read
+from graftwork.operators.store import Store
+from graftwork.pipelines import cli
 from tests.processes import started
 from tests.test_report import cost_table
 
@@ -81,7 +81,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def command(*words: str) -> list[str]:
-    return [sys.executable, "-m", "pipelines", *words]
+    return [sys.executable, "-m", "graftwork.pipelines", *words]
 
 
 def environment() -> dict[str, str]:

@@ -16,19 +16,19 @@ from hypothesis import strategies as st
 from rich.console import Console
 from rich.text import Text
 
-from methods.contracts import hyperparameters, registry
-from operators import catalogue
-from operators.assignment import Result
-from operators.backbones.shipped import loading
-from operators.ensembling import rules
-from operators.errors import BadDataError
-from operators.merging import contract
-from operators.stage import Stage
-from operators.store import Store
-from pipelines.planning import explain
-from pipelines.planning.plan import Plan, make_plan
-from pipelines.reporting import terminal
-from pipelines.spec.loading import load_resolved
+from graftwork.methods.contracts import hyperparameters, registry
+from graftwork.operators import catalogue
+from graftwork.operators.assignment import Result
+from graftwork.operators.backbones.shipped import loading
+from graftwork.operators.ensembling import rules
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.merging import contract
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
+from graftwork.pipelines.planning import explain
+from graftwork.pipelines.planning.plan import Plan, make_plan
+from graftwork.pipelines.reporting import terminal
+from graftwork.pipelines.spec.loading import load_resolved
 
 
 @pytest.fixture(scope="module")
@@ -185,13 +185,13 @@ def test_all_wrong_methods_are_reported_at_once_with_their_lines(
         make_plan(load_resolved(str(path)), store.memo)
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
-    assert "methods.1.slda.shrinkage" in lines[0]
+    assert "graftwork.methods.1.slda.shrinkage" in lines[0]
     assert "did you mean" in lines[1]
     assert all(line.startswith(f"{path}:") for line in lines)
 
 
 def test_a_task_without_images_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    from operators.data import dataset
+    from graftwork.operators.data import dataset
 
     whole: Any = dataset.index
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from cluster.execution.policy import Failure, Kind, Policy, Raise, Repair, Retry, Tries
-from operators.errors import (
+from graftwork.cluster.execution.policy import Failure, Kind, Policy, Raise, Repair, Retry, Tries
+from graftwork.operators.errors import (
     ClusterLost,
     DamagedStage,
     Diverged,
@@ -11,7 +11,7 @@ from operators.errors import (
     OutOfMemory,
     StageFailed,
 )
-from operators.stage import Stage
+from graftwork.operators.stage import Stage
 
 STAGE = Stage(operator="features", parameters={}, hints={"batch_size": 512}, label="features 3/20")
 

@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.baselines.finetune import Finetune
-from operators.images.prefetch import batched, prefetch
-from operators.images.preprocessing import PRESETS
-from operators.stages import features
-from operators.training import forward, loop
-from operators.training.settings import Log, Settings
+from graftwork.methods.baselines.finetune import Finetune
+from graftwork.operators.images.prefetch import batched, prefetch
+from graftwork.operators.images.preprocessing import PRESETS
+from graftwork.operators.stages import features
+from graftwork.operators.training import forward, loop
+from graftwork.operators.training.settings import Log, Settings
 from tests import pngs, tiny
 
 ROOT = Path(__file__).parent.parent

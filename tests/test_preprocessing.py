@@ -15,9 +15,9 @@ import torch
 import torchvision.transforms as T
 from PIL import Image
 
-from operators.errors import BadDataError, ConfigError, IncompatibleError
-from operators.images.codec import pixels
-from operators.images.preprocessing import PRESETS, Preprocessing, from_timm, resolve
+from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleError
+from graftwork.operators.images.codec import pixels
+from graftwork.operators.images.preprocessing import PRESETS, Preprocessing, from_timm, resolve
 
 SIZES = [
     *[(32, 32), (64, 64), (16, 16), (128, 32), (32, 128), (256, 256), (224, 224), (227, 227)],
@@ -229,7 +229,7 @@ def test_explicit_description() -> None:
 
 def test_planning_imports_no_torch() -> None:
     code = (
-        "import sys; from operators.data import dataset; from operators.images import preprocessing, codec as images;"
+        "import sys; from graftwork.operators.data import dataset; from graftwork.operators.images import preprocessing, codec as images;"
         "preprocessing.PRESETS['lamda_224'].to_json();"
         "assert not {'torch', 'torchvision', 'sklearn', 'ray'} & set(sys.modules)"
     )

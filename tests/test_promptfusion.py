@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load as load_tensors
 
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Task
-from methods.mixtures.promptfusion import PromptFusion, blend, fit_weight
-from methods.mixtures.promptfusion_clip import Stabiliser, StabiliserLearner
-from methods.mixtures.promptfusion_parts import Mask
-from methods.mixtures.promptfusion_vit import Booster, BoosterLearner
-from methods.networks.clip import unit
-from operators.errors import ConfigError
-from operators.formats import features
-from operators.store import Store
-from operators.training import loop, settings
-from pipelines.planning.plan import Plan
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.mixtures.promptfusion import PromptFusion, blend, fit_weight
+from graftwork.methods.mixtures.promptfusion_clip import Stabiliser, StabiliserLearner
+from graftwork.methods.mixtures.promptfusion_parts import Mask
+from graftwork.methods.mixtures.promptfusion_vit import Booster, BoosterLearner
+from graftwork.methods.networks.clip import unit
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.formats import features
+from graftwork.operators.store import Store
+from graftwork.operators.training import loop, settings
+from graftwork.pipelines.planning.plan import Plan
 from tests import pngs, tiny
 from tests.bounds import rounding
 from tests.pngs import compute, of

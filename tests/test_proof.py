@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.mixtures.proof import PROOF, ProofLearner
-from methods.mixtures.proof_fusion import Fusion, contrast
-from operators import catalogue
-from operators.training import forward, loop, settings
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.mixtures.proof import PROOF, ProofLearner
+from graftwork.methods.mixtures.proof_fusion import Fusion, contrast
+from graftwork.operators import catalogue
+from graftwork.operators.training import forward, loop, settings
 from tests import tiny
 
 METHOD = PROOF(epochs=2, batch_size=6, exemplars=6)

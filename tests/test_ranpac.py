@@ -9,13 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-import methods
-from methods.contracts.card import State
-from methods.contracts.fitted import Rows
-from methods.parts.first_session import FirstSession, Peft
-from methods.representations import moments, projection, ridge
-from methods.representations.ranpac import RanPAC
-from operators import catalogue
+from graftwork import methods
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.parts.first_session import FirstSession, Peft
+from graftwork.methods.representations import moments, projection, ridge
+from graftwork.methods.representations.ranpac import RanPAC
+from graftwork.operators import catalogue
 from tests import tiny
 
 CLASSES = [0, 1, 2, 3, 4]

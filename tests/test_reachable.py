@@ -14,9 +14,9 @@ ROOT = Path(__file__).parent.parent
 PACKAGES = ("methods", "operators", "pipelines", "cluster")
 
 ENTRIES = {
-    "pipelines.__main__": "the command",
-    "operators.serving.predictor:_load_pyfunc": "MLflow loads a model through it",
-    "operators.backbones.shipped:vit_micro_patch4_32": "timm makes the model by its name",
+    "graftwork.pipelines.__main__": "the command",
+    "graftwork.operators.serving.predictor:_load_pyfunc": "MLflow loads a model through it",
+    "graftwork.operators.backbones.shipped:vit_micro_patch4_32": "timm makes the model by its name",
 }
 """What others call by a name that is in no source here. Scripts are found by themselves."""
 

@@ -12,9 +12,9 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from operators.evaluation.metrics import DEFINITIONS, summarise
-from pipelines.reporting import plots
-from pipelines.reporting.report import Cost, MethodResult, ReportData, StageResult, render
+from graftwork.operators.evaluation.metrics import DEFINITIONS, summarise
+from graftwork.pipelines.reporting import plots
+from graftwork.pipelines.reporting.report import Cost, MethodResult, ReportData, StageResult, render
 
 
 def result(method: str, order: int | str, level: float, **changes: Any) -> MethodResult:

@@ -12,12 +12,12 @@ from pathlib import Path
 
 import pytest
 
-from operators.errors import ConfigError
-from operators.tracking.sender import connect
-from operators.tracking.tracker import MethodRun, Tracker
-from operators.tracking.uri import default_uri
-from pipelines.commands import ui
-from pipelines.reporting.leaderboard import Record, aggregate, labels, leaderboard, render
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.tracking.sender import connect
+from graftwork.operators.tracking.tracker import MethodRun, Tracker
+from graftwork.operators.tracking.uri import default_uri
+from graftwork.pipelines.commands import ui
+from graftwork.pipelines.reporting.leaderboard import Record, aggregate, labels, leaderboard, render
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -149,7 +149,7 @@ def test_the_user_interface_from_start_to_ctrl_c(uri: str) -> None:
     # As from a terminal: what is started in the background of a shell ignores Ctrl-C.
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from pipelines.commands.ui import serve; sys.exit(serve(sys.argv[1], int(sys.argv[2])))"
+        "from graftwork.pipelines.commands.ui import serve; sys.exit(serve(sys.argv[1], int(sys.argv[2])))"
     )
     command = [sys.executable, "-u", "-c", code, uri, str(port)]
     with subprocess.Popen(

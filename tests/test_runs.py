@@ -9,24 +9,24 @@ from typing import Any
 import pytest
 from safetensors.torch import save_file
 
-import methods
-from cluster.execution.chain_groups import Chains
-from cluster.execution.executor import chain_leases
-from cluster.execution.graph import needed
-from cluster.execution.schedule import Schedule
-from operators import catalogue
-from operators.backbones.shipped import loading
-from operators.data.scenario import class_order
-from operators.errors import ConfigError, GraftworkError, IncompatibleError
-from operators.images.augmentation import AUGMENTATIONS
-from operators.stage import Stage
-from operators.store import Store
-from pipelines.planning import trained
-from pipelines.planning.expand import make_runs
-from pipelines.planning.methods import Method
-from pipelines.planning.plan import Plan
-from pipelines.planning.runs import Run
-from pipelines.planning.shared import Trunk
+from graftwork import methods
+from graftwork.cluster.execution.chain_groups import Chains
+from graftwork.cluster.execution.executor import chain_leases
+from graftwork.cluster.execution.graph import needed
+from graftwork.cluster.execution.schedule import Schedule
+from graftwork.operators import catalogue
+from graftwork.operators.backbones.shipped import loading
+from graftwork.operators.data.scenario import class_order
+from graftwork.operators.errors import ConfigError, GraftworkError, IncompatibleError
+from graftwork.operators.images.augmentation import AUGMENTATIONS
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
+from graftwork.pipelines.planning import trained
+from graftwork.pipelines.planning.expand import make_runs
+from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.planning.plan import Plan
+from graftwork.pipelines.planning.runs import Run
+from graftwork.pipelines.planning.shared import Trunk
 from tests import pngs
 from tests.pngs import of
 

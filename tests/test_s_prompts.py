@@ -9,12 +9,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.contracts.trained import Task
-from methods.networks.vit import forward_tokens
-from methods.parts.clusters import k_means
-from methods.prompts.s_prompts import SPrompts, SPromptsLearner
-from operators.training import forward, loop
-from operators.training.settings import Settings
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.networks.vit import forward_tokens
+from graftwork.methods.parts.clusters import k_means
+from graftwork.methods.prompts.s_prompts import SPrompts, SPromptsLearner
+from graftwork.operators.training import forward, loop
+from graftwork.operators.training.settings import Settings
 from tests import tiny
 
 METHOD = SPrompts(epochs=2, batch_size=6, lr=0.1, prompt_length=3, centres=2)

@@ -10,7 +10,7 @@ import pytest
 from benchmarks import baseline, same_results
 from benchmarks.baseline import Code
 from benchmarks.same_results import Compared, bits, descends, differences
-from pipelines.spec.loading import load_resolved
+from graftwork.pipelines.spec.loading import load_resolved
 
 
 def result(**changes: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from operators.data.scenario import (
+from graftwork.operators.data.scenario import (
     Task,
     class_order,
     domain_order,
@@ -18,7 +18,7 @@ from operators.data.scenario import (
     task_sizes,
     tasks,
 )
-from operators.errors import ConfigError
+from graftwork.operators.errors import ConfigError
 
 # Orders of seed 1993 in LAMDA-PILOT: first ids, digest of the JSON list.
 PUBLISHED = {

@@ -16,18 +16,18 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 from torch import Tensor
 
-from operators import building, ensembling
-from operators.backbones.shipped import loading
-from operators.ensembling.scores import align
-from operators.errors import ConfigError, IncompatibleError
-from operators.formats import features, predictions, states
-from operators.serving.predictor import predictor as serving
-from operators.store import Store
-from operators.training import forward
-from pipelines.planning.plan import Plan, make_plan
-from pipelines.planning.runs import Run
-from pipelines.running import served_model
-from pipelines.spec.loading import load_resolved
+from graftwork.operators import building, ensembling
+from graftwork.operators.backbones.shipped import loading
+from graftwork.operators.ensembling.scores import align
+from graftwork.operators.errors import ConfigError, IncompatibleError
+from graftwork.operators.formats import features, predictions, states
+from graftwork.operators.serving.predictor import predictor as serving
+from graftwork.operators.store import Store
+from graftwork.operators.training import forward
+from graftwork.pipelines.planning.plan import Plan, make_plan
+from graftwork.pipelines.planning.runs import Run
+from graftwork.pipelines.running import served_model
+from graftwork.pipelines.spec.loading import load_resolved
 from tests import pngs
 from tests.test_promptfusion import BESIDE
 from tests.test_text import BACKBONE, COOP, NAMES, ZSCL, reference

@@ -20,21 +20,21 @@ from PIL import Image
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
-from cluster import inference as remote
-from operators import building
-from operators.backbones.names import place as names_place
-from operators.backbones.shipped import loading, weights
-from operators.errors import ConfigError, DamagedStage, IncompatibleError
-from operators.formats import features, predictions, states
-from operators.images.preprocessing import resolve
-from operators.serving.predictor import inference, inputs, lookup
-from operators.serving.predictor import predictor as serving
-from operators.store import Store
-from operators.tracking.sender import connect
-from pipelines import cli
-from pipelines.planning.plan import Plan, make_plan
-from pipelines.planning.runs import Run
-from pipelines.spec.loading import load_resolved
+from graftwork.cluster import inference as remote
+from graftwork.operators import building
+from graftwork.operators.backbones.names import place as names_place
+from graftwork.operators.backbones.shipped import loading, weights
+from graftwork.operators.errors import ConfigError, DamagedStage, IncompatibleError
+from graftwork.operators.formats import features, predictions, states
+from graftwork.operators.images.preprocessing import resolve
+from graftwork.operators.serving.predictor import inference, inputs, lookup
+from graftwork.operators.serving.predictor import predictor as serving
+from graftwork.operators.store import Store
+from graftwork.operators.tracking.sender import connect
+from graftwork.pipelines import cli
+from graftwork.pipelines.planning.plan import Plan, make_plan
+from graftwork.pipelines.planning.runs import Run
+from graftwork.pipelines.spec.loading import load_resolved
 from tests import here, pngs
 
 ROOT = Path(__file__).parent.parent
@@ -175,7 +175,7 @@ def test_a_fresh_process_loads_models_from_mlflow(made: Made, tmp_path: Path) ->
 
 
 def test_the_files_of_a_model_are_plain_and_pinned(made: Made) -> None:
-    from operators import __version__
+    from graftwork.operators import __version__
 
     folder = made.model("aper_adapter")
     found = sorted(path.name for path in folder.iterdir())
@@ -224,7 +224,7 @@ def test_orders_that_share_a_fit_share_its_model(made: Made, tmp_path: Path) -> 
 
 @pytest.mark.parametrize(("kept", "with_model"), [("fitted", ["slda"]), ("none", [])])
 def test_models_can_be_left_out(made: Made, kept: str, with_model: list[str]) -> None:
-    from pipelines.running import served_model
+    from graftwork.pipelines.running import served_model
 
     chosen = [f"tracking.models={kept}", "methods=[slda,{finetune: {epochs: 1, batch_size: 4}}]"]
     plan = make_plan(load_resolved(str(made.folder / "spec.yaml"), chosen), made.store.memo)

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 import ray
 
-from cluster.execution.executor import execute
-from cluster.execution.graph import walk
-from cluster.execution.preflight import check_resources
-from cluster.sessions import huge_pages
-from cluster.sessions.session import Node, connect
-from operators.errors import ConfigError, StorageError
-from operators.stage import Resources, Stage
-from operators.store import Store
+from graftwork.cluster.execution.executor import execute
+from graftwork.cluster.execution.graph import walk
+from graftwork.cluster.execution.preflight import check_resources
+from graftwork.cluster.sessions import huge_pages
+from graftwork.cluster.sessions.session import Node, connect
+from graftwork.operators.errors import ConfigError, StorageError
+from graftwork.operators.stage import Resources, Stage
+from graftwork.operators.store import Store
 from tests.ray_cluster import Cluster, two_nodes
 from tests.ray_operators import advised_megabytes, stage
 
@@ -140,9 +140,9 @@ def test_local_ray_is_our_own_and_leaves_nothing(tmp_path: Path) -> None:
 import os, sys, stat, time
 sys.path.insert(0, {str(ROOT)!r})
 from functools import partial
-from cluster.execution.executor import execute
-from cluster.sessions.session import connect
-from operators.store import Store
+from graftwork.cluster.execution.executor import execute
+from graftwork.cluster.sessions.session import connect
+from graftwork.operators.store import Store
 from tests.ray_operators import stage
 with connect(None, num_cpus=1) as session:
     import ray

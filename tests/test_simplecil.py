@@ -5,8 +5,8 @@ import dataclasses
 import numpy as np
 import torch
 
-from methods.contracts.fitted import Rows
-from methods.representations.simplecil import SimpleCIL
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.representations.simplecil import SimpleCIL
 
 METHOD = SimpleCIL()
 

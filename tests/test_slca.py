@@ -7,13 +7,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from methods.contracts.card import State
-from methods.contracts.hyperparameters import HyperparameterError
-from methods.contracts.trained import Task
-from methods.parts import alignment, gaussians
-from methods.parts.alignment import drift, normalised, reset_final_norm
-from methods.representations.slca import SLCA, SLCALearner
-from operators.training import loop, settings
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.parts import alignment, gaussians
+from graftwork.methods.parts.alignment import drift, normalised, reset_final_norm
+from graftwork.methods.representations.slca import SLCA, SLCALearner
+from graftwork.operators.training import loop, settings
 from tests import tiny
 
 SMALL = SLCA(epochs=2, batch_size=6, milestone=1, alignment_epochs=2, samples_per_class=32)

@@ -5,9 +5,9 @@ import pytest
 import torch
 from sklearn.discriminant_analysis import LinearDiscriminantAnalysis
 
-from methods import HyperparameterError
-from methods.contracts.fitted import Rows
-from methods.representations.slda import SLDA
+from graftwork.methods import HyperparameterError
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.representations.slda import SLDA
 
 CLASSES = [0, 1, 2]
 

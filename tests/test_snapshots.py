@@ -12,13 +12,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.baselines.finetune import Finetune
-from operators.assignment import Result
-from operators.errors import StorageError
-from operators.stage import Stage
-from operators.store import Store
-from operators.training import loop, snapshots
-from operators.training.settings import Log, Settings, Snapshot
+from graftwork.methods.baselines.finetune import Finetune
+from graftwork.operators.assignment import Result
+from graftwork.operators.errors import StorageError
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
+from graftwork.operators.training import loop, snapshots
+from graftwork.operators.training.settings import Log, Settings, Snapshot
 from tests import tiny
 
 

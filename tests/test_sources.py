@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from operators.data import digests, digits, sources, tables
-from operators.errors import BadDataError, ConfigError
-from operators.files import access
+from graftwork.operators.data import digests, digits, sources, tables
+from graftwork.operators.errors import BadDataError, ConfigError
+from graftwork.operators.files import access
 
 
 def content(number: int) -> bytes:

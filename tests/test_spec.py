@@ -13,19 +13,19 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from operators.errors import ConfigError
-from operators.images.preprocessing import PRESETS
-from pipelines.spec.fields import PLACE
-from pipelines.spec.loading import (
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.images.preprocessing import PRESETS
+from graftwork.pipelines.spec.fields import PLACE
+from graftwork.pipelines.spec.loading import (
     MAX_BYTES,
     PipelineSpec,
     load_resolved,
     presets,
     with_absolute_places,
 )
-from pipelines.spec.model import PREPROCESSING
-from pipelines.spec.problems import MAX_LINES
-from pipelines.spec.reference import keys, table
+from graftwork.pipelines.spec.model import PREPROCESSING
+from graftwork.pipelines.spec.problems import MAX_LINES
+from graftwork.pipelines.spec.reference import keys, table
 
 ROOT = Path(__file__).parent.parent
 
@@ -380,7 +380,13 @@ def test_a_file_comes_before_a_preset_of_its_name(folder: Path) -> None:
     ["AKIAIOSFODNN7EXAMPLE", "hf_abcdefghijklmnopqrstuvwxyz", "s3://user:pa55word@bucket/k"],
 )
 def test_credentials_are_refused_and_never_echoed(folder: Path, secret: str) -> None:
-    places = ("pipeline", "dataset.train", "backbone.weights", "methods.0.simplecil.x", "unknown")
+    places = (
+        "pipeline",
+        "dataset.train",
+        "backbone.weights",
+        "graftwork.methods.0.simplecil.x",
+        "unknown",
+    )
     for place in places:
         lines = problems(GOOD, f"{place}={secret}")
         assert f"{place}: looks like a credential; use the environment" in lines[0]
@@ -420,7 +426,11 @@ def test_problems_found_later_have_lines_too(folder: Path) -> None:
     good()
     loaded = load_resolved("conf.yaml", ["seeds=[1]"])
     error = loaded.error(
-        [("seeds", "too many"), ("methods.1.projection_dim", "too wide"), ("methods.0", "unknown")]
+        [
+            ("seeds", "too many"),
+            ("graftwork.methods.1.projection_dim", "too wide"),
+            ("graftwork.methods.0", "unknown"),
+        ]
     )
     assert str(error).split("\n") == [
         "conf.yaml:11: methods.0: unknown",
@@ -547,7 +557,7 @@ def test_preprocessing_names_are_those_that_exist() -> None:
 def test_the_reference_page_is_up_to_date() -> None:
     page = (ROOT / "docs" / "spec.md").read_text(encoding="utf-8")
     assert table() in page, (
-        "run `python -m pipelines.spec.reference`, put the table in docs/spec.md"
+        "run `python -m graftwork.pipelines.spec.reference`, put the table in docs/spec.md"
     )
     for name in presets():
         assert f"`{name}`" in page
@@ -565,7 +575,7 @@ def test_the_examples_of_the_reference_page_load(folder: Path) -> None:
 
 def test_loading_a_spec_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from pipelines.spec.loading import load_resolved; load_resolved('quickstart');"
+        "import sys; from graftwork.pipelines.spec.loading import load_resolved; load_resolved('quickstart');"
         "print([m for m in ('torch', 'ray', 'mlflow', 'timm', 'pyarrow', 'fsspec', 'numpy')"
         " if m in sys.modules])"
     )

@@ -7,10 +7,10 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from operators.errors import ConfigError
-from pipelines.spec.loading import load_resolved
-from pipelines.spec.problems import MAX_LINES
-from pipelines.spec.reference import keys
+from graftwork.operators.errors import ConfigError
+from graftwork.pipelines.spec.loading import load_resolved
+from graftwork.pipelines.spec.problems import MAX_LINES
+from graftwork.pipelines.spec.reference import keys
 
 GOOD = """\
 pipeline: p
@@ -48,7 +48,9 @@ ANYTHING = st.recursive(
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner),
     max_leaves=8,
 )
-KEYS = st.sampled_from([key.path for key in keys()] + ["methods.0", "methods.1.ranpac.x", "x", "0"])
+KEYS = st.sampled_from(
+    [key.path for key in keys()] + ["graftwork.methods.0", "graftwork.methods.1.ranpac.x", "x", "0"]
+)
 FUZZ = settings(
     derandomize=True,
     max_examples=400,

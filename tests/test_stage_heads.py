@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from methods.contracts.card import State
-from methods.contracts.trained import Task, restore
-from methods.parts.stage_heads import StageHeads
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.trained import Task, restore
+from graftwork.methods.parts.stage_heads import StageHeads
 
 WIDTH = 2
 

@@ -9,10 +9,10 @@ from types import ModuleType
 
 import pytest
 
-from operators.assignment import Order, Result
-from operators.errors import DamagedStage, StorageError
-from operators.keys import digest, source_digest
-from operators.store import Store
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.errors import DamagedStage, StorageError
+from graftwork.operators.keys import digest, source_digest
+from graftwork.operators.store import Store
 
 
 def order(name: str = "a") -> Order:

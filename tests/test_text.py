@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
-from methods.networks.clip import class_texts, cosines
-from operators.backbones.shipped import clip, loading
-from operators.errors import BadDataError, ConfigError
-from operators.formats import features
-from operators.stages import text
-from operators.store import Store
-from pipelines.planning.plan import Plan
+from graftwork.methods.networks.clip import class_texts, cosines
+from graftwork.operators.backbones.shipped import clip, loading
+from graftwork.operators.errors import BadDataError, ConfigError
+from graftwork.operators.formats import features
+from graftwork.operators.stages import text
+from graftwork.operators.store import Store
+from graftwork.pipelines.planning.plan import Plan
 from tests import pngs
 from tests.pngs import compute, of
 

@@ -20,11 +20,11 @@ from typing import Any
 
 import pytest
 
-from operators.errors import ConfigError
-from operators.tracking.journal import Journal
-from operators.tracking.sender import SETTINGS, connect
-from operators.tracking.tracker import MethodRun, Tracker, records
-from operators.tracking.uri import artifact_root, check, default_uri, mask
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.tracking.journal import Journal
+from graftwork.operators.tracking.sender import SETTINGS, connect
+from graftwork.operators.tracking.tracker import MethodRun, Tracker, records
+from graftwork.operators.tracking.uri import artifact_root, check, default_uri, mask
 
 ROOT = Path(__file__).parents[1]
 
@@ -167,8 +167,8 @@ KILLED = """
 import os, signal, sys, time
 from pathlib import Path
 sys.path.insert(0, {root!r})
-from operators.tracking import journal, tracker as tracking
-from operators.tracking.tracker import MethodRun, Tracker
+from graftwork.operators.tracking import journal, tracker as tracking
+from graftwork.operators.tracking.tracker import MethodRun, Tracker
 
 def die(*args, **kwargs):
     os.kill(os.getpid(), signal.SIGKILL)

@@ -14,24 +14,24 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-import methods
-from methods.contracts.card import State
-from methods.contracts.trained import Task, shared, trains
-from operators import live
-from operators.assignment import Result
-from operators.backbones.shipped import loading
-from operators.data import dataset
-from operators.data.index_file import SplitIndex
-from operators.errors import BadDataError, DamagedStage, Diverged, IncompatibleError
-from operators.formats import features as shards
-from operators.formats import predictions
-from operators.images.codec import pixels
-from operators.stage import Stage
-from operators.store import Store
-from operators.training import loop, opening, snapshots
-from operators.training.rows import TaskRows
-from operators.training.settings import Log, Settings
-from pipelines.planning.plan import Plan
+from graftwork import methods
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.trained import Task, shared, trains
+from graftwork.operators import live
+from graftwork.operators.assignment import Result
+from graftwork.operators.backbones.shipped import loading
+from graftwork.operators.data import dataset
+from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.errors import BadDataError, DamagedStage, Diverged, IncompatibleError
+from graftwork.operators.formats import features as shards
+from graftwork.operators.formats import predictions
+from graftwork.operators.images.codec import pixels
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
+from graftwork.operators.training import loop, opening, snapshots
+from graftwork.operators.training.rows import TaskRows
+from graftwork.operators.training.settings import Log, Settings
+from graftwork.pipelines.planning.plan import Plan
 from tests import pngs
 from tests.pngs import compute, of
 

@@ -13,16 +13,16 @@ from pathlib import Path
 import pytest
 from ray.exceptions import OutOfMemoryError, RayActorError
 
-from cluster.execution.chain_worker import Broken
-from cluster.execution.executor import Event, Outcome, execute
-from cluster.execution.policy import Kind, Policy
-from cluster.execution.pool import RayPool
-from cluster.execution.train_group import judge
-from cluster.sessions import huge_pages
-from cluster.sessions.session import Session, connect
-from operators.errors import Diverged, RunHeld, StageFailed
-from operators.stage import Stage
-from operators.store import Store
+from graftwork.cluster.execution.chain_worker import Broken
+from graftwork.cluster.execution.executor import Event, Outcome, execute
+from graftwork.cluster.execution.policy import Kind, Policy
+from graftwork.cluster.execution.pool import RayPool
+from graftwork.cluster.execution.train_group import judge
+from graftwork.cluster.sessions import huge_pages
+from graftwork.cluster.sessions.session import Session, connect
+from graftwork.operators.errors import Diverged, RunHeld, StageFailed
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
 from tests.processes import started
 from tests.ray_operators import chain, stage
 from tests.test_executor import members
@@ -206,10 +206,10 @@ DRIVER = """
 import sys
 sys.path.insert(0, {root!r})
 from functools import partial
-from cluster.execution.executor import execute
-from cluster.sessions.session import connect
-from operators.errors import GraftworkError
-from operators.store import Store
+from graftwork.cluster.execution.executor import execute
+from graftwork.cluster.sessions.session import connect
+from graftwork.operators.errors import GraftworkError
+from graftwork.operators.store import Store
 from tests.ray_operators import chain
 def tell(event):
     print(event.kind, event.stage.label, flush=True)

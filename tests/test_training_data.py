@@ -13,12 +13,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from operators.data.index_file import SplitIndex
-from operators.errors import BadDataError
-from operators.images.augmentation import AUGMENTATIONS, augment, generator
-from operators.images.codec import codec, pixels
-from operators.images.preprocessing import Preprocessing
-from operators.training.rows import TaskRows
+from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.images.augmentation import AUGMENTATIONS, augment, generator
+from graftwork.operators.images.codec import codec, pixels
+from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.training.rows import TaskRows
 from tests.pngs import png
 from tests.test_images import decode
 

@@ -2,8 +2,8 @@
 
 import pytest
 
-from operators.errors import ConfigError
-from operators.files.urls import check, has_credentials, mask
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.files.urls import check, has_credentials, mask
 
 
 @pytest.mark.parametrize(

@@ -8,10 +8,15 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.networks.vit import forward_tokens, read_out
-from methods.parts.prompt_tokens import PromptDepth, PromptTokens, uniform_bound, without_prompt
-from methods.prompts.vpt_deep import VPTDeep
-from methods.prompts.vpt_shallow import VPTShallow
+from graftwork.methods.networks.vit import forward_tokens, read_out
+from graftwork.methods.parts.prompt_tokens import (
+    PromptDepth,
+    PromptTokens,
+    uniform_bound,
+    without_prompt,
+)
+from graftwork.methods.prompts.vpt_deep import VPTDeep
+from graftwork.methods.prompts.vpt_shallow import VPTShallow
 from tests import tiny
 
 DEPTHS: list[PromptDepth] = ["shallow", "deep"]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pipelines.spec.yaml_source import SyntaxProblem, dump, parse, scalar
+from graftwork.pipelines.spec.yaml_source import SyntaxProblem, dump, parse, scalar
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.trained import learned
-from methods.mixtures.zscl import ZSCL, ZSCLLearner, distillation
-from methods.networks.clip import class_texts, unit
-from operators.training import loop, settings
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.trained import learned
+from graftwork.methods.mixtures.zscl import ZSCL, ZSCLLearner, distillation
+from graftwork.methods.networks.clip import class_texts, unit
+from graftwork.operators.training import loop, settings
 from tests import tiny
 
 SMALL = ZSCL(epochs=2, batch_size=6, lr=1e-3, warmup=2, average_every=2, constraint=0.1)

@@ -8,12 +8,12 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.trained import Learner, Task, Trained, shared, trains
-from methods.networks.clip import VOCABULARY, Clip
-from operators.backbones.shipped import shipped
-from operators.training import loop
-from operators.training.settings import Settings
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.trained import Learner, Task, Trained, shared, trains
+from graftwork.methods.networks.clip import VOCABULARY, Clip
+from graftwork.operators.backbones.shipped import shipped
+from graftwork.operators.training import loop
+from graftwork.operators.training.settings import Settings
 
 assert shipped  # registers vit_micro_patch4_32
 

@@ -9,11 +9,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
-from cluster.execution.chain_worker import Progress
-from cluster.execution.graph import Plan, inputs_of
-from cluster.execution.policy import Failure
-from cluster.execution.worker import Done
-from operators.stage import Resources, Stage
+from graftwork.cluster.execution.chain_worker import Progress
+from graftwork.cluster.execution.graph import Plan, inputs_of
+from graftwork.cluster.execution.policy import Failure
+from graftwork.cluster.execution.worker import Done
+from graftwork.operators.stage import Resources, Stage
 
 Handle = TypeVar("Handle")
 Message = Done | Failure | Progress

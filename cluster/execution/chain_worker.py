@@ -10,12 +10,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.execution.worker import Done, done, errors_of, use_threads
-from operators import live
-from operators.assignment import Order
-from operators.errors import GraftworkError
-from operators.stage import Operator
-from operators.store.store import Store
+from graftwork.cluster.execution.worker import Done, done, errors_of, use_threads
+from graftwork.operators import live
+from graftwork.operators.assignment import Order
+from graftwork.operators.errors import GraftworkError
+from graftwork.operators.stage import Operator
+from graftwork.operators.store import Store
 
 
 @dataclass(frozen=True)

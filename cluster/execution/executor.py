@@ -12,17 +12,17 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal, Protocol
 
-from cluster.execution.chain_worker import Progress
-from cluster.execution.graph import Plan, needed
-from cluster.execution.policy import Failure, Kind, Policy, Raise, Repair, Retry, Tries
-from cluster.execution.schedule import Schedule
-from cluster.execution.worker import Done
-from cluster.sessions.session import Session, connect
-from cluster.sessions.signals import polled
-from operators.errors import GraftworkError
-from operators.stage import Stage
-from operators.store.lease import held
-from operators.store.store import Store
+from graftwork.cluster.execution.chain_worker import Progress
+from graftwork.cluster.execution.graph import Plan, needed
+from graftwork.cluster.execution.policy import Failure, Kind, Policy, Raise, Repair, Retry, Tries
+from graftwork.cluster.execution.schedule import Schedule
+from graftwork.cluster.execution.worker import Done
+from graftwork.cluster.sessions.session import Session, connect
+from graftwork.cluster.sessions.signals import polled
+from graftwork.operators.errors import GraftworkError
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
+from graftwork.operators.store.lease import held
 
 POLL = 0.2
 """Seconds between two looks at signals."""
@@ -156,8 +156,8 @@ def execute(
         polled() as check_signals,
     ):
         # Only now: importing Ray takes longer than looking up a stored graph.
-        from cluster.execution.pool import RayPool
-        from cluster.execution.preflight import check_resources, check_store
+        from graftwork.cluster.execution.pool import RayPool
+        from graftwork.cluster.execution.preflight import check_resources, check_store
 
         if not wait_for_resources:
             check_resources(plan.compute, session.nodes)

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from operators.stage import Stage
+from graftwork.operators.stage import Stage
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,14 @@ task that runs out of memory without end, and nobody is told.
 from dataclasses import dataclass
 from enum import Enum
 
-from operators.errors import ClusterLost, DamagedStage, GraftworkError, OutOfMemory, StageFailed
-from operators.stage import Stage
+from graftwork.operators.errors import (
+    ClusterLost,
+    DamagedStage,
+    GraftworkError,
+    OutOfMemory,
+    StageFailed,
+)
+from graftwork.operators.stage import Stage
 
 
 class Kind(Enum):

@@ -9,17 +9,17 @@ from typing import Any
 import ray
 from ray import exceptions
 
-from cluster.execution.chain_groups import Chains
-from cluster.execution.chain_worker import Progress
-from cluster.execution.graph import Plan
-from cluster.execution.policy import Failure, Kind
-from cluster.execution.train_group import Running
-from cluster.execution.worker import Done, run_stage
-from cluster.sessions.session import Session
-from operators.assignment import Order
-from operators.errors import GraftworkError
-from operators.stage import OPERATORS, Operator, Stage
-from operators.store.store import Store
+from graftwork.cluster.execution.chain_groups import Chains
+from graftwork.cluster.execution.chain_worker import Progress
+from graftwork.cluster.execution.graph import Plan
+from graftwork.cluster.execution.policy import Failure, Kind
+from graftwork.cluster.execution.train_group import Running
+from graftwork.cluster.execution.worker import Done, run_stage
+from graftwork.cluster.sessions.session import Session
+from graftwork.operators.assignment import Order
+from graftwork.operators.errors import GraftworkError
+from graftwork.operators.stage import OPERATORS, Operator, Stage
+from graftwork.operators.store import Store
 
 SILENCE = 15.0
 """Seconds without an answer of the head node after which the cluster counts as lost."""

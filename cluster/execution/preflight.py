@@ -4,11 +4,11 @@ import uuid
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from cluster.execution.policy import section
-from cluster.sessions.session import Node
-from operators.errors import ClusterLost, ConfigError, StorageError, together
-from operators.stage import Stage
-from operators.store.store import Store
+from graftwork.cluster.execution.policy import section
+from graftwork.cluster.sessions.session import Node
+from graftwork.operators.errors import ClusterLost, ConfigError, StorageError, together
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
 
 ANSWER = 60.0
 """Seconds that a node gets to look for the store; its first worker may have to start."""

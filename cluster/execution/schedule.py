@@ -3,8 +3,8 @@
 import heapq
 from collections.abc import Iterable
 
-from cluster.execution.graph import Plan, inputs_of
-from operators.stage import Stage
+from graftwork.cluster.execution.graph import Plan, inputs_of
+from graftwork.operators.stage import Stage
 
 
 class Schedule:

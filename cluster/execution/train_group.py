@@ -20,14 +20,14 @@ from typing import Any, cast
 import ray
 from ray import exceptions
 
-from cluster.execution.chain_groups import Message
-from cluster.execution.chain_worker import Broken, Progress, run_chain
-from cluster.execution.policy import Failure, Kind
-from cluster.execution.worker import Done
-from operators.assignment import Order
-from operators.errors import StageFailed
-from operators.stage import OPERATORS, Operator, Resources, Stage
-from operators.store.store import Store
+from graftwork.cluster.execution.chain_groups import Message
+from graftwork.cluster.execution.chain_worker import Broken, Progress, run_chain
+from graftwork.cluster.execution.policy import Failure, Kind
+from graftwork.cluster.execution.worker import Done
+from graftwork.operators.assignment import Order
+from graftwork.operators.errors import StageFailed
+from graftwork.operators.stage import OPERATORS, Operator, Resources, Stage
+from graftwork.operators.store import Store
 
 ENVIRONMENT = {
     # The store, and data, may be given by relative paths.

@@ -10,10 +10,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from operators.assignment import Order
-from operators.errors import GraftworkError, OutOfMemory, StageFailed
-from operators.stage import Operator
-from operators.store.store import Store
+from graftwork.operators.assignment import Order
+from graftwork.operators.errors import GraftworkError, OutOfMemory, StageFailed
+from graftwork.operators.stage import Operator
+from graftwork.operators.store import Store
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from operators.errors import ConfigError
+from graftwork.operators.errors import ConfigError
 
 TOKEN_HINT = "set RAY_AUTH_TOKEN or RAY_AUTH_TOKEN_PATH to the token of the cluster"
 FOLLOWED = ("RAY_ADDRESS", "RAY_API_SERVER_ADDRESS")

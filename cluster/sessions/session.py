@@ -15,8 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cluster.sessions import auth, huge_pages, shipping, signals
-from operators.errors import ClusterLost, ConfigError
+from graftwork.cluster.sessions import auth, huge_pages, shipping, signals
+from graftwork.operators.errors import ClusterLost, ConfigError
 
 IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Set by Ray in the driver of a submitted job; its workers have our packages already."""

@@ -6,12 +6,12 @@ from typing import ClassVar, Literal
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.networks.vit import forward_tokens, read_out, unfreeze
-from methods.parts import optim
-from methods.parts.heads import current_cross_entropy
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.heads import current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.contracts.card import Card, State
-from methods.contracts.fitted import Rows
-from methods.networks.clip import cosines, unit
-from methods.parts.sums import by_row, columns, sum_states
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.networks.clip import cosines, unit
+from graftwork.methods.parts.sums import by_row, columns, sum_states
 
 
 @dataclass(frozen=True, kw_only=True)

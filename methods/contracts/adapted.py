@@ -6,8 +6,8 @@ Shapes: N rows, D width of the backbone's features.
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
-from methods.contracts.card import Card
-from methods.parts.first_session import FirstSession
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.parts.first_session import FirstSession
 
 
 @dataclass(frozen=True, kw_only=True)

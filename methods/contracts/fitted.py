@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from methods.contracts.card import Card, State
+from graftwork.methods.contracts.card import Card, State
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 
 from torch import Tensor
 
-from methods.contracts.card import Card
+from graftwork.methods.contracts.card import Card
 
 
 @dataclass(frozen=True, kw_only=True)

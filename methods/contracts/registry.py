@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from methods.contracts import hyperparameters
-from methods.contracts.hyperparameters import Field
+from graftwork.methods.contracts import hyperparameters
+from graftwork.methods.contracts.hyperparameters import Field
 
 
 @dataclass(frozen=True)

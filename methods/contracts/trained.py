@@ -20,8 +20,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
-from methods.contracts.card import Card, State
-from methods.networks.network import Network
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.networks.network import Network
 
 Augmentation = Literal["none", "flip", "lamda", "imagenet", "slca"]
 """What happens to training images; the values are in `operators/images/augmentation.py`."""

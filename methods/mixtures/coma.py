@@ -8,13 +8,13 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
-from methods.networks.vit import forward_tokens, read_out, unfreeze
-from methods.parts import alignment, averaging, optim
-from methods.parts.alignment import Average, OldHeads, copies, heads_to_align, weight_of
-from methods.parts.heads import OtherRows, current_cross_entropy
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
+from graftwork.methods.parts import alignment, averaging, optim
+from graftwork.methods.parts.alignment import Average, OldHeads, copies, heads_to_align, weight_of
+from graftwork.methods.parts.heads import OtherRows, current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)

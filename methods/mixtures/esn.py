@@ -13,12 +13,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.contracts.card import Card, State
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
-from methods.networks.vit import forward_tokens, heads
-from methods.parts import optim
-from methods.parts.stage_heads import NONE, StageHeads
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.networks.vit import forward_tokens, heads
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.stage_heads import NONE, StageHeads
 
 COLDEST = 0.001
 """Temperature of the first stage, which has nothing to be told apart from."""

@@ -10,12 +10,12 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.networks import vit as seams
-from methods.parts import averaging, optim
-from methods.parts.heads import OtherRows, current_cross_entropy
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.networks import vit as seams
+from graftwork.methods.parts import averaging, optim
+from graftwork.methods.parts.heads import OtherRows, current_cross_entropy
 
 Pet = Literal["adapter", "lora", "prefix"]
 

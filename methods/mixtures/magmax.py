@@ -12,13 +12,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
-from methods.networks.vit import forward_tokens, read_out, unfreeze
-from methods.parts import optim
-from methods.parts.averaging import max_magnitude
-from methods.parts.heads import current_cross_entropy, linear_head
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.averaging import max_magnitude
+from graftwork.methods.parts.heads import current_cross_entropy, linear_head
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,14 +11,14 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.contracts.card import Card, State
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
-from methods.mixtures import magmax
-from methods.networks.vit import forward_tokens, read_out, unfreeze
-from methods.parts import averaging, optim
-from methods.parts.heads import linear_head
-from methods.parts.stage_heads import NONE, StageHeads
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.mixtures import magmax
+from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
+from graftwork.methods.parts import averaging, optim
+from graftwork.methods.parts.heads import linear_head
+from graftwork.methods.parts.stage_heads import NONE, StageHeads
 
 
 @dataclass(frozen=True, kw_only=True)

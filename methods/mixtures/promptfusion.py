@@ -10,14 +10,14 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.contracts.card import Card, State
-from methods.contracts.exemplars import Budget, Selection
-from methods.contracts.fused import Branches
-from methods.contracts.hyperparameters import require
-from methods.mixtures.promptfusion_clip import Stabiliser
-from methods.mixtures.promptfusion_parts import PAPER, rules
-from methods.mixtures.promptfusion_vit import Booster
-from methods.parts import optim
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.exemplars import Budget, Selection
+from graftwork.methods.contracts.fused import Branches
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.mixtures.promptfusion_clip import Stabiliser
+from graftwork.methods.mixtures.promptfusion_parts import PAPER, rules
+from graftwork.methods.mixtures.promptfusion_vit import Booster
+from graftwork.methods.parts import optim
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -10,13 +10,13 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from methods.contracts.card import Card
-from methods.contracts.exemplars import Budget, Selection
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Learner, Recipe, Task
-from methods.mixtures.promptfusion_parts import PAPER, Mask, recipe, rules
-from methods.networks.clip import Clip, ends, phrases, unit
-from methods.parts import optim
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.exemplars import Budget, Selection
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
+from graftwork.methods.mixtures.promptfusion_parts import PAPER, Mask, recipe, rules
+from graftwork.methods.networks.clip import Clip, ends, phrases, unit
+from graftwork.methods.parts import optim
 
 
 @dataclass(frozen=True, kw_only=True)

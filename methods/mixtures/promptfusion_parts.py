@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.contracts import exemplars
-from methods.contracts.trained import Recipe, Task
-from methods.parts import optim
+from graftwork.methods.contracts import exemplars
+from graftwork.methods.contracts.trained import Recipe, Task
+from graftwork.methods.parts import optim
 
 PAPER = "https://arxiv.org/abs/2303.07223"
 

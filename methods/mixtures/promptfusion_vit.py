@@ -10,14 +10,14 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.contracts.card import Card
-from methods.contracts.exemplars import Budget, Selection
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Learner, Recipe, Task
-from methods.mixtures.promptfusion_parts import PAPER, Mask, recipe, rules
-from methods.networks.vit import forward_tokens
-from methods.parts import optim
-from methods.parts.heads import linear_head
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.exemplars import Budget, Selection
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
+from graftwork.methods.mixtures.promptfusion_parts import PAPER, Mask, recipe, rules
+from graftwork.methods.networks.vit import forward_tokens
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.heads import linear_head
 
 
 @dataclass(frozen=True, kw_only=True)

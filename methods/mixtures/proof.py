@@ -6,14 +6,14 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.contracts import exemplars
-from methods.contracts.card import Card
-from methods.contracts.exemplars import Budget, Selection
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Learner, Recipe, Task, TaskImages
-from methods.mixtures.proof_fusion import Fusion
-from methods.networks.clip import Clip, phrases
-from methods.parts import optim
+from graftwork.methods.contracts import exemplars
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.exemplars import Budget, Selection
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
+from graftwork.methods.mixtures.proof_fusion import Fusion
+from graftwork.methods.networks.clip import Clip, phrases
+from graftwork.methods.parts import optim
 
 
 @dataclass(frozen=True, kw_only=True)

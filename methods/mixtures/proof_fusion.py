@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.parts.collectives import batch_rows, batch_sum
-from methods.parts.heads import EPS
+from graftwork.methods.parts.collectives import batch_rows, batch_sum
+from graftwork.methods.parts.heads import EPS
 
 if TYPE_CHECKING:
-    from methods.mixtures.proof import PROOF
+    from graftwork.methods.mixtures.proof import PROOF
 
 
 class Projections(nn.ModuleList):

@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.networks.clip import Clip, class_texts, cosines, phrases, unit
-from methods.parts import optim
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.networks.clip import Clip, class_texts, cosines, phrases, unit
+from graftwork.methods.parts import optim
 
 TEXTS = 64
 """Reference texts encoded at once."""

@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.networks import vit as seams
+from graftwork.methods.networks import vit as seams
 
 VOCABULARY = 49408
 """Tokens of CLIP's byte pair encoding; the last one ends a text, the one before starts it."""

@@ -6,8 +6,8 @@ Shapes: B batch, D width of the features.
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.networks import vit as seams
-from methods.networks.clip import Clip
+from graftwork.methods.networks import vit as seams
+from graftwork.methods.networks.clip import Clip
 
 Network = VisionTransformer | Clip
 

@@ -14,10 +14,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.contracts.trained import Learner, Task, TaskImages
-from methods.parts import averaging, gaussians, optim
-from methods.parts.gaussians import Gaussians
-from methods.parts.heads import linear_head
+from graftwork.methods.contracts.trained import Learner, Task, TaskImages
+from graftwork.methods.parts import averaging, gaussians, optim
+from graftwork.methods.parts.gaussians import Gaussians
+from graftwork.methods.parts.heads import linear_head
 
 
 class Alignment(Protocol):

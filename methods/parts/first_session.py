@@ -8,13 +8,13 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.networks.vit import forward_tokens, read_out, unfreeze
-from methods.parts import optim, peft
-from methods.parts.heads import CosineHead
-from methods.parts.prompt_tokens import PromptInit, PromptTokens
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
+from graftwork.methods.parts import optim, peft
+from graftwork.methods.parts.heads import CosineHead
+from graftwork.methods.parts.prompt_tokens import PromptInit, PromptTokens
 
 Peft = Literal["finetune", "vpt_shallow", "vpt_deep", "ssf", "adapter"]
 

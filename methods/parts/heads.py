@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.contracts.trained import Task
+from graftwork.methods.contracts.trained import Task
 
 EPS = 1e-12
 

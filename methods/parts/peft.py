@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.networks.vit import ScaleShift, wrap
+from graftwork.methods.networks.vit import ScaleShift, wrap
 
 
 class Adapter(nn.Module):

@@ -10,7 +10,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.networks.vit import forward_tokens, read_out
+from graftwork.methods.networks.vit import forward_tokens, read_out
 
 PromptDepth = Literal["shallow", "deep"]
 PromptInit = Literal["uniform", "zeros"]

@@ -5,8 +5,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.fitted import Rows
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.fitted import Rows
 
 BLOCK = 64
 """Rows that matrix products for logits are padded to a multiple of."""

@@ -8,7 +8,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from methods.parts.collectives import all_sum
+from graftwork.methods.parts.collectives import all_sum
 
 
 def contrast(means: Tensor, features: Tensor, temperature: float) -> Tensor:

@@ -9,12 +9,12 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.networks.clip import Clip, context_tokens, cosines, text_with_context
-from methods.parts import optim
-from methods.parts.heads import current_cross_entropy
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.networks.clip import Clip, context_tokens, cosines, text_with_context
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.heads import current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)

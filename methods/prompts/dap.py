@@ -14,13 +14,13 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.networks.vit import DeepPrompt, forward_tokens, read_out
-from methods.parts import optim
-from methods.parts.heads import EPS, current_cross_entropy
-from methods.parts.prompt_tokens import uniform_bound
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.networks.vit import DeepPrompt, forward_tokens, read_out
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.heads import EPS, current_cross_entropy
+from graftwork.methods.parts.prompt_tokens import uniform_bound
 
 FAR = -1e11
 """Logit of a class that is ruled out."""

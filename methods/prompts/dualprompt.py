@@ -11,13 +11,13 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.networks.vit import Prefix, forward_tokens, heads, read_out
-from methods.parts import optim
-from methods.parts.heads import current_cross_entropy, linear_head
-from methods.prompts.selection import Selection, nearest, select, similarity
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.heads import current_cross_entropy, linear_head
+from graftwork.methods.prompts.selection import Selection, nearest, select, similarity
 
 
 @dataclass(frozen=True, kw_only=True)

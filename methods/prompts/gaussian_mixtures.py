@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from methods.parts import gaussians, optim
-from methods.parts.clusters import k_means
+from graftwork.methods.parts import gaussians, optim
+from graftwork.methods.parts.clusters import k_means
 
 Statistics = Literal["centroids", "covariance"]
 """K-means centroids with a variance for each dimension, or a mean with a full covariance."""

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
-from methods.networks.vit import Prefix, forward_tokens, heads, read_out
-from methods.parts import optim
-from methods.parts.heads import current_cross_entropy, linear_head
-from methods.prompts.contrast import contrast
-from methods.prompts.gaussian_mixtures import Mixtures, Statistics, align
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.heads import current_cross_entropy, linear_head
+from graftwork.methods.prompts.contrast import contrast
+from graftwork.methods.prompts.gaussian_mixtures import Mixtures, Statistics, align
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
-from methods.networks.vit import forward_tokens, read_out
-from methods.parts import optim
-from methods.parts.clusters import k_means
-from methods.parts.prompt_tokens import without_prompt
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.networks.vit import forward_tokens, read_out
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.clusters import k_means
+from graftwork.methods.parts.prompt_tokens import without_prompt
 
 FAR = -1e9
 """Logit of a class that the chosen task does not have."""

@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from methods.parts.collectives import all_sum
-from methods.parts.heads import cosine
+from graftwork.methods.parts.collectives import all_sum
+from graftwork.methods.parts.heads import cosine
 
 Selection = Literal["instance", "batch_vote"]
 """By each image on its own, or by a vote of the batch. A vote of test images that were sorted by

@@ -6,12 +6,12 @@ from typing import ClassVar
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
 
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation, Learner, Recipe, Task
-from methods.parts import optim
-from methods.parts.heads import current_cross_entropy, linear_head
-from methods.parts.prompt_tokens import PromptInit, PromptTokens
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.parts import optim
+from graftwork.methods.parts.heads import current_cross_entropy, linear_head
+from graftwork.methods.parts.prompt_tokens import PromptInit, PromptTokens
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,11 +7,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.contracts.card import Card, State
-from methods.contracts.fitted import Rows
-from methods.contracts.hyperparameters import require
-from methods.parts.sums import by_row, columns
-from methods.representations import moments, projection
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.parts.sums import by_row, columns
+from graftwork.methods.representations import moments, projection
 
 
 @dataclass(frozen=True, kw_only=True)

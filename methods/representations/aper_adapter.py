@@ -3,11 +3,11 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
-from methods.contracts.adapted import Parts
-from methods.contracts.card import Card
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation
-from methods.parts import first_session, optim
+from graftwork.methods.contracts.adapted import Parts
+from graftwork.methods.contracts.card import Card
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation
+from graftwork.methods.parts import first_session, optim
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,10 +8,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.contracts.card import Card, State
-from methods.contracts.fitted import Rows
-from methods.contracts.hyperparameters import HyperparameterError, require
-from methods.parts.sums import by_row, class_sums, columns
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.contracts.hyperparameters import HyperparameterError, require
+from graftwork.methods.parts.sums import by_row, class_sums, columns
 
 
 @dataclass(frozen=True, kw_only=True)

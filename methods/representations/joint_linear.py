@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.contracts.card import Card, State
-from methods.contracts.fitted import Rows
-from methods.contracts.hyperparameters import require
-from methods.parts.sums import by_row, columns
-from methods.representations import ridge
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.parts.sums import by_row, columns
+from graftwork.methods.representations import ridge
 
 L2_GRID = [1e-1, 1e-2, 1e-3, 1e-4, 1e-5]
 """Penalties of the logistic regression, strongest first."""

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.fitted import Rows
-from methods.parts.sums import sum_states
-from methods.representations import projection, ridge
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.parts.sums import sum_states
+from graftwork.methods.representations import projection, ridge
 
 ROWS = ("features", "labels", "samples")
 

@@ -8,15 +8,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.contracts.adapted import Parts
-from methods.contracts.card import Card, State
-from methods.contracts.fitted import Rows
-from methods.contracts.hyperparameters import require
-from methods.contracts.trained import Augmentation
-from methods.parts import first_session
-from methods.parts.prompt_tokens import PromptInit
-from methods.parts.sums import by_row, columns
-from methods.representations import moments, projection, ridge
+from graftwork.methods.contracts.adapted import Parts
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.trained import Augmentation
+from graftwork.methods.parts import first_session
+from graftwork.methods.parts.prompt_tokens import PromptInit
+from graftwork.methods.parts.sums import by_row, columns
+from graftwork.methods.representations import moments, projection, ridge
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 from torch import Tensor
 from torch.nn import functional as F
 
-from methods.contracts.card import Card, State
-from methods.contracts.fitted import Rows
-from methods.parts.sums import by_row, class_sums, columns, sum_states
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.parts.sums import by_row, class_sums, columns, sum_states
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,10 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from methods.contracts.card import Card, State
-from methods.contracts.fitted import Rows
-from methods.contracts.hyperparameters import HyperparameterError, require
-from methods.parts.sums import by_row, class_sums, columns, sum_states
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.contracts.hyperparameters import HyperparameterError, require
+from graftwork.methods.parts.sums import by_row, class_sums, columns, sum_states
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,9 +12,9 @@ import torch
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from methods.networks.clip import Clip
-from operators.backbones.names import CLIP as PREFIX
-from operators.errors import ConfigError, IncompatibleError
+from graftwork.methods.networks.clip import Clip
+from graftwork.operators.backbones.names import CLIP as PREFIX
+from graftwork.operators.errors import ConfigError, IncompatibleError
 
 _OPENAI = ("input_resolution", "context_length", "vocab_size")
 """Numbers among the tensors of a file that OpenAI published, and nobody else's."""

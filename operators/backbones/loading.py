@@ -13,18 +13,18 @@ import torch
 from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
-from methods.networks import network as networks
-from methods.networks import vit as seams
-from methods.networks.clip import Clip
-from operators.backbones import clip, shipped
-from operators.backbones.weights import (
+from graftwork.methods.networks import network as networks
+from graftwork.methods.networks import vit as seams
+from graftwork.methods.networks.clip import Clip
+from graftwork.operators.backbones import clip, shipped
+from graftwork.operators.backbones.weights import (
     _check_names,
     _load_strictly,
     fingerprint,
     read_weights,
     tower_fingerprints,
 )
-from operators.errors import ChangedWeights, ConfigError, IncompatibleError
+from graftwork.operators.errors import ChangedWeights, ConfigError, IncompatibleError
 
 assert shipped  # registers the models that this package ships
 

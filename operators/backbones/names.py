@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from operators.errors import ConfigError
+from graftwork.operators.errors import ConfigError
 
 CLIP = "open_clip:"
 """With which a spec marks the name of an open_clip model."""

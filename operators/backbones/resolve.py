@@ -8,12 +8,12 @@ import json
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from operators.backbones.names import CLIP, place
-from operators.errors import ConfigError
-from operators.files.access import identity
-from operators.keys import program_digest
-from operators.store.memo import Memo
-from operators.versions import library_versions
+from graftwork.operators.backbones.names import CLIP, place
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.files.access import identity
+from graftwork.operators.keys import program_digest
+from graftwork.operators.store.memo import Memo
+from graftwork.operators.versions import library_versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,9 +86,11 @@ def resolve(
     }
     if (known := memo.get(preimage)) is not None:
         return Backbone(**json.loads(known) | {"weights": location})
-    from operators.backbones import loading
-    from operators.backbones.weights import fingerprint as weights_fingerprint  # imports torch
-    from operators.backbones.weights import tower_fingerprints
+    from graftwork.operators.backbones import loading
+    from graftwork.operators.backbones.weights import (
+        fingerprint as weights_fingerprint,  # imports torch
+    )
+    from graftwork.operators.backbones.weights import tower_fingerprints
 
     network = loading.load(model, location, pooling, image_size)
     refused, natural_pooling = loading.attachable(network)

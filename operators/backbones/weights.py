@@ -14,8 +14,8 @@ from safetensors.torch import load as load_safetensors
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor, nn
 
-from methods.networks.clip import Clip
-from operators.errors import ConfigError, IncompatibleError
+from graftwork.methods.networks.clip import Clip
+from graftwork.operators.errors import ConfigError, IncompatibleError
 
 
 def read_weights(place: str) -> dict[str, Tensor]:

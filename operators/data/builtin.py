@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 BUILTIN: dict[str, str] = {
-    "digits": "operators.data.digits",
+    "digits": "graftwork.operators.data.digits",
 }
 
 

@@ -20,20 +20,20 @@ from typing import Any, Protocol
 import numpy as np
 import pyarrow as pa
 
-from operators.data import holdout, labels, scan, sources
-from operators.data.description import SPLITS, locate, resolve
-from operators.data.digests import digest_of
-from operators.data.index_file import (
+from graftwork.operators.data import holdout, labels, scan, sources
+from graftwork.operators.data.description import SPLITS, locate, resolve
+from graftwork.operators.data.digests import digest_of
+from graftwork.operators.data.index_file import (
     DIGEST,
     SplitIndex,
     read_index,
     to_arrow,
     to_numpy,
 )
-from operators.data.sources import Places
-from operators.errors import BadDataError, together
-from operators.keys import digest
-from operators.stage import Stage
+from graftwork.operators.data.sources import Places
+from graftwork.operators.errors import BadDataError, together
+from graftwork.operators.keys import digest
+from graftwork.operators.stage import Stage
 
 __all__ = ["Dataset", "Split", "SplitIndex", "index", "read_index", "run"]
 

@@ -4,9 +4,9 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from operators.data import builtin, sources
-from operators.errors import BadDataError, ConfigError
-from operators.files import access
+from graftwork.operators.data import builtin, sources
+from graftwork.operators.errors import BadDataError, ConfigError
+from graftwork.operators.files import access
 
 SPLITS = ("train", "test")
 

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 
-from operators.errors import BadDataError
+from graftwork.operators.errors import BadDataError
 
 
 def digest_of(digests: "np.ndarray | Iterable[bytes]") -> str:

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from operators.seeds import derive
+from graftwork.operators.seeds import derive
 
 Budget = Literal["total", "per_class"]
 Described = Sequence[Mapping[str, Sequence[int]]]

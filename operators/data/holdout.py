@@ -8,7 +8,7 @@ Shapes: N training images.
 
 import numpy as np
 
-from operators.errors import BadDataError
+from graftwork.operators.errors import BadDataError
 
 
 def held_out(

@@ -10,8 +10,8 @@ from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 
-from operators.data.sources import Places
-from operators.data.tables import Column
+from graftwork.operators.data.sources import Places
+from graftwork.operators.data.tables import Column
 
 Columns = Mapping[str, Column]
 """Split -> its column."""

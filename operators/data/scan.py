@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from operators.data import builtin, labels, sources, tables
-from operators.data.sources import Places, Source
-from operators.data.tables import Column
-from operators.errors import BadDataError
-from operators.images import codec
-from operators.images.prefetch import batched, prefetch
+from graftwork.operators.data import builtin, labels, sources, tables
+from graftwork.operators.data.sources import Places, Source
+from graftwork.operators.data.tables import Column
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.images import codec
+from graftwork.operators.images.prefetch import batched, prefetch
 
 if TYPE_CHECKING:
-    from operators.data.dataset import Memo
+    from graftwork.operators.data.dataset import Memo
 
 VERSION = 1
 _CHUNK = 64

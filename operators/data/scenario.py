@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
-from operators.errors import ConfigError
+from graftwork.operators.errors import ConfigError
 
 if TYPE_CHECKING:
     import numpy as np

@@ -13,12 +13,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.data import builtin
-from operators.errors import BadDataError, ConfigError
-from operators.files.access import absolute, as_os_errors, file_system, identity, reason
-from operators.files.listing import list_folder
-from operators.images.prefetch import prefetch
-from operators.keys import digest
+from graftwork.operators.data import builtin
+from graftwork.operators.errors import BadDataError, ConfigError
+from graftwork.operators.files.access import absolute, as_os_errors, file_system, identity, reason
+from graftwork.operators.files.listing import list_folder
+from graftwork.operators.images.prefetch import prefetch
+from graftwork.operators.keys import digest
 
 if TYPE_CHECKING:
     pass
@@ -131,7 +131,9 @@ def read_or_reason(hints: Mapping[str, Any]) -> Iterator[bytes | str | None]:
         for file, start, stop in hints["runs"]:
             yield from data.images(hints["files"][file])[start:stop]
     else:
-        from operators.data import tables  # here, so that a folder of images needs no pyarrow
+        from graftwork.operators.data import (
+            tables,  # here, so that a folder of images needs no pyarrow
+        )
 
         runs: dict[int, list[tuple[int, int]]] = {}
         previous = None

@@ -15,8 +15,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from operators.errors import BadDataError, together
-from operators.files import access
+from graftwork.operators.errors import BadDataError, together
+from graftwork.operators.files import access
 
 
 @dataclass(frozen=True, kw_only=True)

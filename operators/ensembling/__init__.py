@@ -3,17 +3,17 @@
 Importing this package does not import torch; `load` does.
 """
 
-from methods.contracts.registry import Registry
+from graftwork.methods.contracts.registry import Registry
 
 __all__ = ["RULES", "build", "fields", "load"]
 
 RULES: dict[str, str] = {
-    "mean_logit": "operators.ensembling.rules:MeanLogit",
-    "mean_prob": "operators.ensembling.rules:MeanProb",
-    "max_logit": "operators.ensembling.rules:MaxLogit",
-    "max_prob": "operators.ensembling.rules:MaxProb",
-    "vote": "operators.ensembling.rules:Vote",
-    "energy_route": "operators.ensembling.rules:EnergyRoute",
+    "mean_logit": "graftwork.operators.ensembling.rules:MeanLogit",
+    "mean_prob": "graftwork.operators.ensembling.rules:MeanProb",
+    "max_logit": "graftwork.operators.ensembling.rules:MaxLogit",
+    "max_prob": "graftwork.operators.ensembling.rules:MaxProb",
+    "vote": "graftwork.operators.ensembling.rules:Vote",
+    "energy_route": "graftwork.operators.ensembling.rules:EnergyRoute",
 }
 
 _registry = Registry("ensemble", RULES)

@@ -8,9 +8,9 @@ from typing import ClassVar, Protocol
 
 from torch import Tensor
 
-from methods.contracts.hyperparameters import require
-from operators.ensembling import scores
-from operators.ensembling.scores import Scale, scaled
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.operators.ensembling import scores
+from graftwork.operators.ensembling.scores import Scale, scaled
 
 POSITIVE = "above 0"
 

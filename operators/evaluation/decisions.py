@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
-from operators.assignment import Files
-from operators.data import scenario
-from operators.data.index_file import SplitIndex
-from operators.data.scenario import Task, seen_classes, task_of
-from operators.formats.predictions import decide, encode, join, seen_rows
+from graftwork.operators.assignment import Files
+from graftwork.operators.data import scenario
+from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.data.scenario import Task, seen_classes, task_of
+from graftwork.operators.formats.predictions import decide, encode, join, seen_rows
 
 
 def files(

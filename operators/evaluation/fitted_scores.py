@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from operators import building
-from operators.assignment import Order
-from operators.data.scenario import seen_classes, stream_of
-from operators.formats import features, states
-from operators.store.store import Store
+from graftwork.operators import building
+from graftwork.operators.assignment import Order
+from graftwork.operators.data.scenario import seen_classes, stream_of
+from graftwork.operators.formats import features, states
+from graftwork.operators.store import Store
 
 CHUNK = 4096
 """Rows scored at once."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.errors import BadDataError
+from graftwork.operators.errors import BadDataError
 
 COLUMNS = ("task_trained", "sample", "label", "predicted", "predicted_in_task", "true_task")
 """Columns of the table, one row per test image of a seen task and task trained."""

@@ -6,8 +6,8 @@ from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any, BinaryIO
 
-from operators.errors import ConfigError, GraftworkError
-from operators.files import urls
+from graftwork.operators.errors import ConfigError, GraftworkError
+from graftwork.operators.files import urls
 
 ROWS_IN_MEMORY = 256
 

@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from operators.errors import BadDataError
+from graftwork.operators.errors import BadDataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 

@@ -8,7 +8,7 @@ Endpoints and keys come from the environment or a profile, never from the URL.
 import re
 import unicodedata
 
-from operators.errors import ConfigError
+from graftwork.operators.errors import ConfigError
 
 PROTOCOLS = ("file", "s3", "gs", "abfs", "hf", "memory")
 """Protocols of fsspec that `check` lets through; `memory` is for tests and not advertised."""

@@ -15,9 +15,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from operators.assignment import Order
-from operators.errors import DamagedStage
-from operators.store.store import Store
+from graftwork.operators.assignment import Order
+from graftwork.operators.errors import DamagedStage
+from graftwork.operators.store import Store
 
 ARROW_TYPES = {"float16": pa.float16(), "float32": pa.float32()}
 

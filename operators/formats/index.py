@@ -2,9 +2,9 @@
 
 from functools import lru_cache
 
-from operators.data.dataset import SplitIndex, read_index
-from operators.errors import DamagedStage
-from operators.store.store import Store
+from graftwork.operators.data.dataset import SplitIndex, read_index
+from graftwork.operators.errors import DamagedStage
+from graftwork.operators.store import Store
 
 
 @lru_cache(maxsize=4)

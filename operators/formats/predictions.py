@@ -13,10 +13,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from operators.data.index_file import SplitIndex
-from operators.data.scenario import Task
-from operators.errors import DamagedStage
-from operators.store.store import Store
+from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.data.scenario import Task
+from graftwork.operators.errors import DamagedStage
+from graftwork.operators.store import Store
 
 RUN = [("order", pa.dictionary(pa.int8(), pa.string())), ("seed", pa.int64())]
 """Of which run: in the table of a whole run."""

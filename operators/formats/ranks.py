@@ -3,7 +3,7 @@
 import numpy as np
 from safetensors.torch import load as load_tensors
 
-from operators.store.store import Store
+from graftwork.operators.store import Store
 
 
 def load(store: Store, operator: str, key: str) -> np.ndarray:

@@ -5,8 +5,8 @@ from functools import lru_cache
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from methods.contracts.card import State
-from operators.store.store import Store
+from graftwork.methods.contracts.card import State
+from graftwork.operators.store import Store
 
 
 # An evaluation reads the state of one task after another.

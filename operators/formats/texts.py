@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from operators.store.store import Store
+from graftwork.operators.store import Store
 
 if TYPE_CHECKING:
     pass

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageEnhance
 
-from operators.seeds import derive
+from graftwork.operators.seeds import derive
 
 _PIL = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 TRIES = 10

@@ -8,7 +8,7 @@ import io
 
 from PIL import Image, ImageFile, JpegImagePlugin, PngImagePlugin, WebPImagePlugin
 
-from operators.errors import BadDataError
+from graftwork.operators.errors import BadDataError
 
 MAX_PIXELS = 89_478_485
 """Width times height that is decoded unless the spec says otherwise; Pillow's own first limit."""

@@ -20,9 +20,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from operators.errors import BadDataError
-from operators.images import codec
-from operators.images.preprocessing import Preprocessing
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.images import codec
+from graftwork.operators.images.preprocessing import Preprocessing
 
 _PIL = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.metadata import version
 from typing import Any
 
-from operators.errors import ConfigError, IncompatibleError
+from graftwork.operators.errors import ConfigError, IncompatibleError
 
 INTERPOLATIONS = ("bilinear", "bicubic")
 TIMM_DEFAULT = "timm_default"

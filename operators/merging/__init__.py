@@ -4,23 +4,23 @@ A merge is a frozen dataclass of hyper-parameters, as a method is; around it sta
 that do the arithmetic on tensors. Importing this package does not import torch; `load` does.
 """
 
-from methods.contracts.registry import Registry
+from graftwork.methods.contracts.registry import Registry
 
 __all__ = ["MERGES", "build", "fields", "load"]
 
 MERGES: dict[str, str] = {
-    "mean": "operators.merging.means:Mean",
-    "ema": "operators.merging.means:EMA",
-    "swa": "operators.merging.means:SWA",
-    "wise_ft": "operators.merging.means:WiSEFT",
-    "slerp": "operators.merging.slerp:Slerp",
-    "fisher": "operators.merging.fisher:Fisher",
-    "regmean": "operators.merging.regmean:RegMean",
-    "task_arithmetic": "operators.merging.task_vectors:TaskArithmetic",
-    "magmax": "operators.merging.task_vectors:MagMax",
-    "model_stock": "operators.merging.model_stock:ModelStock",
-    "ties": "operators.merging.ties:Ties",
-    "dare": "operators.merging.dare:Dare",
+    "mean": "graftwork.operators.merging.means:Mean",
+    "ema": "graftwork.operators.merging.means:EMA",
+    "swa": "graftwork.operators.merging.means:SWA",
+    "wise_ft": "graftwork.operators.merging.means:WiSEFT",
+    "slerp": "graftwork.operators.merging.slerp:Slerp",
+    "fisher": "graftwork.operators.merging.fisher:Fisher",
+    "regmean": "graftwork.operators.merging.regmean:RegMean",
+    "task_arithmetic": "graftwork.operators.merging.task_vectors:TaskArithmetic",
+    "magmax": "graftwork.operators.merging.task_vectors:MagMax",
+    "model_stock": "graftwork.operators.merging.model_stock:ModelStock",
+    "ties": "graftwork.operators.merging.ties:Ties",
+    "dare": "graftwork.operators.merging.dare:Dare",
 }
 
 _registry = Registry("merge", MERGES)

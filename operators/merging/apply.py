@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from operators.merging import means, readers
-from operators.merging.contract import Group, Merge
-from operators.merging.policy import Entry, Policy, decide
-from operators.merging.readers import Reader, Spec
+from graftwork.operators.merging import means, readers
+from graftwork.operators.merging.contract import Group, Merge
+from graftwork.operators.merging.policy import Entry, Policy, decide
+from graftwork.operators.merging.readers import Reader, Spec
 
 State = dict[str, Tensor]
 PLAIN = Policy()

@@ -7,10 +7,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods.contracts.hyperparameters import require
-from operators.merging.contract import Group, Groups, MergeCard
-from operators.merging.ties import agreeing
-from operators.seeds import derive
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.operators.merging.contract import Group, Groups, MergeCard
+from graftwork.operators.merging.ties import agreeing
+from graftwork.operators.seeds import derive
 
 
 def drop(vector: Tensor, share: float, generator: torch.Generator) -> Tensor:

@@ -6,9 +6,9 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from methods.contracts.hyperparameters import require
-from methods.parts.averaging import lerp
-from operators.merging.contract import Group, Groups, MergeCard
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.parts.averaging import lerp
+from graftwork.operators.merging.contract import Group, Groups, MergeCard
 
 
 def mean(models: Iterable[Tensor]) -> Tensor:

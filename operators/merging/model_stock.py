@@ -7,8 +7,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.parts.averaging import lerp
-from operators.merging.contract import Group, Groups, MergeCard
+from graftwork.methods.parts.averaging import lerp
+from graftwork.operators.merging.contract import Group, Groups, MergeCard
 
 
 def ratio(cosine: float, count: int) -> float:

@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from operators.errors import IncompatibleError
-from operators.merging.readers import Reader, Spec
+from graftwork.operators.errors import IncompatibleError
+from graftwork.operators.merging.readers import Reader, Spec
 
 Head = Literal["merge", "newest"]
 

@@ -7,9 +7,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.contracts.hyperparameters import require
-from operators.merging.contract import Group, Groups, MergeCard
-from operators.merging.means import mean
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.operators.merging.contract import Group, Groups, MergeCard
+from graftwork.operators.merging.means import mean
 
 
 def regmean(

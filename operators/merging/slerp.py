@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from methods.contracts.hyperparameters import require
-from methods.parts.averaging import lerp
-from operators.merging.contract import Group, Groups, MergeCard
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.parts.averaging import lerp
+from graftwork.operators.merging.contract import Group, Groups, MergeCard
 
 
 def slerp(start: Tensor, end: Tensor, alpha: float, straight_above: float = 0.9995) -> Tensor:

@@ -7,8 +7,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods.contracts.hyperparameters import require
-from operators.merging.contract import Group, Groups, MergeCard
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.operators.merging.contract import Group, Groups, MergeCard
 
 
 def task_arithmetic(

@@ -8,9 +8,9 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from methods.contracts.hyperparameters import require
-from operators.merging.contract import Group, Groups, MergeCard
-from operators.merging.trim import Cut, cut, equal_count, kept_count, trimmed
+from graftwork.methods.contracts.hyperparameters import require
+from graftwork.operators.merging.contract import Group, Groups, MergeCard
+from graftwork.operators.merging.trim import Cut, cut, equal_count, kept_count, trimmed
 
 Combine = Literal["mean", "sum", "max"]
 

@@ -6,12 +6,12 @@ MLflow loads a recorded model through this module, by the name `loader_module` i
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from operators.serving.predictor import Predictor
+    from graftwork.operators.serving.predictor import Predictor
 
 
 def _load_pyfunc(path: str) -> "Predictor":
     """Loads a recorded model from a folder; the function that MLflow looks for."""
     # Here and not above: planning imports names from this package, and must not import torch.
-    from operators.serving import predictor
+    from graftwork.operators.serving import predictor
 
     return predictor.load_pyfunc(path)

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from operators.serving.inputs import Place, Shard, name
-from operators.serving.predictor import Predictor, top
+from graftwork.operators.serving.inputs import Place, Shard, name
+from graftwork.operators.serving.predictor import Predictor, top
 
 
 @dataclass(frozen=True, kw_only=True)

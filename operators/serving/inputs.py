@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
-from operators.data import sources
-from operators.errors import BadDataError
-from operators.files import access
-from operators.files.listing import EXTENSIONS, images_below
+from graftwork.operators.data import sources
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.files import access
+from graftwork.operators.files.listing import EXTENSIONS, images_below
 
 TABLES = (".parquet", ".pq")
 SHARD = 64
@@ -169,7 +169,7 @@ def _entry(
         return
     suffix = PurePosixPath(url).suffix.lower()
     if suffix in TABLES:
-        from operators.data import tables  # here, so that image files need no pyarrow
+        from graftwork.operators.data import tables  # here, so that image files need no pyarrow
 
         try:
             rows, _ = tables.read_columns(url, column, {})

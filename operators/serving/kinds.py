@@ -19,19 +19,19 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-import methods
-from methods.contracts.card import State
-from methods.contracts.fused import Fused
-from methods.contracts.trained import Learner
-from methods.networks import network as networks
-from methods.networks.network import Network
-from operators import building, ensembling
-from operators.backbones import loading, names
-from operators.ensembling.rules import RuleOf
-from operators.ensembling.scores import align
-from operators.errors import IncompatibleError
-from operators.serving.model_files import BESIDE, MAIN
-from operators.training import loop, opening, settings
+from graftwork import methods
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.fused import Fused
+from graftwork.methods.contracts.trained import Learner
+from graftwork.methods.networks import network as networks
+from graftwork.methods.networks.network import Network
+from graftwork.operators import building, ensembling
+from graftwork.operators.backbones import loading, names
+from graftwork.operators.ensembling.rules import RuleOf
+from graftwork.operators.ensembling.scores import align
+from graftwork.operators.errors import IncompatibleError
+from graftwork.operators.serving.model_files import BESIDE, MAIN
+from graftwork.operators.training import loop, opening, settings
 
 Images = Mapping[str, Tensor]
 """A batch of normalised images [B, 3, h, w], as each network takes them: `MAIN`, `BESIDE`."""
@@ -40,10 +40,10 @@ Scores = Callable[[Images], Tensor]
 """Scores [B, C] float32 of images, of ensembles float64; each row decided on its own."""
 
 KINDS: dict[str, str] = {
-    "fitted": "operators.serving.kinds:fitted",
-    "trained": "operators.serving.kinds:trained",
-    "fused": "operators.serving.kinds:fused",
-    "ensemble": "operators.serving.kinds:ensemble",
+    "fitted": "graftwork.operators.serving.kinds:fitted",
+    "trained": "graftwork.operators.serving.kinds:trained",
+    "fused": "graftwork.operators.serving.kinds:fused",
+    "ensemble": "graftwork.operators.serving.kinds:ensemble",
 }
 """Kind -> `module:function` of `(predictor, Model) -> Scores`, columns as in its `learned`."""
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.errors import ConfigError, StorageError
-from operators.serving.model_files import FOLDER
-from operators.tracking import uri as tracking_uri
+from graftwork.operators.errors import ConfigError, StorageError
+from graftwork.operators.serving.model_files import FOLDER
+from graftwork.operators.tracking import uri as tracking_uri
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -93,7 +93,7 @@ def connected(uri: str) -> "MlflowClient":
     path = tracking_uri.sqlite_path(uri)
     if path is not None and not path.exists():
         raise ConfigError(f"nothing recorded in {path} yet; start with `graftwork run`")
-    from operators.tracking.sender import connect
+    from graftwork.operators.tracking.sender import connect
 
     return connect(uri)
 

@@ -6,11 +6,11 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.backbones.names import CLIP
-from operators.keys import digest
-from operators.store.store import Store
-from operators.tracking.records import Artifacts
-from operators.versions import library_versions
+from graftwork.operators.backbones.names import CLIP
+from graftwork.operators.keys import digest
+from graftwork.operators.store import Store
+from graftwork.operators.tracking.records import Artifacts
+from graftwork.operators.versions import library_versions
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -98,7 +98,7 @@ def _mlmodel(python: str) -> dict[str, Any]:
         "artifact_path": FOLDER,
         "flavors": {
             "python_function": {
-                "loader_module": "operators.serving.predictor",
+                "loader_module": "graftwork.operators.serving.predictor",
                 "data": "data",
                 "env": {"virtualenv": "python_env.yaml"},
                 "python_version": python,

@@ -17,16 +17,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.errors import BadDataError, ChangedWeights, ConfigError, IncompatibleError
-from operators.images.prefetch import batched, prefetch
-from operators.images.preprocessing import Preprocessing
+from graftwork.operators.errors import BadDataError, ChangedWeights, ConfigError, IncompatibleError
+from graftwork.operators.images.prefetch import batched, prefetch
+from graftwork.operators.images.preprocessing import Preprocessing
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     Views = tuple[Tensor, ...]
     """Pixels uint8 [1, 3, h, w] of an image, prepared for each network."""
-from operators.serving.model_files import BESIDE, FORMAT, MAIN, WEIGHTS
+from graftwork.operators.serving.model_files import BESIDE, FORMAT, MAIN, WEIGHTS
 
 
 class Predictor:
@@ -45,8 +45,8 @@ class Predictor:
     """
 
     def __init__(self, folder: Path, device: str = "cpu", weights: str | None = None) -> None:
-        from operators.serving import kinds
-        from operators.training import forward
+        from graftwork.operators.serving import kinds
+        from graftwork.operators.training import forward
 
         about = json.loads((folder / "model.json").read_text())
         if about["format"] > FORMAT:
@@ -132,7 +132,7 @@ class Predictor:
         """Scores of prepared images, those of one size together."""
         import torch
 
-        from operators.images.pixels import normalise
+        from graftwork.operators.images.pixels import normalise
 
         rows: list[Any] = [None] * len(pixels)
         groups: dict[tuple[tuple[int, ...], ...], list[int]] = defaultdict(list)
@@ -166,8 +166,8 @@ class Predictor:
 
     def _prepared(self, image: bytes | str | None) -> "Views | str":
         """An image as each network sees it, or why there is none."""
-        from operators.images import codec
-        from operators.images.pixels import resize_and_crop
+        from graftwork.operators.images import codec
+        from graftwork.operators.images.pixels import resize_and_crop
 
         if image is None or isinstance(image, str):
             return image or "no image bytes"

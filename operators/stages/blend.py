@@ -11,19 +11,19 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-import methods
-from methods.contracts.card import State
-from methods.contracts.fused import Fused
-from operators import building
-from operators.assignment import Order, Result
-from operators.data.scenario import stream_of
-from operators.errors import Diverged
-from operators.evaluation import decisions
-from operators.formats import states
-from operators.formats.index import load_index
-from operators.store.store import Store
-from operators.training import forward, loop, opening
-from operators.training.settings import Log
+from graftwork import methods
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.fused import Fused
+from graftwork.operators import building
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.data.scenario import stream_of
+from graftwork.operators.errors import Diverged
+from graftwork.operators.evaluation import decisions
+from graftwork.operators.formats import states
+from graftwork.operators.formats.index import load_index
+from graftwork.operators.store import Store
+from graftwork.operators.training import forward, loop, opening
+from graftwork.operators.training.settings import Log
 
 
 def score(order: Order, store: Store) -> Result:

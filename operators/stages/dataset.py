@@ -4,12 +4,12 @@ from typing import Any
 
 import numpy as np
 
-from operators.assignment import Order, Result
-from operators.data.dataset import Split, index
-from operators.data.index_file import (
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.data.dataset import Split, index
+from graftwork.operators.data.index_file import (
     encode_index,
 )
-from operators.errors import BadDataError
+from graftwork.operators.errors import BadDataError
 
 
 def run(order: Order, store: Any) -> Result:

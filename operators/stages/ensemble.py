@@ -14,16 +14,16 @@ import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
-from operators import ensembling
-from operators.assignment import Order, Result
-from operators.data.scenario import seen_classes, stream_of, task_of
-from operators.ensembling.rules import RuleOf
-from operators.ensembling.scores import align
-from operators.errors import DamagedStage, Diverged
-from operators.evaluation import fitted_scores
-from operators.formats import predictions
-from operators.formats.index import load_index
-from operators.store.store import Store
+from graftwork.operators import ensembling
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.data.scenario import seen_classes, stream_of, task_of
+from graftwork.operators.ensembling.rules import RuleOf
+from graftwork.operators.ensembling.scores import align
+from graftwork.operators.errors import DamagedStage, Diverged
+from graftwork.operators.evaluation import fitted_scores
+from graftwork.operators.formats import predictions
+from graftwork.operators.formats.index import load_index
+from graftwork.operators.store import Store
 
 
 def run(order: Order, store: Store) -> Result:

@@ -12,14 +12,14 @@ from typing import Any
 import numpy as np
 import torch
 
-from operators.assignment import Order, Result
-from operators.data.scenario import seen_classes, stream_of, task_of
-from operators.evaluation import metrics
-from operators.evaluation.fitted_scores import fitted_scores
-from operators.formats import predictions
-from operators.formats.index import load_index
-from operators.keys import canonical
-from operators.store.store import Store
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.data.scenario import seen_classes, stream_of, task_of
+from graftwork.operators.evaluation import metrics
+from graftwork.operators.evaluation.fitted_scores import fitted_scores
+from graftwork.operators.formats import predictions
+from graftwork.operators.formats.index import load_index
+from graftwork.operators.keys import canonical
+from graftwork.operators.store import Store
 
 
 def run(order: Order, store: Store) -> Result:

@@ -4,11 +4,11 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
-from operators.assignment import Order, Result
-from operators.data import exemplars
-from operators.formats import features
-from operators.formats.index import load_index
-from operators.store.store import Store
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.data import exemplars
+from graftwork.operators.formats import features
+from graftwork.operators.formats.index import load_index
+from graftwork.operators.store import Store
 
 
 def run(order: Order, store: Store) -> Result:

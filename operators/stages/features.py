@@ -16,16 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from operators.assignment import Order, Result
-from operators.backbones import loading
-from operators.data import sources
-from operators.errors import BadDataError, Diverged
-from operators.formats.features import encode_shard
-from operators.images import codec
-from operators.images.pixels import normalise, prepare
-from operators.images.prefetch import batched, prefetch
-from operators.images.preprocessing import Preprocessing
-from operators.store.store import Store
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.backbones import loading
+from graftwork.operators.data import sources
+from graftwork.operators.errors import BadDataError, Diverged
+from graftwork.operators.formats.features import encode_shard
+from graftwork.operators.images import codec
+from graftwork.operators.images.pixels import normalise, prepare
+from graftwork.operators.images.prefetch import batched, prefetch
+from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.store import Store
 
 BATCH_SIZES = {"cpu": 8, "cuda": 256}
 """Micro-batches: on CPUs small ones stay in the cache, GPUs want large ones."""
@@ -116,7 +116,7 @@ def _embed(order: Order, store: Store, device: str) -> Callable[[Tensor], Tensor
     """The frozen backbone, or one that a first session adapted."""
     keyed, hints = order.parameters, order.hints
     if grafts := order.inputs("graft"):
-        from operators.training import opening  # the frozen half does without
+        from graftwork.operators.training import opening  # the frozen half does without
 
         return opening.adapted(order, store, grafts[0])
     return loading.embedder(

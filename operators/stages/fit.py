@@ -16,17 +16,17 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
-from methods.contracts.card import State
-from methods.contracts.fitted import Fitted, Rows
-from operators.assignment import Order, Result
-from operators.building import fitted
-from operators.data.exemplars import blocks
-from operators.data.scenario import seen_classes, stream_of
-from operators.errors import DamagedStage, Diverged
-from operators.formats import features
-from operators.formats.index import load_index
-from operators.formats.texts import load
-from operators.store.store import Store
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.fitted import Fitted, Rows
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.building import fitted
+from graftwork.operators.data.exemplars import blocks
+from graftwork.operators.data.scenario import seen_classes, stream_of
+from graftwork.operators.errors import DamagedStage, Diverged
+from graftwork.operators.formats import features
+from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats.texts import load
+from graftwork.operators.store import Store
 
 BLOCK_CACHE_BYTES = 512 * 2**20
 """Statistics of all blocks together are kept in a worker process up to this size."""

@@ -6,11 +6,11 @@ plain worker does it.
 
 import torch
 
-from operators import building
-from operators.assignment import Order, Result
-from operators.formats import states
-from operators.store.store import Store
-from operators.training import loop, opening
+from graftwork.operators import building
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.formats import states
+from graftwork.operators.store import Store
+from graftwork.operators.training import loop, opening
 
 
 def run(order: Order, store: Store) -> Result:

@@ -12,20 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from methods.contracts.card import State
-from methods.contracts.trained import Task, learned
-from methods.networks import network as networks
-from operators import building, merging
-from operators.assignment import Order, Result
-from operators.backbones import loading
-from operators.errors import Diverged
-from operators.merging import readers
-from operators.merging.apply import Merged
-from operators.merging.contract import Merge
-from operators.merging.policy import Policy
-from operators.merging.readers import InMemory, Mean, Reader, TensorFile
-from operators.store.store import Store
-from operators.training import loop, opening, settings
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.trained import Task, learned
+from graftwork.methods.networks import network as networks
+from graftwork.operators import building, merging
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.backbones import loading
+from graftwork.operators.errors import Diverged
+from graftwork.operators.merging import readers
+from graftwork.operators.merging.apply import Merged
+from graftwork.operators.merging.contract import Merge
+from graftwork.operators.merging.policy import Policy
+from graftwork.operators.merging.readers import InMemory, Mean, Reader, TensorFile
+from graftwork.operators.store import Store
+from graftwork.operators.training import loop, opening, settings
 
 FILE = "state.safetensors"
 STATISTICS = "statistics.safetensors"

@@ -9,21 +9,21 @@ Shapes: N rows, B batch, C classes seen.
 import numpy as np
 import torch
 
-from methods.contracts.trained import Learner
-from operators import building
-from operators.assignment import Order, Result
-from operators.data import scenario
-from operators.data.scenario import stream_of, task_of
-from operators.errors import Diverged
-from operators.evaluation.decisions import files
-from operators.formats import states
-from operators.formats.index import load_index
-from operators.formats.predictions import seen_rows
-from operators.store.store import Store
-from operators.training import forward, loop, opening
-from operators.training.batches import chunks
-from operators.training.rows import FeatureRows, TaskRows
-from operators.training.settings import Log, Settings
+from graftwork.methods.contracts.trained import Learner
+from graftwork.operators import building
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.data import scenario
+from graftwork.operators.data.scenario import stream_of, task_of
+from graftwork.operators.errors import Diverged
+from graftwork.operators.evaluation.decisions import files
+from graftwork.operators.formats import states
+from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats.predictions import seen_rows
+from graftwork.operators.store import Store
+from graftwork.operators.training import forward, loop, opening
+from graftwork.operators.training.batches import chunks
+from graftwork.operators.training.rows import FeatureRows, TaskRows
+from graftwork.operators.training.settings import Log, Settings
 
 
 def run(order: Order, store: Store) -> Result:

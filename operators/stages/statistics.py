@@ -16,22 +16,22 @@ import torch.nn.functional as F
 from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
-from methods.contracts.card import State
-from methods.contracts.trained import Learner
-from operators import building
-from operators.assignment import Order, Result
-from operators.backbones import loading
-from operators.data import scenario
-from operators.data.holdout import sampled
-from operators.data.scenario import rows_of
-from operators.formats import states
-from operators.formats.index import load_index
-from operators.merging.readers import Mean
-from operators.seeds import derive
-from operators.stages import merge
-from operators.store.store import Store
-from operators.training import loop, opening
-from operators.training.settings import Images, Settings
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.trained import Learner
+from graftwork.operators import building
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.backbones import loading
+from graftwork.operators.data import scenario
+from graftwork.operators.data.holdout import sampled
+from graftwork.operators.data.scenario import rows_of
+from graftwork.operators.formats import states
+from graftwork.operators.formats.index import load_index
+from graftwork.operators.merging.readers import Mean
+from graftwork.operators.seeds import derive
+from graftwork.operators.stages import merge
+from graftwork.operators.store import Store
+from graftwork.operators.training import loop, opening
+from graftwork.operators.training.settings import Images, Settings
 
 
 def run(order: Order, store: Store) -> Result:

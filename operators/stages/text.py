@@ -11,12 +11,12 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from operators.assignment import Order, Result
-from operators.errors import BadDataError
-from operators.store.store import Store
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.store import Store
 
 if TYPE_CHECKING:
-    from methods.networks.clip import Clip
+    from graftwork.methods.networks.clip import Clip
 
 CLASSES = 64
 """Texts encoded at once."""
@@ -29,11 +29,11 @@ def run(order: Order, store: Store) -> Result:
         BadDataError: a name is too long for the text tower.
         IncompatibleError: the backbone's weights changed since the plan.
     """
-    from methods.networks.clip import (  # a fit, which only loads texts, does without timm
+    from graftwork.methods.networks.clip import (  # a fit, which only loads texts, does without timm
         Clip,
         phrases,
     )
-    from operators.backbones import loading
+    from graftwork.operators.backbones import loading
 
     keyed, hints = order.parameters, order.hints
     torch.set_num_threads(max(1, int(hints["cpus"])))

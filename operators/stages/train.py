@@ -11,16 +11,22 @@ from typing import Any
 
 import torch
 
-from methods.contracts.card import State
-from methods.contracts.trained import Trained, shared, trains
-from operators import live
-from operators.assignment import Order, Result
-from operators.building import trained
-from operators.errors import Diverged
-from operators.formats.states import bytes_of, files_of, load_state
-from operators.store.store import Store
-from operators.training import loop, snapshots
-from operators.training.opening import backbone, reference_of, settings, task_of, task_rows
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.trained import Trained, shared, trains
+from graftwork.operators import live
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.building import trained
+from graftwork.operators.errors import Diverged
+from graftwork.operators.formats.states import bytes_of, files_of, load_state
+from graftwork.operators.store import Store
+from graftwork.operators.training import loop, snapshots
+from graftwork.operators.training.opening import (
+    backbone,
+    reference_of,
+    settings,
+    task_of,
+    task_rows,
+)
 
 
 def run(order: Order, store: Store) -> Result:

@@ -1,5 +1,5 @@
 """The store of results: committed whole, checked at every read."""
 
-from operators.store.store import Store
+from graftwork.operators.store.store import Store
 
 __all__ = ["Store"]

@@ -14,7 +14,7 @@ from typing import BinaryIO, Protocol
 
 import fsspec
 
-from operators.errors import ConfigError, StorageError
+from graftwork.operators.errors import ConfigError, StorageError
 
 
 class Blobs(Protocol):

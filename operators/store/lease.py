@@ -18,9 +18,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from operators.errors import RunHeld, StorageError
-from operators.store.blobs import Blobs
-from operators.store.store import Store
+from graftwork.operators.errors import RunHeld, StorageError
+from graftwork.operators.store.blobs import Blobs
+from graftwork.operators.store.store import Store
 
 BEAT = 10.0
 """Seconds between two signs of life."""

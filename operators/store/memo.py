@@ -5,8 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from operators.keys import digest
-from operators.store.blobs import Blobs
+from graftwork.operators.keys import digest
+from graftwork.operators.store.blobs import Blobs
 
 
 @dataclass(frozen=True)

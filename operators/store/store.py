@@ -24,12 +24,12 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from operators.assignment import Order, Result
-from operators.errors import DamagedStage, StorageError
-from operators.keys import digest
-from operators.store.blobs import Blobs, open_blobs
-from operators.store.memo import Memo
-from operators.versions import library_versions
+from graftwork.operators.assignment import Order, Result
+from graftwork.operators.errors import DamagedStage, StorageError
+from graftwork.operators.keys import digest
+from graftwork.operators.store.blobs import Blobs, open_blobs
+from graftwork.operators.store.memo import Memo
+from graftwork.operators.versions import library_versions
 
 SCHEMA = 1
 """Of the manifest. A newer one is refused, never overwritten."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from operators.tracking.journal import Operation
+from graftwork.operators.tracking.journal import Operation
 
 Artifacts = Mapping[str, bytes | str | Callable[[Path], None]]
 """Relative file name -> content, or a function that writes the file, for what is large."""

@@ -13,8 +13,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from operators.tracking.journal import Entry, Journal
-from operators.tracking.uri import sqlite_path
+from graftwork.operators.tracking.journal import Entry, Journal
+from graftwork.operators.tracking.uri import sqlite_path
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

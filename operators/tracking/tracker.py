@@ -19,12 +19,12 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from operators.errors import StorageError
-from operators.tracking import records
-from operators.tracking import uri as tracking_uri
-from operators.tracking.journal import Journal, Operation
-from operators.tracking.records import Artifacts, MethodRun, RunIds, StageRun
-from operators.tracking.sender import Rejected, Sender, connect, settle_environment
+from graftwork.operators.errors import StorageError
+from graftwork.operators.tracking import records
+from graftwork.operators.tracking import uri as tracking_uri
+from graftwork.operators.tracking.journal import Journal, Operation
+from graftwork.operators.tracking.records import Artifacts, MethodRun, RunIds, StageRun
+from graftwork.operators.tracking.sender import Rejected, Sender, connect, settle_environment
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient

@@ -11,8 +11,8 @@ import urllib.parse
 import urllib.request
 from pathlib import Path
 
-from operators.errors import ConfigError
-from operators.files import urls
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.files import urls
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 SECONDS = 4.0

@@ -2,8 +2,8 @@
 
 import torch
 
-from methods.contracts.trained import Recipe
-from operators.seeds import derive
+from graftwork.methods.contracts.trained import Recipe
+from graftwork.operators.seeds import derive
 
 
 def row_batches(count: int, recipe: Recipe, seed: int, task: int, epoch: int) -> list[list[int]]:

@@ -6,13 +6,13 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from methods.contracts.trained import Learner, Recipe
-from methods.networks import network as networks
-from methods.networks.network import Network
-from operators.backbones.loading import autocast
-from operators.training.batches import chunks, row_batches
-from operators.training.loop import prepared, query_of
-from operators.training.settings import Images, Log, Settings
+from graftwork.methods.contracts.trained import Learner, Recipe
+from graftwork.methods.networks import network as networks
+from graftwork.methods.networks.network import Network
+from graftwork.operators.backbones.loading import autocast
+from graftwork.operators.training.batches import chunks, row_batches
+from graftwork.operators.training.loop import prepared, query_of
+from graftwork.operators.training.settings import Images, Log, Settings
 
 PLAIN_BATCH = {"cpu": 8, "cuda": 128}
 """Images per forward pass without gradients."""

@@ -17,16 +17,24 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from methods.contracts.card import State
-from methods.contracts.trained import Learner, Recipe, Reference, Task, Trained, learned, restore
-from methods.networks.network import Network
-from operators.backbones.loading import autocast
-from operators.errors import Diverged
-from operators.images.prefetch import prefetch
-from operators.seeds import derive
-from operators.training.batches import row_batches
-from operators.training.forward import PlainImages, frozen_features
-from operators.training.settings import Images, Log, Settings, Snapshot, World
+from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.trained import (
+    Learner,
+    Recipe,
+    Reference,
+    Task,
+    Trained,
+    learned,
+    restore,
+)
+from graftwork.methods.networks.network import Network
+from graftwork.operators.backbones.loading import autocast
+from graftwork.operators.errors import Diverged
+from graftwork.operators.images.prefetch import prefetch
+from graftwork.operators.seeds import derive
+from graftwork.operators.training.batches import row_batches
+from graftwork.operators.training.forward import PlainImages, frozen_features
+from graftwork.operators.training.settings import Images, Log, Settings, Snapshot, World
 
 
 def open_learner(

@@ -9,23 +9,23 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from methods.contracts.trained import Task
-from methods.networks import network
-from operators.assignment import Order
-from operators.backbones import loading
-from operators.building import trained
-from operators.data import exemplars, sources
-from operators.data.index_file import SplitIndex
-from operators.data.scenario import columns_of, rows_of
-from operators.formats import features
-from operators.formats.index import load_index
-from operators.formats.ranks import load
-from operators.formats.states import load_state
-from operators.images.preprocessing import Preprocessing
-from operators.store.store import Store
-from operators.training import loop
-from operators.training.rows import FeatureRows, ReferenceRows, TaskRows
-from operators.training.settings import Settings
+from graftwork.methods.contracts.trained import Task
+from graftwork.methods.networks import network
+from graftwork.operators.assignment import Order
+from graftwork.operators.backbones import loading
+from graftwork.operators.building import trained
+from graftwork.operators.data import exemplars, sources
+from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.data.scenario import columns_of, rows_of
+from graftwork.operators.formats import features
+from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats.ranks import load
+from graftwork.operators.formats.states import load_state
+from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.store import Store
+from graftwork.operators.training import loop
+from graftwork.operators.training.rows import FeatureRows, ReferenceRows, TaskRows
+from graftwork.operators.training.settings import Settings
 
 
 def task_of(keyed: dict[str, Any]) -> Task:

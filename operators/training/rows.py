@@ -17,12 +17,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from operators.data.digests import check_digests
-from operators.errors import BadDataError
-from operators.images import codec
-from operators.images.augmentation import AUGMENTATIONS, augment, generator
-from operators.images.pixels import normalise, resize_and_crop
-from operators.images.preprocessing import Preprocessing
+from graftwork.operators.data.digests import check_digests
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.images import codec
+from graftwork.operators.images.augmentation import AUGMENTATIONS, augment, generator
+from graftwork.operators.images.pixels import normalise, resize_and_crop
+from graftwork.operators.images.preprocessing import Preprocessing
 
 
 class TaskRows:

@@ -7,7 +7,7 @@ from typing import Protocol
 import torch.distributed as dist
 from torch import Tensor
 
-from methods.contracts.card import State
+from graftwork.methods.contracts.card import State
 
 
 class Images(Protocol):

@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from operators.store.store import Store
-from operators.training.settings import Snapshot
+from graftwork.operators.store import Store
+from graftwork.operators.training.settings import Snapshot
 
 FOLDER = "unfinished"
 

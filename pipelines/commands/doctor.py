@@ -16,14 +16,14 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from operators.data import sources
-from operators.data.dataset import Dataset, Split
-from operators.errors import BadDataError
-from operators.images import codec as images
-from operators.images.prefetch import batched, prefetch
-from operators.store.store import Store
-from pipelines.running.progress import Display
-from pipelines.spec.loading import Loaded
+from graftwork.operators.data import sources
+from graftwork.operators.data.dataset import Dataset, Split
+from graftwork.operators.errors import BadDataError
+from graftwork.operators.images import codec as images
+from graftwork.operators.images.prefetch import batched, prefetch
+from graftwork.operators.store import Store
+from graftwork.pipelines.running.progress import Display
+from graftwork.pipelines.spec.loading import Loaded
 
 _CHUNK = 32
 _ALL_CLASSES = 16
@@ -289,8 +289,8 @@ def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> Non
     Raises:
         BadDataError: the data cannot be used.
     """
-    from operators.data import dataset
-    from pipelines.commands import doctor as doctors
+    from graftwork.operators.data import dataset
+    from graftwork.pipelines.commands import doctor as doctors
 
     with loaded.locating():
         found = dataset.index(loaded.spec.dataset.model_dump(mode="json"), store.memo)

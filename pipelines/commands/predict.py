@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from operators.errors import BadDataError, ConfigError, StorageError, together
-from operators.serving import inputs, lookup
-from operators.serving.inputs import Inputs
-from pipelines.running.progress import Display
-from pipelines.running.where import Where
+from graftwork.operators.errors import BadDataError, ConfigError, StorageError, together
+from graftwork.operators.serving import inputs, lookup
+from graftwork.operators.serving.inputs import Inputs
+from graftwork.pipelines.running.progress import Display
+from graftwork.pipelines.running.where import Where
 
 if TYPE_CHECKING:
-    from operators.serving.inference import Prediction
+    from graftwork.operators.serving.inference import Prediction
 import json
 
 from rich import box
@@ -128,13 +128,13 @@ def _predictions(
     """Predictions of each shard: in this process, or on Ray."""
     device = _device(request.device, where.address)
     if where.address is None and len(wanted) < RAY_FROM:
-        from operators.serving import inference
+        from graftwork.operators.serving import inference
 
         predictor = inference.opened(model, device, request.weights)
         for shard in wanted.shards():
             yield inference.predict(predictor, shard, request.top, decoders=2)
         return
-    from cluster import inference as remote
+    from graftwork.cluster import inference as remote
 
     yield from remote.predict(
         model,
@@ -251,7 +251,7 @@ def predictions(
     as_json: bool,
 ) -> None:
     """What a model says of images: a table, a JSON document, or a file and a line about it."""
-    from pipelines.commands import predict as predicting
+    from graftwork.pipelines.commands import predict as predicting
 
     kept: list[Any] = []
 

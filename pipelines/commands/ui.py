@@ -11,8 +11,8 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
-from operators.errors import ConfigError
-from operators.tracking import uri as tracking_uri
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.tracking import uri as tracking_uri
 
 HOST = "127.0.0.1"
 

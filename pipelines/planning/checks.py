@@ -3,14 +3,14 @@
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
-from operators.backbones.resolve import Backbone
-from operators.errors import ConfigError, IncompatibleError
-from operators.images.augmentation import AUGMENTATIONS
-from pipelines.spec.model import PipelineSpec
+from graftwork.operators.backbones.resolve import Backbone
+from graftwork.operators.errors import ConfigError, IncompatibleError
+from graftwork.operators.images.augmentation import AUGMENTATIONS
+from graftwork.pipelines.spec.model import PipelineSpec
 
 if TYPE_CHECKING:
-    from pipelines.planning.methods import Method
-from pipelines.planning.shared import Trunk
+    from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.planning.shared import Trunk
 
 
 def check_networks(

@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from operators.keys import program_digest
-from operators.store.memo import Memo
-from pipelines.planning.methods import Method
-from pipelines.spec.combination import Combination, read
-from pipelines.spec.loading import Loaded
-from pipelines.spec.problems import nearest
+from graftwork.operators.keys import program_digest
+from graftwork.operators.store.memo import Memo
+from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.spec.combination import Combination, read
+from graftwork.pipelines.spec.loading import Loaded
+from graftwork.pipelines.spec.problems import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +87,7 @@ def _facts(
     known = memo.get(preimage)
     if known is not None:
         return json.loads(known), []
-    from operators import catalogue  # imports torch
+    from graftwork.operators import catalogue  # imports torch
 
     facts, wrong = catalogue.combination(asked.section, asked.kind, asked.given)
     if not wrong:

@@ -7,12 +7,12 @@ method it came from. An ensemble reads scores that are there. Neither trains any
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
-from pipelines.planning.combinations import Combined
-from pipelines.planning.ensembled import ensemble
-from pipelines.planning.merged import merge
-from pipelines.planning.methods import Method
-from pipelines.planning.runs import Cell, Run, task_json
-from pipelines.planning.shared import Trunk
+from graftwork.pipelines.planning.combinations import Combined
+from graftwork.pipelines.planning.ensembled import ensemble
+from graftwork.pipelines.planning.merged import merge
+from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.planning.runs import Cell, Run, task_json
+from graftwork.pipelines.planning.shared import Trunk
 
 
 def combine(trunk: Trunk, combinations: Iterable[Combined], runs: Sequence[Run]) -> Iterator[Run]:

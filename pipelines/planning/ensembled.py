@@ -1,9 +1,9 @@
 """Stages of an ensemble."""
 
-from operators.data.scenario import seen_classes
-from operators.stage import Resources, Stage
-from pipelines.planning.combinations import Combined
-from pipelines.planning.runs import Cell, Run, Served
+from graftwork.operators.data.scenario import seen_classes
+from graftwork.operators.stage import Resources, Stage
+from graftwork.pipelines.planning.combinations import Combined
+from graftwork.pipelines.planning.runs import Cell, Run, Served
 
 
 def ensemble(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Run:

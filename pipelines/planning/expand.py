@@ -7,15 +7,15 @@ trains on the first task and is fitted on what the adapted backbone sees.
 
 from collections.abc import Iterable, Iterator
 
-from operators.data.dataset import Dataset
-from operators.data.scenario import OrderName, Task, tasks
-from operators.errors import BadDataError
-from pipelines.planning.fitted import fitted
-from pipelines.planning.fused import fused
-from pipelines.planning.methods import Method
-from pipelines.planning.runs import Cell, Described, Run, task_json
-from pipelines.planning.shared import Trunk
-from pipelines.planning.trained import run_of
+from graftwork.operators.data.dataset import Dataset
+from graftwork.operators.data.scenario import OrderName, Task, tasks
+from graftwork.operators.errors import BadDataError
+from graftwork.pipelines.planning.fitted import fitted
+from graftwork.pipelines.planning.fused import fused
+from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.planning.runs import Cell, Described, Run, task_json
+from graftwork.pipelines.planning.shared import Trunk
+from graftwork.pipelines.planning.trained import run_of
 
 
 def make_runs(

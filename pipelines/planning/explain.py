@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from cluster.execution.graph import needed
-from operators.errors import DamagedStage
-from operators.stage import Stage
-from operators.store.store import Store
-from pipelines.planning.plan import Plan
+from graftwork.cluster.execution.graph import needed
+from graftwork.operators.errors import DamagedStage
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
+from graftwork.pipelines.planning.plan import Plan
 
 METHOD = "parameters.method.name"
 CANDIDATES = 500

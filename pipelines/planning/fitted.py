@@ -3,10 +3,10 @@
 from collections.abc import Sequence
 from typing import Any
 
-from operators.data.scenario import Task, seen_classes, stream_of
-from operators.stage import Resources, Stage
-from pipelines.planning import trained
-from pipelines.planning.runs import Cell, Run, Served, task_json
+from graftwork.operators.data.scenario import Task, seen_classes, stream_of
+from graftwork.operators.stage import Resources, Stage
+from graftwork.pipelines.planning import trained
+from graftwork.pipelines.planning.runs import Cell, Run, Served, task_json
 
 
 def fitted(cell: Cell) -> Run:

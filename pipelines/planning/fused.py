@@ -2,9 +2,9 @@
 
 from dataclasses import replace
 
-from operators.stage import Resources, Stage
-from pipelines.planning import trained
-from pipelines.planning.runs import Cell, Run, Served
+from graftwork.operators.stage import Resources, Stage
+from graftwork.pipelines.planning import trained
+from graftwork.pipelines.planning.runs import Cell, Run, Served
 
 
 def fused(cell: Cell) -> Run:

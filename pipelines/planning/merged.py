@@ -4,14 +4,14 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from operators.data.holdout import sampled
-from operators.data.scenario import rows_of
-from operators.errors import ConfigError
-from operators.stage import Resources, Stage
-from pipelines.planning.combinations import Combined
-from pipelines.planning.methods import Method
-from pipelines.planning.runs import Cell, Run
-from pipelines.planning.trained import predicted, served_learner
+from graftwork.operators.data.holdout import sampled
+from graftwork.operators.data.scenario import rows_of
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.stage import Resources, Stage
+from graftwork.pipelines.planning.combinations import Combined
+from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.planning.runs import Cell, Run
+from graftwork.pipelines.planning.trained import predicted, served_learner
 
 LEARNER = ("method", "seed", "task", "learned", "architecture", "backbone", "preprocessing")
 """Parameters of a training that say what its state belongs to."""

@@ -4,9 +4,9 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from operators.keys import program_digest
-from operators.store.memo import Memo
-from pipelines.spec.loading import Loaded
+from graftwork.operators.keys import program_digest
+from graftwork.operators.store.memo import Memo
+from graftwork.pipelines.spec.loading import Loaded
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +73,7 @@ def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
         preimage = {"kind": "method", "name": name, "given": given, "source": program}
         known = memo.get(preimage)
         if known is None:
-            from operators import catalogue  # imports torch
+            from graftwork.operators import catalogue  # imports torch
 
             found, wrong = catalogue.method(name, given)
             problems += [(f"methods.{number}{path}", what) for path, what in wrong]

@@ -8,27 +8,27 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from cluster.execution.graph import walk
-from operators.backbones import resolve as backbones
-from operators.backbones.resolve import Backbone
-from operators.data import dataset as datasets
-from operators.data import description as descriptions
-from operators.data.dataset import Dataset
-from operators.errors import BadDataError, ConfigError, IncompatibleError, together
-from operators.images import preprocessing as preprocessings
-from operators.images.preprocessing import Preprocessing
-from operators.stage import Stage
-from operators.store.memo import Memo
-from pipelines.planning import combine
-from pipelines.planning.checks import check_networks, check_trainable
-from pipelines.planning.combinations import Combined, resolve
-from pipelines.planning.expand import make_runs
-from pipelines.planning.methods import Method, resolve_methods
-from pipelines.planning.runs import Run
-from pipelines.planning.shared import Reference, Trunk
-from pipelines.spec.loading import Loaded
-from pipelines.spec.model import PipelineSpec
-from pipelines.spec.model import Preprocessing as PreprocessingSpec
+from graftwork.cluster.execution.graph import walk
+from graftwork.operators.backbones import resolve as backbones
+from graftwork.operators.backbones.resolve import Backbone
+from graftwork.operators.data import dataset as datasets
+from graftwork.operators.data import description as descriptions
+from graftwork.operators.data.dataset import Dataset
+from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleError, together
+from graftwork.operators.images import preprocessing as preprocessings
+from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.stage import Stage
+from graftwork.operators.store.memo import Memo
+from graftwork.pipelines.planning import combine
+from graftwork.pipelines.planning.checks import check_networks, check_trainable
+from graftwork.pipelines.planning.combinations import Combined, resolve
+from graftwork.pipelines.planning.expand import make_runs
+from graftwork.pipelines.planning.methods import Method, resolve_methods
+from graftwork.pipelines.planning.runs import Run
+from graftwork.pipelines.planning.shared import Reference, Trunk
+from graftwork.pipelines.spec.loading import Loaded
+from graftwork.pipelines.spec.model import PipelineSpec
+from graftwork.pipelines.spec.model import Preprocessing as PreprocessingSpec
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from operators.data.scenario import OrderName, Task, seen_classes
-from operators.stage import Resources, Stage
-from pipelines.planning.methods import Method
-from pipelines.planning.shared import Trunk
+from graftwork.operators.data.scenario import OrderName, Task, seen_classes
+from graftwork.operators.stage import Resources, Stage
+from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.planning.shared import Trunk
 
 Described = list[dict[str, list[int]]]
 """A stream of tasks as keys hold it: classes and domains of each."""

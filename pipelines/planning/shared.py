@@ -7,16 +7,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from operators.backbones.resolve import Backbone
-from operators.data.dataset import Dataset, Split
-from operators.images.preprocessing import Preprocessing
-from operators.stage import Resources, Stage
-from operators.versions import library_versions
-from pipelines.spec.model import BuiltinDataset, PipelineSpec
+from graftwork.operators.backbones.resolve import Backbone
+from graftwork.operators.data.dataset import Dataset, Split
+from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.stage import Resources, Stage
+from graftwork.operators.versions import library_versions
+from graftwork.pipelines.spec.model import BuiltinDataset, PipelineSpec
 
 if TYPE_CHECKING:
     pass
-from pipelines.planning.hints import Hints
+from graftwork.pipelines.planning.hints import Hints
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

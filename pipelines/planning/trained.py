@@ -5,15 +5,15 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-from operators.data.exemplars import shares
-from operators.data.scenario import rows_of, seen_classes
-from operators.errors import ConfigError
-from operators.images.augmentation import AUGMENTATIONS
-from operators.stage import Resources, Stage
-from pipelines.planning import trained
-from pipelines.planning.hints import Hints
-from pipelines.planning.methods import Method
-from pipelines.planning.runs import Cell, Described, Run, Served
+from graftwork.operators.data.exemplars import shares
+from graftwork.operators.data.scenario import rows_of, seen_classes
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.images.augmentation import AUGMENTATIONS
+from graftwork.operators.stage import Resources, Stage
+from graftwork.pipelines.planning import trained
+from graftwork.pipelines.planning.hints import Hints
+from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.planning.runs import Cell, Described, Run, Served
 
 
 def learned(cell: Cell) -> list[int]:

@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Literal
 
-from operators.errors import ConfigError
-from operators.serving.lookup import pages
-from operators.tracking import uri as tracking_uri
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.serving.lookup import pages
+from graftwork.operators.tracking import uri as tracking_uri
 
 METRICS = ("a_avg", "a_last", "forgetting", "bwt", "task_a_avg", "seconds")
 """Metrics of a row, each with mean and standard deviation; percent, `seconds` in seconds."""
@@ -136,7 +136,7 @@ def leaderboard(uri: str, pipeline: str | None = None) -> list[Row]:
     path = tracking_uri.sqlite_path(uri)
     if path is not None and not path.exists():
         raise ConfigError(f"results: nothing recorded in {path} yet; start with `graftwork run`")
-    from operators.tracking.sender import connect
+    from graftwork.operators.tracking.sender import connect
 
     client = connect(uri)
     experiments = {e.name: e.experiment_id for e in pages(client.search_experiments)}

@@ -15,7 +15,7 @@ from html import escape
 import numpy as np
 from numpy.typing import NDArray
 
-from operators.evaluation.metrics import Summary
+from graftwork.operators.evaluation.metrics import Summary
 
 LIGHT = ("#0b62c1", "#c43c52", "#1f7d4f", "#a86200", "#7446b0", "#007a87", "#8a5a44", "#5a6372")
 DARK = ("#6cb0ff", "#ff8795", "#62d394", "#f0b441", "#bf9fff", "#4fd0df", "#d3a892", "#aeb7c4")

@@ -8,9 +8,9 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from operators.evaluation.metrics import DEFINITIONS
-from pipelines.reporting import plots
-from pipelines.reporting.leaderboard import Record, Row, aggregate, hyperparameters
+from graftwork.operators.evaluation.metrics import DEFINITIONS
+from graftwork.pipelines.reporting import plots
+from graftwork.pipelines.reporting.leaderboard import Record, Row, aggregate, hyperparameters
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 MAX_STAGES = 400  # rows of the stage table; the rest is counted

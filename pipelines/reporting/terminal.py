@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from cluster.jobs import Job
+from graftwork.cluster.jobs import Job
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -87,7 +87,7 @@ def methods(name: str | None, console: Console, as_json: bool) -> None:
     Raises:
         ConfigError: no method of this name.
     """
-    from operators import catalogue
+    from graftwork.operators import catalogue
 
     if name is None:
         cards = catalogue.cards()

@@ -5,10 +5,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from operators.evaluation.metrics import Summary
-from operators.store.store import Store
-from operators.tracking.tracker import RunIds
-from pipelines.planning.plan import Run
+from graftwork.operators.evaluation.metrics import Summary
+from graftwork.operators.store import Store
+from graftwork.operators.tracking.tracker import RunIds
+from graftwork.pipelines.planning.plan import Run
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -17,7 +17,7 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from cluster.execution.executor import Event
+from graftwork.cluster.execution.executor import Event
 
 SECONDS_BETWEEN_LINES = 10.0
 """At least this long between two plain lines, so that a log stays readable."""

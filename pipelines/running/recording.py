@@ -6,19 +6,19 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from cluster.execution.executor import Outcome
-from cluster.execution.graph import walk
-from operators.errors import DamagedStage
-from operators.images.prefetch import prefetch
-from operators.keys import canonical
-from operators.stage import Stage
-from operators.store.store import Store
-from operators.tracking.records import Artifacts
-from operators.tracking.tracker import MethodRun
-from pipelines.planning.plan import Plan, Run
-from pipelines.reporting import report as reports
-from pipelines.running.finished import Finished
-from pipelines.running.served_model import model_identity
+from graftwork.cluster.execution.executor import Outcome
+from graftwork.cluster.execution.graph import walk
+from graftwork.operators.errors import DamagedStage
+from graftwork.operators.images.prefetch import prefetch
+from graftwork.operators.keys import canonical
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
+from graftwork.operators.tracking.records import Artifacts
+from graftwork.operators.tracking.tracker import MethodRun
+from graftwork.pipelines.planning.plan import Plan, Run
+from graftwork.pipelines.reporting import report as reports
+from graftwork.pipelines.running.finished import Finished
+from graftwork.pipelines.running.served_model import model_identity
 
 MANIFESTS = 16
 """Manifests read at once: in an object store they wait, they do not compute."""
@@ -36,7 +36,7 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
     model = model_identity(plan, run)
 
     def artifacts() -> Artifacts:
-        from pipelines.reporting import plots
+        from graftwork.pipelines.reporting import plots
 
         return {
             **(model(plan, store, run) if with_model and model else {}),

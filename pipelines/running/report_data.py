@@ -6,15 +6,15 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from cluster.execution.executor import Outcome
-from operators.images.preprocessing import Preprocessing
-from operators.store.store import Store
-from operators.versions import library_versions
-from pipelines.planning.plan import Plan
-from pipelines.reporting import report as reports
-from pipelines.running.finished import Finished
-from pipelines.running.recording import _stage_results
-from pipelines.spec.loading import Loaded
+from graftwork.cluster.execution.executor import Outcome
+from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.store import Store
+from graftwork.operators.versions import library_versions
+from graftwork.pipelines.planning.plan import Plan
+from graftwork.pipelines.reporting import report as reports
+from graftwork.pipelines.running.finished import Finished
+from graftwork.pipelines.running.recording import _stage_results
+from graftwork.pipelines.spec.loading import Loaded
 
 
 def report(

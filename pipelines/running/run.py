@@ -10,21 +10,21 @@ import uuid
 from functools import partial
 from typing import Any
 
-from cluster.execution.executor import Event, Outcome, execute
-from cluster.execution.graph import needed
-from cluster.sessions.session import connect
-from operators.errors import DamagedStage, Interrupted
-from operators.housekeeping import RUNS
-from operators.store.store import Store
-from operators.tracking import uri as tracking_uri
-from operators.tracking.tracker import Tracker
-from pipelines.planning import explain
-from pipelines.planning.plan import Plan, Run, make_plan
-from pipelines.running import recording, report_data, served_model
-from pipelines.running.finished import Finished, read, result
-from pipelines.running.progress import Display
-from pipelines.running.where import Where
-from pipelines.spec.loading import Loaded
+from graftwork.cluster.execution.executor import Event, Outcome, execute
+from graftwork.cluster.execution.graph import needed
+from graftwork.cluster.sessions.session import connect
+from graftwork.operators.errors import DamagedStage, Interrupted
+from graftwork.operators.housekeeping import RUNS
+from graftwork.operators.store import Store
+from graftwork.operators.tracking import uri as tracking_uri
+from graftwork.operators.tracking.tracker import Tracker
+from graftwork.pipelines.planning import explain
+from graftwork.pipelines.planning.plan import Plan, Run, make_plan
+from graftwork.pipelines.running import recording, report_data, served_model
+from graftwork.pipelines.running.finished import Finished, read, result
+from graftwork.pipelines.running.progress import Display
+from graftwork.pipelines.running.where import Where
+from graftwork.pipelines.spec.loading import Loaded
 
 
 def run_pipeline(loaded: Loaded, where: Where, display: Display) -> dict[str, Any]:

@@ -2,12 +2,12 @@
 
 from typing import Any
 
-from operators.files import access
-from operators.serving import model_files
-from operators.store.store import Store
-from operators.tracking.records import Artifacts
-from pipelines.planning.plan import Plan, Run
-from pipelines.planning.shared import Trunk
+from graftwork.operators.files import access
+from graftwork.operators.serving import model_files
+from graftwork.operators.store import Store
+from graftwork.operators.tracking.records import Artifacts
+from graftwork.pipelines.planning.plan import Plan, Run
+from graftwork.pipelines.planning.shared import Trunk
 
 
 def model_identity(plan: Plan, run: Run) -> str | None:

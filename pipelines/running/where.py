@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from operators.errors import ConfigError, StorageError
-from operators.tracking import uri as tracking_uri
+from graftwork.operators.errors import ConfigError, StorageError
+from graftwork.operators.tracking import uri as tracking_uri
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,8 +7,8 @@ rule are is known to `operators/merging` and `operators/ensembling`, and checked
 from dataclasses import dataclass
 from typing import Any
 
-from pipelines.spec.fields import Rule, choice, refuse, text
-from pipelines.spec.problems import shown
+from graftwork.pipelines.spec.fields import Rule, choice, refuse, text
+from graftwork.pipelines.spec.problems import shown
 
 Entry = tuple[str, dict[str, Any]]
 """Name of a merge or a rule, and its fields as written."""

@@ -6,9 +6,9 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
 from pydantic_core import PydanticCustomError
 
-from operators.data.builtin import BUILTIN
-from operators.data.scenario import MAX_SEED, OrderName, expand
-from pipelines.spec.fields import (
+from graftwork.operators.data.builtin import BUILTIN
+from graftwork.operators.data.scenario import MAX_SEED, OrderName, expand
+from graftwork.pipelines.spec.fields import (
     PLACE,
     Before,
     Place,
@@ -23,7 +23,7 @@ from pipelines.spec.fields import (
     refuse,
     text,
 )
-from pipelines.spec.problems import shown
+from graftwork.pipelines.spec.problems import shown
 
 BUILTIN_DATASETS = tuple(BUILTIN)
 MAX_COUNT = 1_000_000_000

@@ -13,10 +13,10 @@ from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 from pydantic import BaseModel, ConfigDict, GetCoreSchemaHandler
 from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
-from operators.errors import ConfigError
-from operators.files import urls
-from pipelines.spec.problems import nearest, shown
-from pipelines.spec.yaml_source import Path, scalar
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.files import urls
+from graftwork.pipelines.spec.problems import nearest, shown
+from graftwork.pipelines.spec.yaml_source import Path, scalar
 
 
 def refuse(message: str, at: Path = ()) -> PydanticCustomError:

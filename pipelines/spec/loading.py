@@ -15,14 +15,22 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from operators.errors import BadDataError, ConfigError, IncompatibleError, together
-from operators.files import urls
-from pipelines.spec import overrides as overriding
-from pipelines.spec.fields import with_places
-from pipelines.spec.model import PipelineSpec
-from pipelines.spec.problems import Origin, Origins, Problem, dotted, nearest, one_line, shown
-from pipelines.spec.reference import siblings
-from pipelines.spec.yaml_source import Path, SyntaxProblem, dump, parse
+from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleError, together
+from graftwork.operators.files import urls
+from graftwork.pipelines.spec import overrides as overriding
+from graftwork.pipelines.spec.fields import with_places
+from graftwork.pipelines.spec.model import PipelineSpec
+from graftwork.pipelines.spec.problems import (
+    Origin,
+    Origins,
+    Problem,
+    dotted,
+    nearest,
+    one_line,
+    shown,
+)
+from graftwork.pipelines.spec.reference import siblings
+from graftwork.pipelines.spec.yaml_source import Path, SyntaxProblem, dump, parse
 
 __all__ = [
     "Loaded",
@@ -118,7 +126,7 @@ def with_absolute_places(loaded: Loaded) -> str:
     Raises:
         ConfigError: a place that may not be used.
     """
-    from operators.files.access import absolute
+    from graftwork.operators.files.access import absolute
 
     return dump(with_places(loaded.spec, absolute).to_value())
 

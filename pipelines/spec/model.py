@@ -17,11 +17,11 @@ from pydantic import (
     field_validator,
 )
 
-from operators.data.scenario import MAX_SEED
-from operators.images.preprocessing import PRESETS, TIMM_DEFAULT
-from pipelines.spec.combination import Entry
-from pipelines.spec.combination import rule as combination
-from pipelines.spec.data import (
+from graftwork.operators.data.scenario import MAX_SEED
+from graftwork.operators.images.preprocessing import PRESETS, TIMM_DEFAULT
+from graftwork.pipelines.spec.combination import Entry
+from graftwork.pipelines.spec.combination import rule as combination
+from graftwork.pipelines.spec.data import (
     BUILTIN_DATASETS,
     MAX_COUNT,
     BuiltinDataset,
@@ -33,7 +33,7 @@ from pipelines.spec.data import (
     full_dataset,
     seed,
 )
-from pipelines.spec.fields import (
+from graftwork.pipelines.spec.fields import (
     Before,
     Place,
     Rule,
@@ -50,8 +50,8 @@ from pipelines.spec.fields import (
     refuse,
     text,
 )
-from pipelines.spec.problems import parse_path, shown
-from pipelines.spec.yaml_source import Path
+from graftwork.pipelines.spec.problems import parse_path, shown
+from graftwork.pipelines.spec.yaml_source import Path
 
 __all__ = ["Backbone", "BuiltinDataset", "FileDataset", "PipelineSpec", "Preprocessing", "Scenario"]
 

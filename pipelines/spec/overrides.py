@@ -3,9 +3,17 @@
 from collections.abc import Sequence
 from typing import Any
 
-from operators.files.urls import mask
-from pipelines.spec.problems import Origin, Origins, Problem, dotted, nearest, parse_path, shown
-from pipelines.spec.yaml_source import Path, SyntaxProblem, parse, scalar
+from graftwork.operators.files.urls import mask
+from graftwork.pipelines.spec.problems import (
+    Origin,
+    Origins,
+    Problem,
+    dotted,
+    nearest,
+    parse_path,
+    shown,
+)
+from graftwork.pipelines.spec.yaml_source import Path, SyntaxProblem, parse, scalar
 
 # Options come after every line of the file.
 _RANK = 10**9

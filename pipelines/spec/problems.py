@@ -6,9 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from operators.errors import ConfigError, together
-from operators.files.urls import mask
-from pipelines.spec.yaml_source import Path
+from graftwork.operators.errors import ConfigError, together
+from graftwork.operators.files.urls import mask
+from graftwork.pipelines.spec.yaml_source import Path
 
 MAX_LINES = 50
 

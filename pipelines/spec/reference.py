@@ -9,8 +9,8 @@ from typing import Any, get_args
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from pipelines.spec.fields import Before, Rule
-from pipelines.spec.model import PipelineSpec
+from graftwork.pipelines.spec.fields import Before, Rule
+from graftwork.pipelines.spec.model import PipelineSpec
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,8 @@ from safetensors.torch import load_file, save_file
 from timm.layers.pos_embed import resample_abs_pos_embed
 from torch import Tensor
 
-from methods.networks.clip import Clip, class_texts, phrases, unit
-from operators.backbones import clip as clip_models
+from graftwork.methods.networks.clip import Clip, class_texts, phrases, unit
+from graftwork.operators.backbones import clip as clip_models
 
 MODEL = "open_clip:clip_small_96"
 SIZE = 96

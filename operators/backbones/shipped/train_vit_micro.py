@@ -25,8 +25,8 @@ from safetensors.torch import load_file, save_file
 from timm.models import VisionTransformer
 from torch import Tensor, nn
 
-from operators.backbones.shipped import VIT_MICRO
-from operators.data import digits
+from graftwork.operators.backbones.shipped import VIT_MICRO
+from graftwork.operators.data import digits
 
 TEACHER = "vit_tiny_patch16_224"
 BATCH = 128
