@@ -9,8 +9,9 @@ download of weights, and a test pass every fifth epoch. Both sides have the same
 the backbone, images (32 pixels, CIFAR's size), kind of augmentation, batch, optimiser and frozen
 pass for queries. Ours decodes PNG files, PILOT has the pixels. A step is from batch to batch,
 loading included; the first of a round is left out. Rounds of all sides alternate; medians.
-Either runs in a process as its users have it: ours as workers are started (`cluster/sessions/huge_pages.py`),
-unless GLIBC_TUNABLES says otherwise, PILOT without any such variable.
+Either runs in a process as its users have it: ours as workers are started
+(`cluster/sessions/huge_pages.py`), unless GLIBC_TUNABLES says otherwise, PILOT
+without any such variable.
 Cached: with the test transform (augmentation "none") the queries come from the cache of features,
 while PILOT computes them again for every batch; its own column stays with the training transform,
 and the pass that fills the cache, once for all epochs and methods, is not counted.
@@ -44,6 +45,7 @@ from timm.models import _manipulate
 from torch.utils.data import DataLoader
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from graftwork import methods
 from graftwork.cluster.sessions import huge_pages
@@ -53,7 +55,7 @@ from graftwork.operators.backbones import loading
 from graftwork.operators.data.index_file import SplitIndex
 from graftwork.operators.images.preprocessing import PRESETS
 from graftwork.operators.training import forward, loop
-from graftwork.operators.training.batches import chunks as batches_chunks
+from graftwork.operators.training.batches import chunks
 from graftwork.operators.training.rows import TaskRows
 from graftwork.operators.training.settings import Settings
 
@@ -311,8 +313,8 @@ def serve(options: argparse.Namespace) -> None:
         networks.timm = SimpleNamespace(create_model=create_model)
     else:
         with torch.no_grad():
-            chunks = batches_chunks(list(range(count)), options.batch)
-            inputs = (rows.normalise(rows.batch(chunk, 0, "none")) for chunk in chunks)
+            parts = chunks(list(range(count)), options.batch)
+            inputs = (rows.normalise(rows.batch(part, 0, "none")) for part in parts)
             rows.query = torch.cat([forward.frozen_features(network, batch) for batch in inputs])
     rounds: dict[tuple[str, str], Callable[[], list[float]]] = {}
     for line in sys.stdin:

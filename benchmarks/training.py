@@ -36,6 +36,7 @@ from PIL import Image
 from torch import Tensor
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 
 from graftwork import methods
 from graftwork.methods.contracts.trained import Task, Trained, trains

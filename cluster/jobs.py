@@ -1,7 +1,7 @@
 """Runs on a cluster that go on without us: submit, status, logs, stop.
 
-The entry point is `python -m graftwork.pipelines run`, the same command that a user types, so that a job that
-was stopped or lost continues when it is submitted again.
+The entry point is `python -m graftwork.pipelines run`, the same command that a user types, so that
+a job that was stopped or lost continues when it is submitted again.
 """
 
 import asyncio

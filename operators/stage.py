@@ -124,7 +124,7 @@ OPERATORS: dict[str, Operator] = {
     "train": Operator(version=1, function="graftwork.operators.stages.train:run"),
     "join": Operator(version=1, function="graftwork.operators.stages.join:run"),
     "predict": Operator(version=2, function="graftwork.operators.stages.predict:run"),
-    "score": Operator(version=1, function="graftwork.operators.stages.blend:score"),
+    "score": Operator(version=1, function="graftwork.operators.stages.score:run"),
     "blend": Operator(version=1, function="graftwork.operators.stages.blend:run"),
     "statistics": Operator(version=2, function="graftwork.operators.stages.statistics:run"),
     "merge": Operator(version=1, function="graftwork.operators.stages.merge:run"),

@@ -5,7 +5,7 @@ import platform
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 
-from graftwork.operators import __version__
+from graftwork import __version__
 
 
 @cache

@@ -1,4 +1,4 @@
-"""`python -m graftwork.pipelines`: what a cluster runs from a shipped checkout, with nothing installed."""
+"""`python -m graftwork.pipelines`: the command as a cluster runs it, with nothing installed."""
 
 from graftwork.pipelines.cli import main
 

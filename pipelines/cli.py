@@ -1,23 +1,32 @@
 """The command `graftwork`."""
 
 import faulthandler
-import json
 import os
 import signal
 import sys
-import threading
-import traceback
-from collections.abc import Iterator
-from contextlib import contextmanager
-from types import FrameType
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 from rich.console import Console
 
-from graftwork.operators import __version__
-from graftwork.operators.errors import ConfigError, GraftworkError, Interrupted
-from graftwork.pipelines.spec.problems import one_line
+from graftwork import __version__
+from graftwork.operators.errors import ConfigError, Interrupted
+from graftwork.pipelines.commands.ending import fail, terminating
+from graftwork.pipelines.commands.options import (
+    DEFAULT_STORE,
+    Address,
+    AsJson,
+    Insecure,
+    Job,
+    JobAddress,
+    Overrides,
+    Spec,
+    StoreUrl,
+    Tracking,
+    existing,
+    place,
+    print_json,
+)
 
 app = typer.Typer(
     name="graftwork",
@@ -50,75 +59,6 @@ def _options(
     del version  # typer calls `_version` before any command
 
 
-Spec = Annotated[
-    str, typer.Argument(metavar="SPEC", help="A YAML file, an fsspec URL, or a preset's name.")
-]
-Overrides = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set", metavar="KEY=VALUE", help="Override a value: --set backbone.precision=bf16."
-    ),
-]
-StoreUrl = Annotated[
-    str,
-    typer.Option(
-        "--store",
-        envvar="GRAFTWORK_STORE",
-        metavar="URL",
-        help="Where features and results are kept: a folder or an fsspec URL.",
-    ),
-]
-Tracking = Annotated[
-    str | None,
-    typer.Option(
-        envvar="MLFLOW_TRACKING_URI",
-        metavar="URI",
-        help="MLflow's tracking URI; default: a database in the store's folder.",
-    ),
-]
-Address = Annotated[
-    str | None,
-    typer.Option(metavar="RAY", help="A Ray cluster to join (host:port, ray://...); default: own."),
-]
-JobAddress = Annotated[
-    str, typer.Option("--address", metavar="URL", help="The cluster's dashboard: http://HEAD:8265.")
-]
-Insecure = Annotated[
-    bool, typer.Option("--insecure", help="Allow a cluster that asks for no token.")
-]
-Job = Annotated[str, typer.Argument(metavar="JOB", help="The id that `submit` printed.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON document on stdout.")]
-DEFAULT_STORE = "graftwork-store"
-
-
-def _where(
-    store: str, tracking: str | None, address: str | None = None, insecure: bool = False
-) -> Any:
-    from graftwork.operators.files import urls
-    from graftwork.pipelines.running.where import Where
-
-    try:
-        urls.check(store)
-    except ConfigError as error:
-        raise error.about("--store") from error
-    if store.startswith("hf://"):
-        raise ConfigError('protocol "hf" can only be read (file, s3, gs, abfs)', key="--store")
-    return Where(store=store, tracking=tracking, address=address, insecure=insecure)
-
-
-def _existing(store: str) -> Any:
-    """The store of an earlier run: a mistyped name must not look like an empty store."""
-    from graftwork.operators.store import Store
-
-    where = _where(store, None)
-    where.must_exist()
-    return Store(where.store)
-
-
-def _print_json(value: Any) -> None:
-    print(json.dumps(value, indent=1))
-
-
 @app.command(epilog="Example: graftwork run quickstart --set 'seeds=[0,1]' --store /data/store")
 def run(
     spec: Spec,
@@ -136,9 +76,9 @@ def run(
     from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    document = run_pipeline(loaded, _where(store, tracking, address, insecure), Display())
+    document = run_pipeline(loaded, place(store, tracking, address, insecure), Display())
     if as_json:
-        _print_json(document)
+        print_json(document)
     else:
         terminal.document(document, Console())
 
@@ -161,14 +101,14 @@ def plan(
     from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    opened = Store(_where(store, None).store)
+    opened = Store(place(store, None).store)
     made = make_plan(loaded, opened.memo)
     if mermaid:
         print(explain.mermaid(made, opened))
         return
     status = explain.explain(made, opened)
     if as_json:
-        _print_json(status)
+        print_json(status)
     else:
         terminal.plan(status, Console())
 
@@ -182,12 +122,12 @@ def doctor(
 ) -> None:
     """Look at the data of a spec before any cluster time: counts, sizes, broken images."""
     from graftwork.operators.store import Store
-    from graftwork.pipelines.commands.doctor import doctor as doctor_doctor
+    from graftwork.pipelines.commands.doctor import doctor as inspect
     from graftwork.pipelines.running.progress import Display
     from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    doctor_doctor(loaded, Store(_where(store, None).store), Display(), as_json)
+    inspect(loaded, Store(place(store, None).store), Display(), as_json)
 
 
 @app.command(
@@ -206,7 +146,7 @@ def submit(
     from graftwork.pipelines.spec.loading import load_resolved, with_absolute_places
 
     loaded = load_resolved(spec, overrides or ())
-    where = _where(store, tracking)
+    where = place(store, tracking)
     print(
         jobs.submit(
             spec,
@@ -262,7 +202,7 @@ def results(
     """The leaderboard: mean and deviation over class orders and seeds, from MLflow."""
     from graftwork.pipelines.reporting import leaderboard as leaderboards
 
-    where = _where(store, tracking)
+    where = place(store, tracking)
     if not tracking:
         where.must_exist()
     rows = leaderboards.leaderboard(where.tracking_uri(), pipeline)
@@ -323,7 +263,7 @@ def predict(
     from graftwork.pipelines.commands import predict as predicting
     from graftwork.pipelines.running.progress import Display
 
-    where = _where(store, tracking, address, insecure)
+    where = place(store, tracking, address, insecure)
     if not tracking:
         where.must_exist()
     request = predicting.Request(
@@ -358,7 +298,7 @@ def ui(
     """Serve MLflow's pages on this machine (127.0.0.1 only) until Ctrl-C."""
     from graftwork.pipelines.commands.ui import serve
 
-    where = _where(store, tracking)
+    where = place(store, tracking)
     if not tracking:
         where.must_exist()
     serve(where.tracking_uri(), port)
@@ -370,8 +310,8 @@ def cache_ls(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
     from graftwork.operators import housekeeping
     from graftwork.pipelines.reporting import terminal
 
-    rows = housekeeping.inventory(_existing(store))
-    _print_json(rows) if as_json else terminal.inventory(rows, Console())
+    rows = housekeeping.inventory(existing(store))
+    print_json(rows) if as_json else terminal.inventory(rows, Console())
 
 
 @cache_app.command("verify", epilog="Example: graftwork cache verify --repair")
@@ -384,8 +324,8 @@ def cache_verify(
     from graftwork.operators import housekeeping
     from graftwork.pipelines.reporting import terminal
 
-    found = housekeeping.verify(_existing(store), repair)
-    _print_json(found) if as_json else terminal.verified(found, Console())
+    found = housekeeping.verify(existing(store), repair)
+    print_json(found) if as_json else terminal.verified(found, Console())
     raise typer.Exit(6 if found["damaged"] else 0)
 
 
@@ -408,8 +348,8 @@ def cache_gc(
 
     if days < 7 and not force:
         raise ConfigError(f"--days {days:g} would touch files of running pipelines; add --force")
-    found = housekeeping.collect(_existing(store), days, unused, delete)
-    _print_json(found) if as_json else terminal.collected(found, Console())
+    found = housekeeping.collect(existing(store), days, unused, delete)
+    print_json(found) if as_json else terminal.collected(found, Console())
 
 
 def main() -> None:
@@ -421,16 +361,16 @@ def main() -> None:
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
-        with _terminating():
+        with terminating():
             sys.exit(_invoke(arguments))
     except BrokenPipeError:
         # The reader (`head`) went away; Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(0)
     except KeyboardInterrupt:
-        _fail(Interrupted(signal.SIGINT), debug)
+        fail(Interrupted(signal.SIGINT), debug)
     except Exception as error:
-        _fail(error, debug)
+        fail(error, debug)
 
 
 def _invoke(arguments: list[str]) -> int:
@@ -445,51 +385,3 @@ def _invoke(arguments: list[str]) -> int:
     # A closed pipe is noticed here, where it can still be handled.
     sys.stdout.flush()
     return status
-
-
-@contextmanager
-def _terminating() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does: temporary files go, and the exit status is 143."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handler(number: int, _frame: FrameType | None) -> None:
-        raise Interrupted(number)
-
-    before = signal.signal(signal.SIGTERM, handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-def _fail(error: BaseException, debug: bool) -> None:
-    """Prints what went wrong, a line each, and exits."""
-    sys.stdout.flush()
-    if debug:
-        traceback.print_exception(error)
-    if isinstance(error, Interrupted):
-        lines, status = [str(error)], error.exit_code
-    elif isinstance(error, GraftworkError):
-        found = [line or type(error).__name__ for line in error.lines()]
-        lines, status = [f"error: {line}" for line in found], error.exit_code
-    elif isinstance(error, typer.TyperException):
-        # Without arguments the "error" is the help, which is printed already.
-        silent = type(error).__name__ == "NoArgsIsHelpError"
-        lines, status = [] if silent else [_usage(error)], error.exit_code
-    else:
-        what = " ".join(f"{type(error).__name__}: {error}".split())[:300]
-        lines, status = [f"error: unexpected {what}; --debug shows where; please report it"], 1
-    for line in lines:
-        print(one_line(line), file=sys.stderr)
-    sys.exit(status)
-
-
-def _usage(error: typer.TyperException) -> str:
-    """A mistake on the command line: what is wrong, and where to read on."""
-    what = error.format_message().rstrip(".").replace("Value error, ", "")
-    what = what.replace("Invalid value for ", "").replace("Got unexpected", "unexpected")
-    context = getattr(error, "ctx", None)
-    path = context.command_path if context else "graftwork"
-    return f"error: {what[:1].lower()}{what[1:]}; see {path} -h"

@@ -1,5 +1,6 @@
 """The page on adding things works as written: its files and its lines, put where it says."""
 
+import os
 import re
 import shutil
 import subprocess
@@ -23,8 +24,9 @@ KEPT_LINE = '    "bitfit": "graftwork.methods.baselines.bitfit:BitFit",\n'
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy of the checkout after everything on the page was done."""
     root = tmp_path_factory.mktemp("adding")
-    for folder in ("methods", "operators", "pipelines", "cluster", "tests", "docs"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    for folder in ("src", "methods", "operators", "pipelines", "cluster", "tests", "docs"):
+        ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
+        shutil.copytree(ROOT / folder, root / folder, symlinks=True, ignore=ignored)
     shutil.copy(ROOT / "pyproject.toml", root)
     for name in KEPT:
         (root / name).unlink()
@@ -51,13 +53,21 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def call(root: Path, *words: str) -> str:
-    done = subprocess.run([sys.executable, *words], cwd=root, capture_output=True, text=True)
+    environment = {**os.environ, "PYTHONPATH": str(root / "src")}
+    done = subprocess.run(
+        [sys.executable, *words], cwd=root, env=environment, capture_output=True, text=True
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
 
 
 def test_the_page_has_what_it_speaks_of() -> None:
-    assert {"methods/ncm.py", "tests/test_ncm.py", "flowers.yaml", *KEPT} < FILES.keys()
+    assert {
+        "methods/representations/ncm.py",
+        "tests/test_ncm.py",
+        "flowers.yaml",
+        *KEPT,
+    } < FILES.keys()
     assert len(CHANGES) == PAGE.count("```diff")
 
 
@@ -108,7 +118,8 @@ def test_the_methods_and_the_preset_pass_their_tests(tree: Path) -> None:
 def test_the_spec_and_the_table_are_accepted(tree: Path) -> None:
     call(tree, "write_parquet.py")
     code = (
-        "from graftwork.operators.data.dataset import index; from graftwork.operators.store import Store\n"
+        "from graftwork.operators.data.dataset import index\n"
+        "from graftwork.operators.store import Store\n"
         "from graftwork.pipelines.spec.loading import load_resolved\n"
         "files = ['dataset.train=train.parquet', 'dataset.test=test.parquet']\n"
         "spec = load_resolved('flowers.yaml', files).spec\n"
@@ -120,15 +131,16 @@ def test_the_spec_and_the_table_are_accepted(tree: Path) -> None:
 
 def test_the_built_in_data_set_is_images_with_labels(tree: Path) -> None:
     code = (
-        "from graftwork.operators.images import codec as images; from graftwork.operators import stripes\n"
+        "from graftwork.operators.data import stripes\n"
+        "from graftwork.operators.images import codec\n"
         "for split, count in (('train', 60), ('test', 15)):\n"
         "    found = stripes.images(split)\n"
         "    assert len(found) == len(set(found)) == len(stripes.labels(split)) == count\n"
-        "    assert {images.check(image) for image in found} == {(16, 16)}\n"
+        "    assert {codec.check(image) for image in found} == {(16, 16)}\n"
     )
     call(tree, "-c", code)
-    call(
-        tree,
-        "-c",
-        "from graftwork.pipelines.spec import loading as spec; spec.load_resolved('quickstart', ['dataset=stripes'])",
+    code = (
+        "from graftwork.pipelines.spec.loading import load_resolved\n"
+        "load_resolved('quickstart', ['dataset=stripes'])\n"
     )
+    call(tree, "-c", code)

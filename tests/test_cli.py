@@ -22,8 +22,9 @@ import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
-from graftwork.operators import __version__, housekeeping
-from graftwork.operators.backbones.shipped import loading, weights
+from graftwork import __version__
+from graftwork.operators import housekeeping
+from graftwork.operators.backbones import loading, weights
 from graftwork.operators.errors import BadDataError, IncompatibleError
 from graftwork.operators.stages import features
 from graftwork.operators.store import Store
@@ -33,7 +34,7 @@ from graftwork.pipelines.spec.loading import load_resolved
 from tests.processes import started
 
 ROOT = Path(__file__).parent.parent
-WEIGHTS = ROOT / "operators/backbones/vit_micro_patch4_32.safetensors"
+WEIGHTS = ROOT / "operators/backbones/shipped/vit_micro_patch4_32.safetensors"
 VARIABLES = ("MLFLOW_TRACKING_URI", "GRAFTWORK_STORE", "RAY_ADDRESS")
 
 
@@ -687,7 +688,7 @@ def test_tables_fit_a_terminal_and_have_no_colours(call: Command, spec: str) -> 
 
 def environment(**more: str) -> dict[str, str]:
     clean = {k: v for k, v in os.environ.items() if k not in VARIABLES}
-    return clean | {"PYTHONPATH": str(ROOT)} | more
+    return clean | {"PYTHONPATH": str(ROOT / "src")} | more
 
 
 def command(*words: str) -> list[str]:
@@ -719,9 +720,9 @@ def test_an_old_locale(tmp_path: Path) -> None:
 def test_a_crash_of_a_library_says_where_it_was(tmp_path: Path) -> None:
     program = (
         "import os, signal, sys\n"
-        "import operators.describe\n"
+        "from graftwork.operators import catalogue\n"
         "from graftwork.pipelines import cli\n"
-        "operators.describe.cards = lambda: os.kill(os.getpid(), signal.SIGSEGV)\n"
+        "catalogue.cards = lambda: os.kill(os.getpid(), signal.SIGSEGV)\n"
         "sys.argv = ['graftwork', 'methods']\n"
         "cli.main()\n"
     )

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from graftwork.methods.networks import network
 from graftwork.methods.networks.clip import VOCABULARY, Clip, class_texts, ends, phrases, unit
-from graftwork.methods.networks.network import network
 from tests import tiny
 from tests.bounds import rounding
 

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from graftwork.operators.backbones.shipped import clip, loading, weights
-from graftwork.operators.backbones.shipped import resolve as backbone
+from graftwork.operators.backbones import clip, loading, weights
+from graftwork.operators.backbones import resolve as backbone
 from graftwork.operators.errors import ConfigError, IncompatibleError
 from graftwork.operators.images.preprocessing import PRESETS, resolve
 from graftwork.operators.store import Store

@@ -21,17 +21,16 @@ from graftwork.methods.baselines.finetune import Finetune
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Learner, learned
 from graftwork.operators import building, catalogue, ensembling, merging
-from graftwork.operators.backbones.shipped import loading
-from graftwork.operators.data import scenario
+from graftwork.operators.backbones import loading
+from graftwork.operators.data.labels import columns_of
 from graftwork.operators.errors import ConfigError, DamagedStage, Diverged, IncompatibleError
-from graftwork.operators.evaluation.fitted_scores import (
-    fitted_scores as fitted_scores_fitted_scores,
-)
+from graftwork.operators.evaluation.fitted_scores import fitted_scores as scores_of_fit
 from graftwork.operators.formats import predictions
 from graftwork.operators.formats.index import load_index
 from graftwork.operators.stage import Stage
 from graftwork.operators.stages import statistics
 from graftwork.operators.store import Store
+from graftwork.operators.tracking.records import RunIds
 from graftwork.operators.training import forward, loop, opening
 from graftwork.operators.training.settings import Log, Settings
 from graftwork.pipelines.planning import explain
@@ -40,7 +39,7 @@ from graftwork.pipelines.planning.runs import Run
 from graftwork.pipelines.reporting import terminal
 from graftwork.pipelines.running import recording
 from graftwork.pipelines.running.finished import read
-from graftwork.pipelines.running.finished import result as finished_result
+from graftwork.pipelines.running.finished import result as result_of
 from tests import pngs, tiny
 from tests.pngs import compute, of
 from tests.test_merging import merge_states
@@ -152,7 +151,7 @@ def test_a_merged_state_predicts_like_the_learner_that_holds_it(whole: tuple[Sto
     order = last.order()
     index = load_index(store, *order.inputs("dataset")[0])
     rows = np.arange(len(index.labels))
-    targets = scenario.columns_of(index.labels, model.parameters["learned"])
+    targets = torch.from_numpy(columns_of(index.labels, model.parameters["learned"]))
     images = opening.open_rows(order, index, rows, targets, None)
     expected = forward.forward_plain(
         learner.eval().logits, learner, images, Settings(seed=0), Log()
@@ -453,7 +452,7 @@ def test_gram_matrices_are_of_inputs_in_the_precision_of_the_training(
 
 
 def fitted_scores(store: Store, run: Run, number: int, rows: Any, classes: Any) -> np.ndarray:
-    return fitted_scores_fitted_scores(run.evaluate.order(), store, number, rows, classes)
+    return scores_of_fit(run.evaluate.order(), store, number, rows, classes)
 
 
 def test_an_ensemble_is_what_numpy_makes_of_the_scores(whole: tuple[Store, Plan]) -> None:
@@ -632,11 +631,11 @@ def test_results_name_their_parents(whole: tuple[Store, Plan]) -> None:
     store, made = whole
     run = run_of(made, "mean of finetune over seeds")
     finished = read(store, run, cached=False)
-    ids = recording.RunIds(
+    ids = RunIds(
         experiment_id="1", run_id="2", unsent=0, problem="",
         methods={run.parents[1].evaluate.key: "abc", run.evaluate.key: "def"},
     )  # fmt: skip
-    result = finished_result(finished, ids)
+    result = result_of(finished, ids)
     assert result["method"] == result["label"] == "mean of finetune over seeds"
     assert result["mlflow_run_id"] == "def"
     assert result["parents"] == [

@@ -589,7 +589,7 @@ def elsewhere(
         save_file(first[0] or {"none": torch.zeros(())}, folder / f"{case.label}.first")
     while left:
         labels = ",".join(case.label for case in left)
-        environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+        environment = {**os.environ, "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}"}
         (folder / "meeting").unlink(missing_ok=True)
         workers = [
             subprocess.Popen(

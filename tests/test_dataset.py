@@ -22,9 +22,10 @@ from graftwork.operators.data.tables import Column
 from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.keys import canonical
 from graftwork.operators.stages.dataset import run
+from graftwork.operators.store import memo
 
 
-class Memo:
+class Memo(memo.Memo):
     """A memo in memory that counts what it is asked."""
 
     def __init__(self) -> None:

@@ -16,10 +16,14 @@ from rich.console import Console
 
 from graftwork.operators.data import dataset
 from graftwork.operators.errors import BadDataError
+from graftwork.operators.store.memo import Memo
 from graftwork.pipelines.commands import doctor
 
 
-class NoMemo:
+class NoMemo(Memo):
+    def __init__(self) -> None:
+        pass
+
     def get(self, preimage: Mapping[str, Any]) -> bytes | None:
         return None
 

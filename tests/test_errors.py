@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from ray.exceptions import RayTaskError
 
-from graftwork.operators.backbones.shipped import loading, weights
+from graftwork.operators.backbones import loading, weights
 from graftwork.operators.errors import (
     BadDataError,
     ChangedWeights,
@@ -21,10 +21,9 @@ from graftwork.operators.errors import (
     Interrupted,
     together,
 )
-from graftwork.operators.serving.model_files import model_files
-from graftwork.operators.serving.predictor import inputs, predictor
+from graftwork.operators.serving import inputs, model_files, predictor
 from graftwork.operators.store import Store
-from graftwork.operators.tracking.tracker import uri
+from graftwork.operators.tracking import uri
 from graftwork.pipelines.planning.plan import _reference, make_plan
 from graftwork.pipelines.spec.loading import load_resolved
 from graftwork.pipelines.spec.model import PipelineSpec

@@ -36,6 +36,7 @@ from tests.processes import started
 from tests.ray_operators import stage
 
 ROOT = Path(__file__).resolve().parent.parent
+PATHS = [str(ROOT / "src"), str(ROOT)]
 FAST = Policy(backoff=0.01)
 
 
@@ -348,7 +349,7 @@ def test_error_of_a_listener_ends_the_run(store: Store, on: Connect) -> None:
 
 DRIVER = """
 import sys
-sys.path.insert(0, {root!r})
+sys.path[:0] = {paths!r}
 from functools import partial
 from graftwork.cluster.execution.executor import execute
 from graftwork.cluster.sessions.session import connect
@@ -373,7 +374,7 @@ def test_signals_end_a_driver_within_seconds(tmp_path: Path) -> None:
         drivers = [
             stack.enter_context(
                 started(
-                    [sys.executable, "-c", DRIVER.format(root=str(ROOT), store=store.url)],
+                    [sys.executable, "-c", DRIVER.format(paths=PATHS, store=store.url)],
                     text=True,
                     start_new_session=True,
                     env={n: v for n, v in os.environ.items() if not n.startswith("RAY_")},
@@ -421,7 +422,7 @@ def test_stored_graph_never_imports_ray(store: Store) -> None:
     run(schedule_of(store, target), store, FakePool(store), FAST)
     program = f"""
 import sys
-sys.path.insert(0, {str(ROOT)!r})
+sys.path[:0] = {PATHS!r}
 from graftwork.cluster.execution.executor import execute
 from graftwork.operators.store import Store
 from tests.test_executor import diamonds

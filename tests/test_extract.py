@@ -15,11 +15,11 @@ from PIL import Image
 from safetensors.torch import save_file
 from torchvision.transforms import v2
 
-from graftwork.operators.backbones.shipped import loading, resolve, weights
+from graftwork.operators.backbones import loading, resolve, weights
 from graftwork.operators.data import digits
 from graftwork.operators.errors import BadDataError, ConfigError, DamagedStage, IncompatibleError
 from graftwork.operators.formats import features
-from graftwork.operators.images.codec import preprocessing
+from graftwork.operators.images import preprocessing
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.stage import Resources, Stage
 from graftwork.operators.stages import features as extract

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from graftwork.operators.errors import BadDataError
-from graftwork.operators.images.codec import codec
+from graftwork.operators.images import codec
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:

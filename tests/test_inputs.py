@@ -7,7 +7,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from graftwork.operators.errors import BadDataError
-from graftwork.operators.serving.predictor import inputs
+from graftwork.operators.serving import inputs
 
 
 @pytest.fixture

@@ -23,11 +23,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Cluster:
 @pytest.fixture
 def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A stand-in for the checkout, whose `pipelines` shows its arguments and its spec."""
-    root = tmp_path / "checkout"
+    root = tmp_path / "checkout" / "graftwork"
     (root / "pipelines").mkdir(parents=True)
-    (root / "pipelines" / "__init__.py").touch()
-    (root / "pipelines" / "secret.db").touch()
-    (root / "data").mkdir()
+    for name in ("__init__.py", "pipelines/__init__.py", "pipelines/secret.db"):
+        (root / name).touch()
+    (root.parent / "data").mkdir()
     (root / "pipelines" / "__main__.py").write_text(
         "import sys, time\nfrom pathlib import Path\n"
         "print(sys.argv[1:], flush=True)\n"
@@ -36,7 +36,7 @@ def program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         "time.sleep(60 if 'sleep' in sys.argv else 0)\n"
         "sys.exit(4 if 'fail' in sys.argv else 0)\n"
     )
-    monkeypatch.setattr(shipping, "ROOT", root)
+    monkeypatch.setattr(shipping, "PACKAGE", root)
     return root
 
 
@@ -157,7 +157,12 @@ def test_local_paths_become_absolute(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_shipped_folder_holds_the_program_only(program: Path) -> None:
     with shipping.working_dir({"submitted/a.yaml": "x"}) as folder:
         found = {p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()}
-    assert found == {"pipelines/__init__.py", "pipelines/__main__.py", "submitted/a.yaml"}
+    assert found == {
+        "graftwork/__init__.py",
+        "graftwork/pipelines/__init__.py",
+        "graftwork/pipelines/__main__.py",
+        "submitted/a.yaml",
+    }
     assert not folder.exists()
 
 
@@ -167,7 +172,8 @@ def test_job_runs_a_graph_on_its_cluster(cluster: Cluster, program: Path, tmp_pa
         (program / package).symlink_to(Path(__file__).resolve().parent.parent / package)
     (program / "pipelines" / "__main__.py").write_text(
         "import sys\nfrom functools import partial\n"
-        "from graftwork.cluster.execution.executor import execute\nfrom cluster.sessions.session import connect\n"
+        "from graftwork.cluster.execution.executor import execute\n"
+        "from graftwork.cluster.sessions.session import connect\n"
         "from graftwork.operators.store import Store\nfrom tests.ray_operators import stage\n"
         "address, store = sys.argv[4], Store(sys.argv[6])\n"
         "parts = tuple(stage(f's {n}', n) for n in range(4))\n"

@@ -12,9 +12,8 @@ import pytest
 from fsspec.implementations.memory import MemoryFileSystem
 
 from graftwork.operators.errors import RunHeld
-from graftwork.operators.store import Store
+from graftwork.operators.store import Store, lease
 from graftwork.operators.store.lease import held, process_start
-from graftwork.operators.store.store import lease
 from tests.processes import started
 
 NAME = {"ab" * 32: "l2p order 1993 seed 0"}

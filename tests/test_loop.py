@@ -1,6 +1,7 @@
 """The training loop, and what it is made of: orders of rows, schedules, snapshots, seeds."""
 
 import math
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import pytest
@@ -273,6 +274,7 @@ def test_epochs_begin_with_their_number_also_after_an_interruption() -> None:
         def begin_epoch(self, epoch: int) -> None:
             begun.append(epoch)
 
+    @dataclass(frozen=True)
     class Method:
         card: ClassVar[Card] = METHOD.card
 

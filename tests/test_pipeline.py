@@ -75,7 +75,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("stripes")
     write_images(folder / "train.parquet", 20, 0)
     write_images(folder / "test.parquet", 8, 1)
-    weights = ROOT / "operators/backbones/vit_micro_patch4_32.safetensors"
+    weights = ROOT / "operators/backbones/shipped/vit_micro_patch4_32.safetensors"
     shutil.copy(weights, folder / "weights.safetensors")
     return folder
 
@@ -176,8 +176,8 @@ def test_a_finished_run_again_starts_neither_ray_nor_torch(
     code = (
         "import sys\n"
         f"sys.argv = ['graftwork', 'run', {str(spec)!r}, '--store', {str(store)!r}, '--json']\n"
-        "import pipelines.cli\n"
-        "try:\n    pipelines.cli.main()\nexcept SystemExit as e:\n    assert not e.code\n"
+        "from graftwork.pipelines import cli\n"
+        "try:\n    cli.main()\nexcept SystemExit as e:\n    assert not e.code\n"
         "print([m for m in ('torch', 'ray', 'timm') if m in sys.modules], file=sys.stderr)"
     )
     done = subprocess.run(

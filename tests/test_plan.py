@@ -19,7 +19,7 @@ from rich.text import Text
 from graftwork.methods.contracts import hyperparameters, registry
 from graftwork.operators import catalogue
 from graftwork.operators.assignment import Result
-from graftwork.operators.backbones.shipped import loading
+from graftwork.operators.backbones import loading
 from graftwork.operators.ensembling import rules
 from graftwork.operators.errors import BadDataError
 from graftwork.operators.merging import contract
@@ -185,7 +185,7 @@ def test_all_wrong_methods_are_reported_at_once_with_their_lines(
         make_plan(load_resolved(str(path)), store.memo)
     lines = str(caught.value).splitlines()
     assert len(lines) == 2
-    assert "graftwork.methods.1.slda.shrinkage" in lines[0]
+    assert "methods.1.slda.shrinkage" in lines[0]
     assert "did you mean" in lines[1]
     assert all(line.startswith(f"{path}:") for line in lines)
 

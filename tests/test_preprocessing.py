@@ -16,7 +16,7 @@ import torchvision.transforms as T
 from PIL import Image
 
 from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleError
-from graftwork.operators.images.codec import pixels
+from graftwork.operators.images import pixels
 from graftwork.operators.images.preprocessing import PRESETS, Preprocessing, from_timm, resolve
 
 SIZES = [
@@ -229,7 +229,8 @@ def test_explicit_description() -> None:
 
 def test_planning_imports_no_torch() -> None:
     code = (
-        "import sys; from graftwork.operators.data import dataset; from graftwork.operators.images import preprocessing, codec as images;"
+        "import sys; from graftwork.operators.data import dataset;"
+        "from graftwork.operators.images import codec, preprocessing;"
         "preprocessing.PRESETS['lamda_224'].to_json();"
         "assert not {'torch', 'torchvision', 'sklearn', 'ray'} & set(sys.modules)"
     )

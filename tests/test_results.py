@@ -149,7 +149,8 @@ def test_the_user_interface_from_start_to_ctrl_c(uri: str) -> None:
     # As from a terminal: what is started in the background of a shell ignores Ctrl-C.
     code = (
         "import signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
-        "from graftwork.pipelines.commands.ui import serve; sys.exit(serve(sys.argv[1], int(sys.argv[2])))"
+        "from graftwork.pipelines.commands.ui import serve; "
+        "sys.exit(serve(sys.argv[1], int(sys.argv[2])))"
     )
     command = [sys.executable, "-u", "-c", code, uri, str(port)]
     with subprocess.Popen(

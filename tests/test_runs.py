@@ -15,7 +15,7 @@ from graftwork.cluster.execution.executor import chain_leases
 from graftwork.cluster.execution.graph import needed
 from graftwork.cluster.execution.schedule import Schedule
 from graftwork.operators import catalogue
-from graftwork.operators.backbones.shipped import loading
+from graftwork.operators.backbones import loading
 from graftwork.operators.data.scenario import class_order
 from graftwork.operators.errors import ConfigError, GraftworkError, IncompatibleError
 from graftwork.operators.images.augmentation import AUGMENTATIONS

@@ -17,11 +17,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from graftwork.operators import building, ensembling
-from graftwork.operators.backbones.shipped import loading
+from graftwork.operators.backbones import loading
 from graftwork.operators.ensembling.scores import align
 from graftwork.operators.errors import ConfigError, IncompatibleError
 from graftwork.operators.formats import features, predictions, states
-from graftwork.operators.serving.predictor import predictor as serving
+from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
 from graftwork.operators.training import forward
 from graftwork.pipelines.planning.plan import Plan, make_plan

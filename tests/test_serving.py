@@ -22,13 +22,13 @@ from safetensors.torch import save_file
 
 from graftwork.cluster import inference as remote
 from graftwork.operators import building
-from graftwork.operators.backbones.names import place as names_place
-from graftwork.operators.backbones.shipped import loading, weights
+from graftwork.operators.backbones import loading, weights
+from graftwork.operators.backbones.names import place as place_of
 from graftwork.operators.errors import ConfigError, DamagedStage, IncompatibleError
 from graftwork.operators.formats import features, predictions, states
 from graftwork.operators.images.preprocessing import resolve
-from graftwork.operators.serving.predictor import inference, inputs, lookup
-from graftwork.operators.serving.predictor import predictor as serving
+from graftwork.operators.serving import inference, inputs, lookup
+from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
 from graftwork.operators.tracking.sender import connect
 from graftwork.pipelines import cli
@@ -160,7 +160,7 @@ def test_a_fresh_process_loads_models_from_mlflow(made: Made, tmp_path: Path) ->
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *words],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT), "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "MLFLOW_DISABLE_TELEMETRY": "true"},
         capture_output=True,
         text=True,
     )
@@ -175,7 +175,7 @@ def test_a_fresh_process_loads_models_from_mlflow(made: Made, tmp_path: Path) ->
 
 
 def test_the_files_of_a_model_are_plain_and_pinned(made: Made) -> None:
-    from graftwork.operators import __version__
+    from graftwork import __version__
 
     folder = made.model("aper_adapter")
     found = sorted(path.name for path in folder.iterdir())
@@ -491,7 +491,7 @@ def test_images_of_a_size_that_the_backbone_does_not_take(made: Made, tmp_path: 
 def micro(tmp_path: Path) -> Path:
     """A model of random class means on the backbone that comes with the package."""
     model = "vit_micro_patch4_32"
-    network = loading.load(model, names_place(model, "builtin"), "token")
+    network = loading.load(model, place_of(model, "builtin"), "token")
     classes = ["ant", "bee", "cat"]
     predictor = {
         "kind": "fitted",

@@ -23,6 +23,7 @@ from tests.ray_cluster import Cluster, two_nodes
 from tests.ray_operators import advised_megabytes, stage
 
 ROOT = Path(__file__).resolve().parent.parent
+PATHS = [str(ROOT / "src"), str(ROOT)]
 
 
 @pytest.fixture
@@ -138,7 +139,7 @@ def test_local_ray_is_our_own_and_leaves_nothing(tmp_path: Path) -> None:
     """Another folder, RAY_ADDRESS and home: workers import us, nothing is written there."""
     program = f"""
 import os, sys, stat, time
-sys.path.insert(0, {str(ROOT)!r})
+sys.path[:0] = {PATHS!r}
 from functools import partial
 from graftwork.cluster.execution.executor import execute
 from graftwork.cluster.sessions.session import connect

@@ -384,7 +384,7 @@ def test_credentials_are_refused_and_never_echoed(folder: Path, secret: str) -> 
         "pipeline",
         "dataset.train",
         "backbone.weights",
-        "graftwork.methods.0.simplecil.x",
+        "methods.0.simplecil.x",
         "unknown",
     )
     for place in places:
@@ -428,8 +428,8 @@ def test_problems_found_later_have_lines_too(folder: Path) -> None:
     error = loaded.error(
         [
             ("seeds", "too many"),
-            ("graftwork.methods.1.projection_dim", "too wide"),
-            ("graftwork.methods.0", "unknown"),
+            ("methods.1.projection_dim", "too wide"),
+            ("methods.0", "unknown"),
         ]
     )
     assert str(error).split("\n") == [
@@ -575,7 +575,8 @@ def test_the_examples_of_the_reference_page_load(folder: Path) -> None:
 
 def test_loading_a_spec_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from graftwork.pipelines.spec.loading import load_resolved; load_resolved('quickstart');"
+        "import sys; from graftwork.pipelines.spec.loading import load_resolved;"
+        "load_resolved('quickstart');"
         "print([m for m in ('torch', 'ray', 'mlflow', 'timm', 'pyarrow', 'fsspec', 'numpy')"
         " if m in sys.modules])"
     )

@@ -49,7 +49,7 @@ ANYTHING = st.recursive(
     max_leaves=8,
 )
 KEYS = st.sampled_from(
-    [key.path for key in keys()] + ["graftwork.methods.0", "graftwork.methods.1.ranpac.x", "x", "0"]
+    [key.path for key in keys()] + ["methods.0", "graftwork.methods.1.ranpac.x", "x", "0"]
 )
 FUZZ = settings(
     derandomize=True,

@@ -12,7 +12,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save_file
 
 from graftwork.methods.networks.clip import class_texts, cosines
-from graftwork.operators.backbones.shipped import clip, loading
+from graftwork.operators.backbones import clip, loading
 from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.formats import features
 from graftwork.operators.stages import text

@@ -21,12 +21,14 @@ from typing import Any
 import pytest
 
 from graftwork.operators.errors import ConfigError
+from graftwork.operators.tracking import records
 from graftwork.operators.tracking.journal import Journal
 from graftwork.operators.tracking.sender import SETTINGS, connect
-from graftwork.operators.tracking.tracker import MethodRun, Tracker, records
+from graftwork.operators.tracking.tracker import MethodRun, Tracker
 from graftwork.operators.tracking.uri import artifact_root, check, default_uri, mask
 
 ROOT = Path(__file__).parents[1]
+PATHS = [str(ROOT / "src"), str(ROOT)]
 
 # MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
 pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
@@ -166,7 +168,7 @@ def test_a_record_that_mlflow_refuses_does_not_stop_the_rest(uri: str, tmp_path:
 KILLED = """
 import os, signal, sys, time
 from pathlib import Path
-sys.path.insert(0, {root!r})
+sys.path[:0] = {paths!r}
 from graftwork.operators.tracking import journal, tracker as tracking
 from graftwork.operators.tracking.tracker import MethodRun, Tracker
 
@@ -201,7 +203,7 @@ FAULTS = {
 def test_what_a_killed_run_left_is_sent_once(uri: str, tmp_path: Path, fault: str) -> None:
     folder = tmp_path / "journal"
     patch, last = FAULTS[fault]
-    code = KILLED.format(root=str(ROOT), fault=patch, uri=uri, folder=str(folder), last=last)
+    code = KILLED.format(paths=PATHS, fault=patch, uri=uri, folder=str(folder), last=last)
     done = subprocess.run([sys.executable, "-c", textwrap.dedent(code)], timeout=60, check=False)
     assert done.returncode == -signal.SIGKILL
     journal = next(folder.glob("*.jsonl"))

@@ -19,13 +19,13 @@ from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Task, shared, trains
 from graftwork.operators import live
 from graftwork.operators.assignment import Result
-from graftwork.operators.backbones.shipped import loading
+from graftwork.operators.backbones import loading
 from graftwork.operators.data import dataset
 from graftwork.operators.data.index_file import SplitIndex
 from graftwork.operators.errors import BadDataError, DamagedStage, Diverged, IncompatibleError
 from graftwork.operators.formats import features as shards
 from graftwork.operators.formats import predictions
-from graftwork.operators.images.codec import pixels
+from graftwork.operators.images import pixels
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.training import loop, opening, snapshots

@@ -28,6 +28,7 @@ from tests.ray_operators import chain, stage
 from tests.test_executor import members
 
 ROOT = Path(__file__).resolve().parent.parent
+PATHS = [str(ROOT / "src"), str(ROOT)]
 FAST = Policy(backoff=0.01)
 
 
@@ -204,7 +205,7 @@ def test_worker_killed_controller_killed_and_an_error(
 
 DRIVER = """
 import sys
-sys.path.insert(0, {root!r})
+sys.path[:0] = {paths!r}
 from functools import partial
 from graftwork.cluster.execution.executor import execute
 from graftwork.cluster.sessions.session import connect
@@ -228,7 +229,7 @@ except GraftworkError as error:
 def test_driver_killed_and_then_stopped_in_the_middle(tmp_path: Path) -> None:
     store, log, go = Store(str(tmp_path / "store")), tmp_path / "log", tmp_path / "go"
     log.mkdir()
-    program = DRIVER.format(root=str(ROOT), store=store.url, log=str(log), go=str(go))
+    program = DRIVER.format(paths=PATHS, store=store.url, log=str(log), go=str(go))
     a = chain("a", 3)
 
     environment = {n: v for n, v in os.environ.items() if not n.startswith("RAY_")}

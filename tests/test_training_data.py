@@ -15,8 +15,8 @@ from torch import Tensor
 
 from graftwork.operators.data.index_file import SplitIndex
 from graftwork.operators.errors import BadDataError
+from graftwork.operators.images import codec, pixels
 from graftwork.operators.images.augmentation import AUGMENTATIONS, augment, generator
-from graftwork.operators.images.codec import codec, pixels
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.training.rows import TaskRows
 from tests.pngs import png

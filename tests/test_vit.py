@@ -11,7 +11,7 @@ from timm.layers.attention import Attention
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
-from graftwork.methods.networks.network import vit as seams
+from graftwork.methods.networks import vit as seams
 from tests import tiny
 
 SMALL: dict[str, Any] = {"depth": 2, "embed_dim": 48, "num_heads": 4, "num_classes": 0}

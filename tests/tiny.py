@@ -11,7 +11,7 @@ from torch import Tensor
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Learner, Task, Trained, shared, trains
 from graftwork.methods.networks.clip import VOCABULARY, Clip
-from graftwork.operators.backbones.shipped import shipped
+from graftwork.operators.backbones import shipped
 from graftwork.operators.training import loop
 from graftwork.operators.training.settings import Settings
 

@@ -6,16 +6,20 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[2]
-"""The folder that holds the packages: the checkout, or site-packages of an installation."""
+import graftwork
 
-PACKAGES = ("cluster", "methods", "operators", "pipelines")
+PACKAGE = Path(graftwork.__file__).parent
+"""The package: below `src` of a checkout, where its folders are links, or in site-packages."""
+
+ROOT = PACKAGE.parent
+"""What workers have on their path to import the package."""
+
 IGNORED = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", "*.db", "*.egg-info")
 
 
 @contextmanager
 def working_dir(files: Mapping[str, str] | None = None) -> Iterator[Path]:
-    """A folder with our packages and a few more files, to be sent as Ray's `working_dir`.
+    """A folder with our package and a few more files, to be sent as Ray's `working_dir`.
 
     A copy and not the checkout itself: stores, data sets and credentials that lie in a checkout
     never travel, and the same program gives the same package, which Ray then uploads only once.
@@ -25,9 +29,8 @@ def working_dir(files: Mapping[str, str] | None = None) -> Iterator[Path]:
     """
     with tempfile.TemporaryDirectory(prefix="graftwork-") as folder:
         root = Path(folder, "graftwork")
-        for package in PACKAGES:
-            if (ROOT / package).is_dir():
-                shutil.copytree(ROOT / package, root / package, ignore=IGNORED)
+        # Links of a checkout become folders; an import from here wins over an installation.
+        shutil.copytree(PACKAGE, root / "graftwork", ignore=IGNORED)
         for name, text in (files or {}).items():
             path = root / name
             path.parent.mkdir(parents=True, exist_ok=True)

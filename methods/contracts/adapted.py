@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 from graftwork.methods.contracts.card import Card
-from graftwork.methods.parts.first_session import FirstSession
+from graftwork.methods.contracts.trained import Trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +23,7 @@ class Parts:
             adapted one, neither normalised; otherwise the adapted ones [N, D] alone.
     """
 
-    first_session: FirstSession | None
+    first_session: Trained | None
     classifier: tuple[str, dict[str, Any]] | None
     keeps_frozen: bool
 

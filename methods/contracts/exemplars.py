@@ -15,5 +15,5 @@ Selection = Literal["herding", "random"]
 
 
 def rules(method: object) -> dict[str, tuple[bool, str]]:
-    """What `methods.hyperparameters.require` needs for the fields."""
+    """What `methods.contracts.hyperparameters.require` needs for the fields."""
     return {"exemplars": (method.exemplars >= 0, "at least 0")}  # type: ignore[attr-defined]

@@ -220,10 +220,11 @@ class Learner(nn.Module, Generic[N]):
 class Trained(Protocol):
     """A method that trains on images; a frozen keyword-only dataclass.
 
-    A method that keeps exemplars has the fields of `methods/contracts/exemplars.py`: who plans the run reads
-    them, and hands over the images of earlier tasks together with the task's own.
+    A method that keeps exemplars has the fields of `methods/contracts/exemplars.py`: who plans the
+    run reads them, and hands over the images of earlier tasks together with the task's own.
     """
 
+    __dataclass_fields__: ClassVar[dict[str, Any]]
     card: ClassVar[Card]
 
     def recipe(self, task: Task) -> Recipe:

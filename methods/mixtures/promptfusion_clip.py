@@ -23,8 +23,8 @@ from graftwork.methods.parts import optim
 class Stabiliser:
     """The CLIP branch of PromptFusion: a context of its own for every class, an image prompt.
 
-    Chen et al., https://arxiv.org/abs/2303.07223; see `methods/mixtures/promptfusion.py`. Contexts of
-    earlier classes are frozen, those of a task's classes and the image prompt learn.
+    Chen et al., https://arxiv.org/abs/2303.07223; see `promptfusion.py`. Contexts of earlier
+    classes are frozen, those of a task's classes and the image prompt learn.
 
     Args:
         epochs: passes over the images of a task and its exemplars.

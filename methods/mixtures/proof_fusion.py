@@ -3,7 +3,7 @@
 Shapes: B batch, N rows, C classes seen, P templates, E joint width, T tasks so far.
 """
 
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,8 +12,26 @@ from torch import Tensor, nn
 from graftwork.methods.parts.collectives import batch_rows, batch_sum
 from graftwork.methods.parts.heads import EPS
 
-if TYPE_CHECKING:
-    from graftwork.methods.mixtures.proof import PROOF
+
+class Factors(Protocol):
+    """The hyper-parameters that the fusion reads; `PROOF` documents them."""
+
+    @property
+    def context_length(self) -> int: ...
+    @property
+    def dropout(self) -> float: ...
+    @property
+    def eval_selection(self) -> str: ...
+    @property
+    def freeze_text_projections(self) -> bool: ...
+    @property
+    def normalise_at_test(self) -> bool: ...
+    @property
+    def plain_scale(self) -> float: ...
+    @property
+    def text_scale(self) -> float: ...
+    @property
+    def prototype_scale(self) -> float: ...
 
 
 class Projections(nn.ModuleList):
@@ -78,7 +96,7 @@ class Fusion(nn.Module):
     prototypes: Tensor
     counts: Tensor
 
-    def __init__(self, width: int, tasks: int, classes: int, method: "PROOF") -> None:
+    def __init__(self, width: int, tasks: int, classes: int, method: Factors) -> None:
         super().__init__()
         self.method = method
         self.images, self.texts = Projections(width, tasks), Projections(width, tasks)

@@ -51,7 +51,7 @@ class ACIL:
         )
 
     def statistics(self, rows: Rows, seed: int) -> State:
-        """The rows themselves while N < M, their sums from then on; see `methods.moments`."""
+        """The rows themselves while N < M, their sums from then on; see `moments.collect`."""
         width = self.buffer or rows.features.shape[1]
         return moments.collect(rows, seed, width, self._sums)
 

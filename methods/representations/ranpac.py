@@ -92,7 +92,7 @@ class RanPAC:
         return Parts(first_session=session, classifier=None, keeps_frozen=False)
 
     def statistics(self, rows: Rows, seed: int) -> State:
-        """The rows themselves while N < M, their sums from then on; see `methods.moments`."""
+        """The rows themselves while N < M, their sums from then on; see `moments.collect`."""
         width = self.projection_dim or rows.features.shape[1]
         return moments.collect(rows, seed, width, self._sums)
 

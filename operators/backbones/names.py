@@ -16,7 +16,7 @@ def place(model: str, weights: str | None) -> str:
     """
     if weights != "builtin":
         return weights or ""
-    # Not from operators.backbones.shipped: importing that imports torch.
+    # Not from backbones.shipped: importing that imports torch.
     path = Path(__file__).parent / "shipped" / f"{model}.safetensors"
     if not path.is_file():
         known = sorted(p.stem for p in path.parent.glob("*.safetensors"))

@@ -87,10 +87,9 @@ def resolve(
     if (known := memo.get(preimage)) is not None:
         return Backbone(**json.loads(known) | {"weights": location})
     from graftwork.operators.backbones import loading
-    from graftwork.operators.backbones.weights import (
-        fingerprint as weights_fingerprint,  # imports torch
-    )
-    from graftwork.operators.backbones.weights import tower_fingerprints
+
+    # It imports torch.
+    from graftwork.operators.backbones.weights import fingerprint, tower_fingerprints
 
     network = loading.load(model, location, pooling, image_size)
     refused, natural_pooling = loading.attachable(network)
@@ -99,7 +98,7 @@ def resolve(
         model=model,
         weights=location,
         pooling=pooling,
-        fingerprint=weights_fingerprint(network),
+        fingerprint=fingerprint(network),
         width=loading.width(network),
         data_config=loading.data_config(network, image_size),
         image_size=image_size,

@@ -15,7 +15,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -34,8 +34,9 @@ from graftwork.operators.data.sources import Places
 from graftwork.operators.errors import BadDataError, together
 from graftwork.operators.keys import digest
 from graftwork.operators.stage import Stage
+from graftwork.operators.store.memo import Memo
 
-__all__ = ["Dataset", "Split", "SplitIndex", "index", "read_index", "run"]
+__all__ = ["Dataset", "Split", "SplitIndex", "index", "read_index"]
 
 VERSION = 1
 """Raised when the memo's content changes its meaning; the stage has a version of its own."""
@@ -48,14 +49,6 @@ _MEMO = pa.schema(
         ("row", pa.int64()),
     ]
 )
-
-
-class Memo(Protocol):
-    """What was learnt from bytes that need not be read again; safe to delete."""
-
-    def get(self, preimage: Mapping[str, Any]) -> bytes | None: ...
-
-    def put(self, preimage: Mapping[str, Any], content: bytes, /) -> None: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

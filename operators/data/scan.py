@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,7 @@ from graftwork.operators.data.tables import Column
 from graftwork.operators.errors import BadDataError
 from graftwork.operators.images import codec
 from graftwork.operators.images.prefetch import batched, prefetch
-
-if TYPE_CHECKING:
-    from graftwork.operators.data.dataset import Memo
+from graftwork.operators.store.memo import Memo
 
 VERSION = 1
 _CHUNK = 64
@@ -179,7 +177,7 @@ def images(
     places: Places,
     source: np.ndarray,
     found: Sequence[Source],
-    memo: "Memo",
+    memo: Memo,
     *,
     max_pixels: int | None,
     decode: bool,

@@ -15,10 +15,6 @@ from graftwork.operators.errors import ConfigError
 if TYPE_CHECKING:
     import numpy as np
 
-import numpy as np
-import torch
-from torch import Tensor
-
 Kind = Literal["class_incremental", "domain_incremental"]
 
 OrderName = int | str | list[int] | list[str]
@@ -250,10 +246,3 @@ def _some(ids: Sequence[Any]) -> str:
     """At most ten ids in words."""
     text = ", ".join(str(i) for i in ids[:10])
     return text if len(ids) <= 10 else f"{text} and {len(ids) - 10} more"
-
-
-def columns_of(labels: np.ndarray, learned: list[int]) -> Tensor:
-    """Columns int64 [N] of labels, in the order learned."""
-    column = np.full(int(max(learned)) + 1, -1, dtype=np.int64)
-    column[learned] = np.arange(len(learned))
-    return torch.from_numpy(column[labels])

@@ -7,10 +7,21 @@ import torch
 from safetensors.torch import save as save_tensors
 
 from graftwork.operators.assignment import Files
-from graftwork.operators.data import scenario
 from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.data.labels import columns_of
 from graftwork.operators.data.scenario import Task, seen_classes, task_of
+from graftwork.operators.errors import Diverged
 from graftwork.operators.formats.predictions import decide, encode, join, seen_rows
+
+
+def require_finite(scores: torch.Tensor, label: str) -> None:
+    """Refuses scores that decide nothing.
+
+    Raises:
+        Diverged: a score is NaN or infinite.
+    """
+    if not bool(torch.isfinite(scores).all()):
+        raise Diverged(f"{label}: a score is NaN or infinite")
 
 
 def files(
@@ -35,7 +46,7 @@ def files(
     tables = []
     for number in after:
         classes = np.array(sorted(seen_classes(stream, number)))
-        columns = scenario.columns_of(classes, learned).numpy()
+        columns = columns_of(classes, learned)
         seen = seen_rows(true_task, number)
         part = scores[np.searchsorted(rows, seen)][:, columns]
         tables.append(decide(index, stream, true_task, number, seen, classes, part))

@@ -1,6 +1,6 @@
 """What happens to an image before the backbone sees it, as a value; no torch here.
 
-The arithmetic is in `operators/images/pixels.py`. A description is resolved once, while planning: names
+The arithmetic is in `pixels.py`. A description is resolved once, while planning: names
 and defaults never reach a key, only the numbers do.
 """
 

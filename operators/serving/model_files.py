@@ -35,16 +35,23 @@ FOLDER = "model"
 """Of the model among the artifacts of its run."""
 
 
+LOADER = "graftwork.operators.serving"
+"""Module through which MLflow loads a model; its `__init__` has `_load_pyfunc`."""
+
+
 Stored = tuple[str, str, str]
 """Where a state is: operator and key of a stage, and the prefix of its tensors' names there."""
 
 
 def identity(description: Mapping[str, Any], states: Mapping[str, Stored]) -> str:
-    """Digest of what a model predicts with: runs with equal ones share a model."""
+    """Digest of what a model predicts with: runs with equal ones share a model.
+
+    The loader counts: a model that names another one is recorded again instead of found.
+    """
     about = _without_place(description)
     if BESIDE in about:
         about[BESIDE] = _without_place(about[BESIDE])
-    return digest([about, {n: list(s) for n, s in states.items()}])
+    return digest([LOADER, about, {n: list(s) for n, s in states.items()}])
 
 
 def _without_place(network: Mapping[str, Any]) -> dict[str, Any]:
@@ -59,7 +66,7 @@ def model_files(
     """The files of a model, those of states to be written when they are wanted.
 
     Args:
-        description: the content of `model.json`: `predictor` (see `operators.predictors`),
+        description: the content of `model.json`: `predictor` (see `operators.serving.kinds`),
             `columns` (ids of the classes seen, ascending), `classes` (names of all), `backbone`,
             `preprocessing`, `size` (pixels of the images that the backbone takes; None for any),
             `precision` and `dtype` of the features; `beside`, if there is a second network, with
@@ -98,7 +105,7 @@ def _mlmodel(python: str) -> dict[str, Any]:
         "artifact_path": FOLDER,
         "flavors": {
             "python_function": {
-                "loader_module": "graftwork.operators.serving.predictor",
+                "loader_module": LOADER,
                 "data": "data",
                 "env": {"virtualenv": "python_env.yaml"},
                 "python_version": python,

@@ -1,4 +1,6 @@
-"""Ranks the training images of every class and domain as exemplars; see `operators.exemplars`."""
+"""Ranks the training images of every class and domain as exemplars; see
+`operators.data.exemplars`.
+"""
 
 import numpy as np
 import torch

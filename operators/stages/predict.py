@@ -12,7 +12,7 @@ import torch
 from graftwork.methods.contracts.trained import Learner
 from graftwork.operators import building
 from graftwork.operators.assignment import Order, Result
-from graftwork.operators.data import scenario
+from graftwork.operators.data.labels import columns_of
 from graftwork.operators.data.scenario import stream_of, task_of
 from graftwork.operators.errors import Diverged
 from graftwork.operators.evaluation.decisions import files
@@ -49,7 +49,7 @@ def run(order: Order, store: Store) -> Result:
         settings,
     )
     learned: list[int] = keyed["learned"]
-    targets = scenario.columns_of(index.labels[rows], learned)
+    targets = torch.from_numpy(columns_of(index.labels[rows], learned))
     images = opening.open_rows(order, index, rows, targets, opening.query_of(order, store, rows))
     log = Log()
     scores = _scores(learner.eval(), images, settings, true_task[rows], keyed["vote_batch"], log)

@@ -21,8 +21,8 @@ from graftwork.methods.contracts.trained import Learner
 from graftwork.operators import building
 from graftwork.operators.assignment import Order, Result
 from graftwork.operators.backbones import loading
-from graftwork.operators.data import scenario
 from graftwork.operators.data.holdout import sampled
+from graftwork.operators.data.labels import columns_of
 from graftwork.operators.data.scenario import rows_of
 from graftwork.operators.formats import states
 from graftwork.operators.formats.index import load_index
@@ -55,7 +55,7 @@ def run(order: Order, store: Store) -> Result:
         states.load_state(store, *model),
         settings,
     )
-    targets = scenario.columns_of(index.labels[rows], keyed["learned"])
+    targets = torch.from_numpy(columns_of(index.labels[rows], keyed["learned"]))
     images = opening.open_rows(order, index, rows, targets, opening.query_of(order, store, rows))
     learner.eval()
     seeds = [derive(keyed["seed"], "label", int(sample)) for sample in index.sample_ids(rows)]

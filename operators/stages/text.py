@@ -29,10 +29,8 @@ def run(order: Order, store: Store) -> Result:
         BadDataError: a name is too long for the text tower.
         IncompatibleError: the backbone's weights changed since the plan.
     """
-    from graftwork.methods.networks.clip import (  # a fit, which only loads texts, does without timm
-        Clip,
-        phrases,
-    )
+    # A fit, which only loads texts, does without timm.
+    from graftwork.methods.networks.clip import Clip, phrases
     from graftwork.operators.backbones import loading
 
     keyed, hints = order.parameters, order.hints

@@ -1,9 +1,14 @@
-"""Which rows stand in which batch, for every worker."""
+"""Batches of rows, the same for every number of workers, and their pixels prepared ahead."""
+
+from collections.abc import Iterable, Iterator
 
 import torch
+from torch import Tensor
 
 from graftwork.methods.contracts.trained import Recipe
+from graftwork.operators.images.prefetch import prefetch
 from graftwork.operators.seeds import derive
+from graftwork.operators.training.settings import Images, Settings
 
 
 def row_batches(count: int, recipe: Recipe, seed: int, task: int, epoch: int) -> list[list[int]]:
@@ -23,3 +28,18 @@ def row_batches(count: int, recipe: Recipe, seed: int, task: int, epoch: int) ->
 def chunks(rows: list[int], size: int) -> list[list[int]]:
     """Rows in parts of `size`, the last one shorter."""
     return [rows[start : start + size] for start in range(0, len(rows), size)]
+
+
+def prepared(
+    images: Images,
+    batches: Iterable[list[int]],
+    settings: Settings,
+    epoch: int = 0,
+    augmentation: str = "none",
+) -> Iterator[tuple[list[int], Tensor]]:
+    """Batches of rows with their pixels, prepared ahead by threads, in order."""
+
+    def prepare(rows: list[int]) -> tuple[list[int], Tensor]:
+        return rows, images.batch(rows, epoch, augmentation)
+
+    return prefetch(prepare, batches, workers=settings.decoders)

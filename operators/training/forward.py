@@ -1,7 +1,8 @@
 """Passes over a task's images without augmentation."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,8 +11,7 @@ from graftwork.methods.contracts.trained import Learner, Recipe
 from graftwork.methods.networks import network as networks
 from graftwork.methods.networks.network import Network
 from graftwork.operators.backbones.loading import autocast
-from graftwork.operators.training.batches import chunks, row_batches
-from graftwork.operators.training.loop import prepared, query_of
+from graftwork.operators.training.batches import chunks, prepared, row_batches
 from graftwork.operators.training.settings import Images, Log, Settings
 
 PLAIN_BATCH = {"cpu": 8, "cuda": 128}
@@ -24,8 +24,25 @@ def frozen_features(network: Network, inputs: Tensor) -> Tensor:
     return networks.feature(network, inputs).float()
 
 
+def query_of(
+    learner: Learner[Any], known: Tensor | None, rows: Sequence[int], inputs: Tensor
+) -> Tensor | None:
+    """Query [B, D] of a batch on its device; None for a learner that needs none.
+
+    Args:
+        known: frozen features [N, D] of all images, as they are; None computes those of the batch.
+        rows: B rows of the batch.
+        inputs: normalised images [B, 3, h, w].
+    """
+    if not learner.needs_query:
+        return None
+    if known is None:
+        return frozen_features(learner.vit, inputs)
+    return known[rows].to(inputs.device)
+
+
 class PlainImages:
-    """A task's images as `Learner.finish` sees them; see `methods.trained.TaskImages`."""
+    """A task's images as `Learner.finish` sees them; see `methods.contracts.trained.TaskImages`."""
 
     def __init__(
         self, learner: Learner, images: Images, settings: Settings, log: Log, recipe: Recipe

@@ -8,7 +8,7 @@ Shapes: B batch, N rows of a task, D width.
 """
 
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -30,10 +30,9 @@ from graftwork.methods.contracts.trained import (
 from graftwork.methods.networks.network import Network
 from graftwork.operators.backbones.loading import autocast
 from graftwork.operators.errors import Diverged
-from graftwork.operators.images.prefetch import prefetch
 from graftwork.operators.seeds import derive
-from graftwork.operators.training.batches import row_batches
-from graftwork.operators.training.forward import PlainImages, frozen_features
+from graftwork.operators.training.batches import prepared, row_batches
+from graftwork.operators.training.forward import PlainImages, query_of
 from graftwork.operators.training.settings import Images, Log, Settings, Snapshot, World
 
 
@@ -76,7 +75,7 @@ def train_task(
     """Trains one task: create, restore, begin, wrap in DDP, compile, prepare, train, finish.
 
     Args:
-        method: the method; of an independent one its experts, see `methods.trained.trains`.
+        method: the method; of an independent one its experts; see `trained.trains`.
         network: the ViT or CLIP as loaded, for this task alone.
         task: what the method may know of the task.
         images: the task's training images.
@@ -308,35 +307,3 @@ def seed_generators(seed: int, device: str) -> None:
     torch.default_generator.manual_seed(seed)
     if device != "cpu":
         torch.cuda.manual_seed_all(seed)
-
-
-def query_of(
-    learner: Learner[Any], known: Tensor | None, rows: Sequence[int], inputs: Tensor
-) -> Tensor | None:
-    """Query [B, D] of a batch on its device; None for a learner that needs none.
-
-    Args:
-        known: frozen features [N, D] of all images, as they are; None computes those of the batch.
-        rows: B rows of the batch.
-        inputs: normalised images [B, 3, h, w].
-    """
-    if not learner.needs_query:
-        return None
-    if known is None:
-        return frozen_features(learner.vit, inputs)
-    return known[rows].to(inputs.device)
-
-
-def prepared(
-    images: Images,
-    batches: Iterable[list[int]],
-    settings: Settings,
-    epoch: int = 0,
-    augmentation: str = "none",
-) -> Iterator[tuple[list[int], Tensor]]:
-    """Batches of rows with their pixels, prepared ahead by threads, in order."""
-
-    def prepare(rows: list[int]) -> tuple[list[int], Tensor]:
-        return rows, images.batch(rows, epoch, augmentation)
-
-    return prefetch(prepare, batches, workers=settings.decoders)

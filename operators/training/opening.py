@@ -16,7 +16,8 @@ from graftwork.operators.backbones import loading
 from graftwork.operators.building import trained
 from graftwork.operators.data import exemplars, sources
 from graftwork.operators.data.index_file import SplitIndex
-from graftwork.operators.data.scenario import columns_of, rows_of
+from graftwork.operators.data.labels import columns_of
+from graftwork.operators.data.scenario import rows_of
 from graftwork.operators.formats import features
 from graftwork.operators.formats.index import load_index
 from graftwork.operators.formats.ranks import load
@@ -106,7 +107,7 @@ def task_rows(order: Order, store: Store) -> TaskRows | FeatureRows:
         order,
         index,
         rows,
-        columns_of(index.labels[rows], keyed["learned"]),
+        torch.from_numpy(columns_of(index.labels[rows], keyed["learned"])),
         query_of(order, store, rows),
         exemplars=torch.from_numpy(np.isin(rows, own, invert=True)),
         chosen=np.searchsorted(placed, rows),

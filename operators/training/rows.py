@@ -26,7 +26,7 @@ from graftwork.operators.images.preprocessing import Preprocessing
 
 
 class TaskRows:
-    """Images, targets and queries of a task; see `operators.loop.Images`.
+    """Images, targets and queries of a task; see `operators.training.settings.Images`.
 
     Args:
         encoded: the encoded images [N], read once.
@@ -153,7 +153,7 @@ def none_of(targets: Tensor) -> Tensor:
 
 
 class ReferenceRows:
-    """Images and texts of no task; see `methods.trained.Reference`.
+    """Images and texts of no task; see `methods.contracts.trained.Reference`.
 
     Args:
         rows: the images.

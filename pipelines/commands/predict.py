@@ -251,8 +251,6 @@ def predictions(
     as_json: bool,
 ) -> None:
     """What a model says of images: a table, a JSON document, or a file and a line about it."""
-    from graftwork.pipelines.commands import predict as predicting
-
     kept: list[Any] = []
 
     def keep(prediction: Any) -> None:
@@ -261,10 +259,10 @@ def predictions(
             kept.append(prediction)
 
     if output is None:
-        answer = predicting.predict(request, where, display, keep)
+        answer = predict(request, where, display, keep)
     else:
-        with predicting.writing(output) as write:
-            answer = predicting.predict(request, where, display, write)
+        with writing(output) as write:
+            answer = predict(request, where, display, write)
     if as_json:
         print(json.dumps(_predicted(answer, kept, output), indent=1))
     elif output is not None:

@@ -18,7 +18,7 @@ class Served:
     """What a run predicts with in the end, to be used outside of the pipeline.
 
     Args:
-        predictor: the description of one of `operators.predictors.KINDS`, in which file names
+        predictor: the description of one of `operators.serving.kinds.KINDS`, in which file names
             stand for states.
         states: file name -> the stage that holds the state, and the prefix of its tensors' names
             there.

@@ -3,103 +3,17 @@
 import html
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from string import Template
-from typing import Any
 
 from graftwork.operators.evaluation.metrics import DEFINITIONS
 from graftwork.pipelines.reporting import plots
+from graftwork.pipelines.reporting.content import Cost, MethodResult, ReportData, StageResult
 from graftwork.pipelines.reporting.leaderboard import Record, Row, aggregate, hyperparameters
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 MAX_STAGES = 400  # rows of the stage table; the rest is counted
-
-
-@dataclass(frozen=True, kw_only=True)
-class Cost:
-    """What stages took.
-
-    Args:
-        seconds: times of their operators, added up whether they ran side by side or not.
-        images: images that went through a network, each as often as it did.
-    """
-
-    seconds: float = 0.0
-    images: int = 0
-
-    def __add__(self, other: "Cost") -> "Cost":
-        return Cost(seconds=self.seconds + other.seconds, images=self.images + other.images)
-
-
-@dataclass(frozen=True, kw_only=True)
-class MethodResult:
-    """One method with one class order and one seed. Accuracies in percent.
-
-    Args:
-        order: name of the class order.
-        matrix, curve, task_curve: as `operators.metrics.Summary` has them.
-        metrics: `a_avg`, `a_last`, `forgetting`, `bwt`, `task_a_avg`, and variants.
-        seconds: fit or training, and evaluation, whenever they were computed.
-    """
-
-    method: str
-    hyperparameters: Mapping[str, Any]
-    order: str
-    seed: int
-    matrix: Sequence[Sequence[float]]
-    curve: Sequence[float]
-    task_curve: Sequence[float]
-    metrics: Mapping[str, float]
-    trainable_parameters: int
-    seconds: float
-    cached: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class StageResult:
-    """One stage of the graph.
-
-    Args:
-        state: computed, cached or failed.
-        now: what it took in this run; nothing if it was stored.
-        ever: what it took when it was computed; None if the store no longer knows.
-        results: positions in `ReportData.results` of those that need it; a merge or an ensemble
-            counts for what it needs beyond its parents.
-    """
-
-    name: str
-    operator: str
-    state: str
-    now: Cost
-    ever: Cost | None
-    results: Sequence[int]
-
-
-@dataclass(frozen=True, kw_only=True)
-class ReportData:
-    """Everything in the report; all texts are escaped when rendered.
-
-    Args:
-        status: succeeded, failed or interrupted.
-        created: date and time as shown.
-        seconds: wall-clock time of the run.
-        images_forwarded: images that this run sent through a network.
-        facts: shown at the top, such as data, scenario and backbone.
-        spec: the resolved spec as YAML.
-        environment: versions and hardware.
-    """
-
-    pipeline: str
-    status: str
-    created: str
-    seconds: float
-    images_forwarded: int
-    facts: Mapping[str, str]
-    spec: str
-    results: Sequence[MethodResult]
-    stages: Sequence[StageResult]
-    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

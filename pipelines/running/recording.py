@@ -16,9 +16,9 @@ from graftwork.operators.store import Store
 from graftwork.operators.tracking.records import Artifacts
 from graftwork.operators.tracking.tracker import MethodRun
 from graftwork.pipelines.planning.plan import Plan, Run
-from graftwork.pipelines.reporting import report as reports
+from graftwork.pipelines.reporting.content import Cost, StageResult
+from graftwork.pipelines.running import served_model
 from graftwork.pipelines.running.finished import Finished
-from graftwork.pipelines.running.served_model import model_identity
 
 MANIFESTS = 16
 """Manifests read at once: in an object store they wait, they do not compute."""
@@ -33,13 +33,13 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
     run, summary = finished.run, finished.summary
     stage = run.evaluate
     order = [c for task in run.tasks for c in task.classes]
-    model = model_identity(plan, run)
+    identity = served_model.model_identity(plan, run)
 
     def artifacts() -> Artifacts:
         from graftwork.pipelines.reporting import plots
 
         return {
-            **(model(plan, store, run) if with_model and model else {}),
+            **(served_model.model(plan, store, run) if with_model and identity else {}),
             "predictions.parquet": store.read(stage.operator, stage.key, "predictions.parquet"),
             "class_order.json": canonical(order),
             **_made_of(finished.facts),
@@ -66,7 +66,7 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
         tags={
             "graftwork.backbone": plan.backbone.model,
             "graftwork.label": run.method.label,
-            **({"graftwork.model": model} if model else {}),
+            **({"graftwork.model": identity} if identity else {}),
             **(
                 {"graftwork.batch_information_at_test": "true"}
                 if run.method.card["batch_information_at_test"]
@@ -142,7 +142,7 @@ def needed_by(runs: Sequence[Run]) -> dict[str, list[int]]:
     return found
 
 
-def _stage_results(plan: Plan, store: Store, outcome: Outcome) -> list[reports.StageResult]:
+def _stage_results(plan: Plan, store: Store, outcome: Outcome) -> list[StageResult]:
     """What became of the stages, and what they took in this run and when they were computed."""
     # What another run stored meanwhile did not cost this one anything.
     computed = {key: done for key, done in outcome.done.items() if not done.reused}
@@ -150,12 +150,12 @@ def _stage_results(plan: Plan, store: Store, outcome: Outcome) -> list[reports.S
     costs = prefetch(partial(_recorded, store), stored, workers=MANIFESTS)
     recorded = dict(zip((stage.key for stage in stored), costs, strict=True))
     results = needed_by(plan.runs)
-    found: list[reports.StageResult] = []
+    found: list[StageResult] = []
     for stage in plan.stages:
         done = computed.get(stage.key)
-        now = _cost(done.seconds, done.facts) if done else reports.Cost()
+        now = _cost(done.seconds, done.facts) if done else Cost()
         found.append(
-            reports.StageResult(
+            StageResult(
                 name=stage.label,
                 operator=stage.operator,
                 state="computed" if done else "cached",
@@ -167,7 +167,7 @@ def _stage_results(plan: Plan, store: Store, outcome: Outcome) -> list[reports.S
     return found
 
 
-def _recorded(store: Store, stage: Stage) -> reports.Cost | None:
+def _recorded(store: Store, stage: Stage) -> Cost | None:
     """What a stored stage took; None if it was cleared away, as its readers are stored."""
     try:
         manifest = store.manifest(stage.operator, stage.key)
@@ -176,5 +176,5 @@ def _recorded(store: Store, stage: Stage) -> reports.Cost | None:
     return _cost(manifest["seconds"], manifest["facts"])
 
 
-def _cost(seconds: float, facts: Mapping[str, Any]) -> reports.Cost:
-    return reports.Cost(seconds=seconds, images=facts.get("images_forwarded", 0))
+def _cost(seconds: float, facts: Mapping[str, Any]) -> Cost:
+    return Cost(seconds=seconds, images=facts.get("images_forwarded", 0))

@@ -11,7 +11,8 @@ from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.store import Store
 from graftwork.operators.versions import library_versions
 from graftwork.pipelines.planning.plan import Plan
-from graftwork.pipelines.reporting import report as reports
+from graftwork.pipelines.reporting.content import MethodResult, ReportData
+from graftwork.pipelines.reporting.report import render
 from graftwork.pipelines.running.finished import Finished
 from graftwork.pipelines.running.recording import _stage_results
 from graftwork.pipelines.spec.loading import Loaded
@@ -43,8 +44,8 @@ def report(
         f"{plan.backbone.width} features, state {plan.backbone.fingerprint[:12]}",
         "preprocessing": _in_words(plan.preprocessing),
     }
-    return reports.render(
-        reports.ReportData(
+    return render(
+        ReportData(
             pipeline=spec.pipeline,
             status=document["status"],
             created=time.strftime("%Y-%m-%d %H:%M:%S"),
@@ -73,9 +74,9 @@ def _in_words(steps: Preprocessing) -> str:
     return ", ".join([*words, f"mean {mean}", f"std {std}"])
 
 
-def _method_result(found: Finished) -> reports.MethodResult:
+def _method_result(found: Finished) -> MethodResult:
     run, summary = found.run, found.summary
-    return reports.MethodResult(
+    return MethodResult(
         method=run.method.name,
         hyperparameters=run.method.hyperparameters,
         order=str(run.order),

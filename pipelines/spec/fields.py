@@ -152,7 +152,7 @@ def flag() -> Rule:
 
 
 def location(words: Sequence[str] = ()) -> Rule:
-    """A path or URL that `operators.urls.check` accepts, or one of a few words."""
+    """A path or URL that `operators.files.urls.check` accepts, or one of a few words."""
     says = "path or URL" + "".join(f', or "{word}"' for word in words)
 
     def check(value: Any) -> str:
