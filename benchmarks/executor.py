@@ -23,14 +23,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "src"))
 from graftwork.cluster.execution.executor import execute
 from graftwork.cluster.execution.worker import run_stage
 from graftwork.cluster.sessions.session import connect
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.stage import OPERATORS, Operator, Stage
 from graftwork.operators.store import Store
 
 NOOP = Operator(version=1, function="executor:noop")
 
 
-def noop(order: Order, store: Store) -> Result:
+def noop(work: Assignment, store: Store) -> Result:
     """An operator that does nothing."""
     return Result(files={})
 
@@ -45,8 +45,8 @@ class Forgetful(Store):
     def has(self, operator: str, key: str) -> bool:
         return False
 
-    def commit(self, order: Order, result: Result, seconds: float) -> dict[str, Any]:
-        return {"key": order.key, "seconds": seconds, "files": {}, "facts": {}}
+    def commit(self, work: Assignment, result: Result, seconds: float) -> dict[str, Any]:
+        return {"key": work.key, "seconds": seconds, "files": {}, "facts": {}}
 
 
 def stages(count: int, first: int) -> list[Stage]:
@@ -89,7 +89,7 @@ def main(count: int) -> None:
         alone = stages(500, first=2 * 10**9)
         start = time.perf_counter()
         for stage in alone:
-            run_stage(NOOP, stage.order(), store)
+            run_stage(NOOP, stage.assignment(), store)
         commit = (time.perf_counter() - start) / len(alone)
 
         start = time.perf_counter()

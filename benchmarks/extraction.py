@@ -91,7 +91,7 @@ def against_the_floor(train: str, weights: str, count: int, precision: str) -> N
 
         def end_to_end() -> None:
             for stage in stages(split, about, "lamda_224", precision, count):
-                run_stage(OPERATORS["features"], stage.order(), store)
+                run_stage(OPERATORS["features"], stage.assignment(), store)
 
         batches = (4, 8, 16, 32, 64)
         before = {b: rate(128, lambda b=b: forward(b)) for b in batches}
@@ -145,7 +145,7 @@ def peak(train: str, test: str, limit: str) -> None:
         for split in (found.train, found.test):
             total += len(split)
             for stage in stages(split, about, "micro_32", "fp32", len(split)):
-                run_stage(OPERATORS["features"], stage.order(), store)
+                run_stage(OPERATORS["features"], stage.assignment(), store)
     print(total, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 
 

@@ -51,7 +51,7 @@ class Processes:
 
     def submit(self, stage: Stage) -> None:
         future = self._pool.submit(
-            run_stage, OPERATORS[stage.operator], stage.order(), self._store, threads=1
+            run_stage, OPERATORS[stage.operator], stage.assignment(), self._store, threads=1
         )
         self._running[future] = stage.key
 

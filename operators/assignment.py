@@ -2,18 +2,14 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-    pass
-
+from typing import Any
 
 Files = Mapping[str, bytes | bytearray]
 """What an operator returns: file name -> content, committed together or not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order:
+class Assignment:
     """A stage as a worker sees it: inputs are keys, everything pickles small."""
 
     key: str

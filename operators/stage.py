@@ -16,7 +16,7 @@ from graftwork.operators.keys import digest
 
 if TYPE_CHECKING:
     from graftwork.operators.store import Store
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,9 +84,9 @@ class Stage:
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def order(self) -> "Order":
+    def assignment(self) -> "Assignment":
         """The stage without its ancestry: what travels to a worker."""
-        return Order(
+        return Assignment(
             key=self.key,
             preimage=self.preimage,
             hints=dict(self.hints),
@@ -103,14 +103,14 @@ class Operator:
 
     Args:
         version: raised by the author when results change; part of every key.
-        function: `module:name` of `(Order, Store) -> Result`, imported only where it runs, so
+        function: `module:name` of `(Assignment, Store) -> Result`, imported only where it runs, so
             that planning imports neither torch nor Ray.
     """
 
     version: int
     function: str
 
-    def load(self) -> Callable[[Order, "Store"], Result]:
+    def load(self) -> Callable[[Assignment, "Store"], Result]:
         module, name = self.function.split(":")
         return getattr(importlib.import_module(module), name)
 

@@ -38,7 +38,7 @@ def _execute(
         if store.has(stage.operator, stage.key):
             on_event(Event(kind="cached", stage=stage))
             continue
-        found = run_stage(OPERATORS[stage.operator], stage.order(), store)
+        found = run_stage(OPERATORS[stage.operator], stage.assignment(), store)
         done[stage.key] = found
         on_event(Event(kind="finished", stage=stage, seconds=found.seconds, done=found))
     total, computed = len(stages), len(done)

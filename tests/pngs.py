@@ -144,7 +144,7 @@ def plan(store: Store, folder: Path, *overrides: str, **sections: Any) -> Plan:
 
 def compute(stages: Iterable[Stage], store: Store) -> list[Done]:
     """Runs stages as workers do, in the given order."""
-    return [run_stage(OPERATORS[stage.operator], stage.order(), store) for stage in stages]
+    return [run_stage(OPERATORS[stage.operator], stage.assignment(), store) for stage in stages]
 
 
 def of(made: Plan, operator: str) -> list[Stage]:

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 
 from graftwork.operators import live
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.errors import BadDataError, ConfigError, Diverged, OutOfMemory
 from graftwork.operators.stage import OPERATORS, Operator, Resources, Stage
 from graftwork.operators.store import Store
@@ -29,26 +29,26 @@ class OddError(Exception):
         super().__init__(f"{one} and {two}")
 
 
-def work(order: Order, store: Store) -> Result:
+def work(work: Assignment, store: Store) -> Result:
     """Does what the hints say, and returns the sum of its inputs plus `value`.
 
     Hints: `seconds` to sleep; `log`, a folder that gets a file per attempt; `kill`, how many
     attempts kill their own process; `raises`, name of an error.
     """
-    hints = order.hints
+    hints = work.hints
     attempt = 1
     if log := hints.get("log"):
         folder = Path(log)
-        attempt = 1 + sum(1 for _ in folder.glob(f"{order.label}.*"))
-        (folder / f"{order.label}.{time.time_ns()}").write_text(str(os.getpid()))
+        attempt = 1 + sum(1 for _ in folder.glob(f"{work.label}.*"))
+        (folder / f"{work.label}.{time.time_ns()}").write_text(str(os.getpid()))
     if attempt <= hints.get("kill", 0):
         os.kill(os.getpid(), signal.SIGKILL)
     time.sleep(hints.get("seconds", 0.0))
     if name := hints.get("raises"):
         raise OddError("a", "b") if name == "OddError" else ERRORS[name]
-    total = order.parameters["value"] + sum(
+    total = work.parameters["value"] + sum(
         json.loads(store.read(operator, key, "value.json"))
-        for operator, key in order.inputs("parts")
+        for operator, key in work.inputs("parts")
     )
     facts = {"images_forwarded": 1, "omp": os.environ.get("OMP_NUM_THREADS", "")}
     return Result(files={"value.json": json.dumps(total).encode()}, facts=facts)
@@ -69,7 +69,7 @@ def stage(label: str, value: int = 1, parts: tuple[Stage, ...] = (), **hints: ob
     )
 
 
-def train(order: Order, store: Store) -> Result:
+def train(work: Assignment, store: Store) -> Result:
     """A task of a counter that is trained: the count so far, plus `value` from every rank.
 
     Called on all ranks of a worker group. Hints as for `work`, with `rank`, the only one that dies
@@ -78,15 +78,15 @@ def train(order: Order, store: Store) -> Result:
     import torch
     import torch.distributed as dist
 
-    hints = order.hints
+    hints = work.hints
     ranks = dist.get_world_size() if dist.is_initialized() else 1
     rank = dist.get_rank() if dist.is_initialized() else 0
     attempt = 1
     if log := hints.get("log"):
         folder = Path(log)
-        attempt = 1 + sum(1 for _ in folder.glob(f"{order.label}.{rank}.*"))
-        (folder / f"{order.label}.{rank}.{time.time_ns()}").write_text(str(os.getpid()))
-    live.say(task=order.parameters["task"], ranks=ranks)
+        attempt = 1 + sum(1 for _ in folder.glob(f"{work.label}.{rank}.*"))
+        (folder / f"{work.label}.{rank}.{time.time_ns()}").write_text(str(os.getpid()))
+    live.say(task=work.parameters["task"], ranks=ranks)
     if rank == hints.get("rank", 0):
         if attempt <= hints.get("kill", 0):
             os.kill(os.getpid(), signal.SIGKILL)
@@ -96,12 +96,12 @@ def train(order: Order, store: Store) -> Result:
         deadline = time.monotonic() + hints["seconds"]
         while not Path(wait_for).exists() and time.monotonic() < deadline:
             time.sleep(0.05)
-    count = torch.tensor(order.parameters["value"])
+    count = torch.tensor(work.parameters["value"])
     if ranks > 1:
         dist.all_reduce(count)
     total = int(count) + sum(
         json.loads(store.read(operator, key, "value.json"))
-        for operator, key in order.inputs("previous")
+        for operator, key in work.inputs("previous")
     )
     facts = {
         "ranks": ranks,

@@ -14,7 +14,7 @@ from graftwork.methods.contracts.fitted import Rows
 from graftwork.methods.parts.first_session import FirstSession
 from graftwork.methods.representations.simplecil import SimpleCIL
 from graftwork.operators import catalogue
-from graftwork.operators.assignment import Order
+from graftwork.operators.assignment import Assignment
 from graftwork.operators.formats import features
 from graftwork.operators.store import Store
 from graftwork.operators.training import forward, loop, settings
@@ -118,7 +118,7 @@ def test_c_halves_are_the_two_branches(
 ):
     stored = dict(zip(("features", "adapted"), trained[0], strict=True))
     monkeypatch.setattr(features, "load", lambda store, shards: stored[shards[0][0]].numpy())
-    order = cast(Order, SimpleNamespace(inputs=lambda role: [(role, "key")]))
+    order = cast(Assignment, SimpleNamespace(inputs=lambda role: [(role, "key")]))
     row = torch.from_numpy(features.matrix(cast(Store, None), features.roles(order)))
     assert row.shape == (12, 2 * tiny.WIDTH)
     # Pitfall ii: the frozen backbone stands first.

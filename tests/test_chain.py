@@ -49,7 +49,7 @@ def store(tmp_path: Path) -> Store:
 
 def run(stages: list[Stage], store: Store) -> list[Done | Progress | Broken]:
     told: list[Done | Progress | Broken] = []
-    work = [(OPERATORS[stage.operator], stage.order()) for stage in stages]
+    work = [(OPERATORS[stage.operator], stage.assignment()) for stage in stages]
     try:
         run_chain(work, store, 1, told.append)
     except Exception as error:

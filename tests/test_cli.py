@@ -557,7 +557,7 @@ def test_a_run_names_the_image_that_it_cannot_decode(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     [stage] = make_plan(loaded, store.memo).features["train"]
     with pytest.raises(BadDataError) as caught:
-        features.run(stage.order(), store)
+        features.run(stage.assignment(), store)
     assert str(caught.value) == (
         f"{bad}/c1/0.png: truncated or damaged: image file is truncated; "
         "mend it, or leave it out with dataset.on_bad_image: skip"

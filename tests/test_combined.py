@@ -148,7 +148,7 @@ def test_a_merged_state_predicts_like_the_learner_that_holds_it(whole: tuple[Sto
         methods.build("finetune", FINETUNE), network,  # type: ignore[arg-type]
         opening.task_of(dict(model.parameters)), state(store, model), Settings(seed=0),
     )  # fmt: skip
-    order = last.order()
+    order = last.assignment()
     index = load_index(store, *order.inputs("dataset")[0])
     rows = np.arange(len(index.labels))
     targets = torch.from_numpy(columns_of(index.labels, model.parameters["learned"]))
@@ -248,7 +248,7 @@ def test_files_of_an_object_store_are_copied() -> None:
     stage = Stage(operator="merge", parameters={"x": 1})
     from graftwork.operators.assignment import Result
 
-    store.commit(stage.order(), Result(files={"a": bytearray(b"abc")}), 0.0)
+    store.commit(stage.assignment(), Result(files={"a": bytearray(b"abc")}), 0.0)
     with store.file("merge", stage.key, "a") as path:
         assert path.read_bytes() == b"abc"
     assert not path.exists()
@@ -452,7 +452,7 @@ def test_gram_matrices_are_of_inputs_in_the_precision_of_the_training(
 
 
 def fitted_scores(store: Store, run: Run, number: int, rows: Any, classes: Any) -> np.ndarray:
-    return scores_of_fit(run.evaluate.order(), store, number, rows, classes)
+    return scores_of_fit(run.evaluate.assignment(), store, number, rows, classes)
 
 
 def test_an_ensemble_is_what_numpy_makes_of_the_scores(whole: tuple[Store, Plan]) -> None:

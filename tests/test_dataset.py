@@ -534,7 +534,7 @@ def test_run_stores_what_was_planned(tmp_path: Path) -> None:
     description = write(tmp_path / "a.parquet", range(4), [1, 0, 1, 1], style=style)
     found = index(description | {"domain": "style"})
     store = SimpleNamespace(memo=Memo())
-    result = run(found.train.stage().order(), store)
+    result = run(found.train.stage().assignment(), store)
     assert set(result.files) == {"index.parquet"}
     assert result.facts["classes"] == {"0": 1, "1": 3}
     assert result.facts["domains"] == {"x": 3, "y": 1}
@@ -547,7 +547,7 @@ def test_run_stores_what_was_planned(tmp_path: Path) -> None:
     assert stored.sample_ids(rows).view(np.uint64).tolist() == first
     write(tmp_path / "a.parquet", range(4), [1, 0, 0, 1], style=style)
     with pytest.raises(BadDataError, match="dataset train: the data changed since the run"):
-        run(found.train.stage().order(), store)
+        run(found.train.stage().assignment(), store)
 
 
 def test_every_bit_flip_in_a_stored_index_is_noticed(tmp_path: Path) -> None:

@@ -108,7 +108,7 @@ class FakePool:
             return [(chosen.key, self.failures[chosen.label].pop(0))]
         try:
             operator = OPERATORS[chosen.operator]
-            return [(chosen.key, run_stage(operator, chosen.order(), self._store))]
+            return [(chosen.key, run_stage(operator, chosen.assignment(), self._store))]
         except GraftworkError as error:
             return [(chosen.key, Failure(Kind.FAILED, str(error), error))]
 

@@ -275,7 +275,7 @@ def test_a_budget_that_leaves_classes_without_an_image_is_refused(
 
 def kept_by(store: Store, made: Plan, stage: Stage) -> tuple[list[int], list[int]]:
     """Rows of a task's own images and of its exemplars, by what the worker hands over."""
-    order = stage.order()
+    order = stage.assignment()
     rows = opening.task_rows(order, store)
     assert isinstance(rows, TaskRows)
     index = load_index(store, *order.inputs("dataset")[0])
@@ -336,7 +336,7 @@ def test_domains_give_exemplars_of_the_domains_before(store: Store, tmp_path: Pa
         methods=[{"replay": {}}],
     )  # fmt: skip
     compute([*of(made, "dataset"), *of(made, "features"), *of(made, "exemplars")], store)
-    rows = opening.task_rows(of(made, "train")[1].order(), store)
+    rows = opening.task_rows(of(made, "train")[1].assignment(), store)
     assert len(rows.targets) == 18 + 12
     assert int(rows.exemplars.sum()) == 12
     assert Counter(rows.targets[rows.exemplars].tolist()) == dict.fromkeys(range(6), 2)

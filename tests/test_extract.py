@@ -291,7 +291,7 @@ def test_the_operator_refuses_images_that_changed(tmp_path: Path) -> None:
         label="features train 1/1",
     )
     with pytest.raises(BadDataError, match="changed since they were indexed"):
-        extract.run(stage.order(), store)
+        extract.run(stage.assignment(), store)
 
 
 def test_a_damaged_shard_is_reported_with_its_key(tmp_path: Path) -> None:

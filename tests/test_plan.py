@@ -217,7 +217,7 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Store:
     """Fits and features of the quickstart's first two methods, as if they had been computed."""
     opened = Store(str(tmp_path_factory.mktemp("stored")))
     for stage in plan(opened, "methods=[slda, acil]").stages:
-        opened.commit(stage.order(), Result(files={}), 0.0)
+        opened.commit(stage.assignment(), Result(files={}), 0.0)
     return opened
 
 

@@ -26,7 +26,7 @@ from graftwork.pipelines.planning.expand import make_runs
 from graftwork.pipelines.planning.methods import Method
 from graftwork.pipelines.planning.plan import Plan
 from graftwork.pipelines.planning.runs import Run
-from graftwork.pipelines.planning.shared import Trunk
+from graftwork.pipelines.planning.shared import Shared
 from tests import pngs
 from tests.pngs import of
 
@@ -423,13 +423,13 @@ def described(name: str, card: dict[str, Any] | None = None, **given: Any) -> Me
 
 
 def planned(made: Plan, method: Method) -> Run:
-    trunk = Trunk(
+    shared = Shared(
         spec=made.spec,
         dataset=made.dataset,
         backbone=made.backbone,
         preprocessing=made.preprocessing,
     )
-    [run] = make_runs(trunk, [method], beside=trunk)
+    [run] = make_runs(shared, [method], beside=shared)
     return run
 
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graftwork.operators.data.scenario import (
-    Task,
+    StreamTask,
     class_order,
     domain_order,
     expand,
@@ -109,8 +109,8 @@ def test_tasks_partition_the_classes(num_classes: int, data: st.DataObject) -> N
 def test_class_incremental_tasks_take_every_domain() -> None:
     stream = tasks("class_incremental", 4, ("b", "a"), None, 2, "natural")
     assert stream == (
-        Task(index=0, classes=(0, 1), domains=(0, 1)),
-        Task(index=1, classes=(2, 3), domains=(0, 1)),
+        StreamTask(index=0, classes=(0, 1), domains=(0, 1)),
+        StreamTask(index=1, classes=(2, 3), domains=(0, 1)),
     )
 
 

@@ -108,7 +108,7 @@ class Made(NamedTuple):
         return stored["scores"][:, np.argsort(stages[-1].parameters["learned"][: len(run.classes)])]
 
     def _fitted(self, run: Run) -> Tensor:
-        order, keyed = run.evaluate.order(), run.model.parameters
+        order, keyed = run.evaluate.assignment(), run.model.parameters
         rows = features.matrix(self.store, features.roles(order))[self.rows(run)]
         state = states.load_states(self.store, "fit", run.model.key)[-1]
         given = torch.from_numpy(rows.astype(np.float32))

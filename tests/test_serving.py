@@ -113,7 +113,7 @@ def pipeline_scores(made: Made, run: Run) -> torch.Tensor:
         assert stored["rows"].tolist() == list(range(len(made.images)))
         learned, scores = stage.parameters["learned"], stored["scores"]
     else:
-        order = run.evaluate.order()
+        order = run.evaluate.assignment()
         matrix = features.matrix(store, features.roles(order)).astype(np.float32)
         state = states.load_states(store, "fit", run.model.key)[-1]
         keyed = run.model.parameters

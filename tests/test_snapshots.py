@@ -185,25 +185,25 @@ def test_the_commit_removes_the_stages_own_snapshot(store: Store) -> None:
     one, other = stage(1), stage(2)
     for each in (one, other):
         snapshots.keep(store, each.key, small())
-    store.commit(one.order(), result(one), 1.0)
+    store.commit(one.assignment(), result(one), 1.0)
     assert snapshots.find(store, one.key) is None
     assert same(snapshots.find(store, other.key), small())
     store.verify("train", one.key)
-    assert store.commit(other.order(), result(other), 1.0)["key"] == other.key
+    assert store.commit(other.assignment(), result(other), 1.0)["key"] == other.key
     assert store.blobs.files(snapshots.FOLDER) == {}
 
 
 def test_a_commit_without_a_snapshot_is_as_good(store: Store) -> None:
-    store.commit(stage(1).order(), result(stage(1)), 1.0)
+    store.commit(stage(1).assignment(), result(stage(1)), 1.0)
     assert store.read("train", stage(1).key, "state.safetensors") == b"state"
 
 
 def test_the_second_of_two_commits_removes_it_as_well(store: Store) -> None:
     """A run that was thought lost may have written another one meanwhile."""
     one = stage(1)
-    first = store.commit(one.order(), result(one, b"first"), 1.0)
+    first = store.commit(one.assignment(), result(one, b"first"), 1.0)
     snapshots.keep(store, one.key, small())
-    assert store.commit(one.order(), result(one, b"second"), 2.0) == first
+    assert store.commit(one.assignment(), result(one, b"second"), 2.0) == first
     assert snapshots.find(store, one.key) is None
     assert store.read("train", one.key, "state.safetensors") == b"first"
 
@@ -219,6 +219,6 @@ def test_a_commit_that_fails_keeps_the_snapshot(
 
     monkeypatch.setattr(store.blobs, "put_if_absent", full)
     with pytest.raises(StorageError, match="full"):
-        store.commit(one.order(), result(one), 1.0)
+        store.commit(one.assignment(), result(one), 1.0)
     assert not store.has("train", one.key)
     assert same(snapshots.find(store, one.key), small())

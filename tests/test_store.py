@@ -9,15 +9,15 @@ from types import ModuleType
 
 import pytest
 
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.errors import DamagedStage, StorageError
 from graftwork.operators.keys import digest, source_digest
 from graftwork.operators.store import Store
 
 
-def order(name: str = "a") -> Order:
+def order(name: str = "a") -> Assignment:
     preimage = {"operator": "fit", "version": 1, "parameters": {"name": name}, "inputs": {}}
-    return Order(
+    return Assignment(
         key=digest(preimage), preimage=preimage, hints={}, input_operators={}, label=f"fit {name}"
     )
 
@@ -29,7 +29,7 @@ def store(request: pytest.FixtureRequest, tmp_path: Path) -> Store:
     return Store(f"memory://store-{tmp_path.name}-{random.random()}")
 
 
-def commit(store: Store, name: str = "a", data: bytes = b"0123456789") -> Order:
+def commit(store: Store, name: str = "a", data: bytes = b"0123456789") -> Assignment:
     store.commit(order(name), Result(files={"data.bin": data}, facts={"rows": 10}), 0.5)
     return order(name)
 

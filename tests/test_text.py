@@ -213,4 +213,4 @@ def test_a_name_too_long_for_the_tower_is_named(store: Store, folder: Path) -> N
     names = ["a " * 90, *NAMES[1:]]
     made = plan(store, folder, f"dataset.classes={json.dumps(names)}")
     with pytest.raises(BadDataError, match=r"dataset.classes: text: must have at most 77 tokens"):
-        text.run(of(made, "text")[0].order(), store)
+        text.run(of(made, "text")[0].assignment(), store)

@@ -476,7 +476,7 @@ def test_scores_that_are_no_numbers_are_refused(
     state = load_tensors(state_of(reference, first))
     state["head.bias"][1] = value
     result = Result(files={"state.safetensors": save_tensors(state)}, facts={})
-    store.commit(first.order(), result, 0.0)
+    store.commit(first.assignment(), result, 0.0)
     stage = of(made, "predict")[0]
     with pytest.raises(Diverged) as caught:
         compute([stage], store)
@@ -547,7 +547,7 @@ def test_tasks_side_by_side_are_those_of_the_loop(
     states: list[State] = []
     for expert, join in zip([first, *others], joins, strict=True):
         task = opening.task_of(dict(expert.parameters))
-        rows, settings = opening.task_rows(join.order(), store), Settings(seed=0)
+        rows, settings = opening.task_rows(join.assignment(), store), Settings(seed=0)
         start = shared(method, states[0]) if states else None
         state, log = loop.train_task(trains(method), network(made), task, rows, start, settings)
         assert same(load_tensors(state_of(store, expert)), state)
@@ -595,9 +595,9 @@ def test_queries_are_the_cached_features_of_the_rows(store: Store, folder: Path)
     with torch.inference_mode():
         frozen = loading.embedder(network(made), "token")(inputs)
     for stage in of(made, "train"):
-        assert opening.task_rows(stage.order(), store).query is None
+        assert opening.task_rows(stage.assignment(), store).query is None
         asks = replace(stage, inputs={**stage.inputs, "features": made.features["train"]})
-        images = opening.task_rows(asks.order(), store)
+        images = opening.task_rows(asks.assignment(), store)
         labels = made.dataset.train.labels
         rows = np.flatnonzero(np.isin(labels, stage.parameters["images"]["classes"]))
         assert images.query is not None and images.query.dtype == torch.float32
@@ -674,7 +674,9 @@ def test_an_adapted_method_is_fitted_on_both_features(store: Store, folder: Path
     with torch.inference_mode():
         adapted, plain = learner.eval().features(inputs), frozen(inputs)
     assert not torch.allclose(adapted, plain, atol=1e-3)
-    matrices = [shards.matrix(store, shards.roles(run.model.order())) for run in (aper, ranpac)]
+    matrices = [
+        shards.matrix(store, shards.roles(run.model.assignment())) for run in (aper, ranpac)
+    ]
     assert np.allclose(matrices[0], torch.cat([plain, adapted], dim=1), atol=1e-5)
     assert np.allclose(matrices[1], adapted, atol=1e-5)
     # SimpleCIL's prototypes are the classes' mean rows.
@@ -693,6 +695,6 @@ def test_an_adapted_method_is_fitted_on_both_features(store: Store, folder: Path
 def test_a_table_of_predictions_that_is_none_is_damage(whole: tuple[Store, Plan]) -> None:
     store, made = whole
     stage = replace(of(made, "predict")[0], parameters={"another": 1})
-    store.commit(stage.order(), Result(files={"predictions.parquet": b"PAR1"}), 0.0)
+    store.commit(stage.assignment(), Result(files={"predictions.parquet": b"PAR1"}), 0.0)
     with pytest.raises(DamagedStage, match=r"predictions\.parquet: "):
         predictions.read(store, "predict", stage.key)

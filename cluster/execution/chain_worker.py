@@ -12,7 +12,7 @@ from typing import Any
 
 from graftwork.cluster.execution.worker import Done, done, errors_of, use_threads
 from graftwork.operators import live
-from graftwork.operators.assignment import Order
+from graftwork.operators.assignment import Assignment
 from graftwork.operators.errors import GraftworkError
 from graftwork.operators.stage import Operator
 from graftwork.operators.store import Store
@@ -50,7 +50,7 @@ Report = Callable[[Done | Progress | Broken], None]
 
 
 def run_chain(
-    work: Sequence[tuple[Operator, Order]], store: Store, threads: int, report: Report
+    work: Sequence[tuple[Operator, Assignment]], store: Store, threads: int, report: Report
 ) -> None:
     """Computes the stages of a chain in order, each stored before the next one begins.
 
@@ -64,35 +64,35 @@ def run_chain(
     Raises:
         GraftworkError: as for `run_stage`, after it was reported; the stages before it are stored.
     """
-    for operator, order in work:
+    for operator, assignment in work:
         try:
-            with errors_of(order):
-                stored = _run(operator, order, store, threads, report)
+            with errors_of(assignment):
+                stored = _run(operator, assignment, store, threads, report)
         except GraftworkError as error:
             error.add_note(traceback.format_exc())
-            report(Broken(order.key, error, _peer_lost(error.__cause__)))
+            report(Broken(assignment.key, error, _peer_lost(error.__cause__)))
             raise
         if stored is not None:
             report(stored)
 
 
 def _run(
-    operator: Operator, order: Order, store: Store, threads: int, report: Report
+    operator: Operator, work: Assignment, store: Store, threads: int, report: Report
 ) -> Done | None:
     """One stage on this rank; tells about the stored stage on rank 0."""
     group = _group()
     leads = group is None or group.get_rank() == 0
     # Rank 0 gets here when it has stored the stage before: the others wait for that, too.
-    if _agreed(group, leads and store.has(order.operator, order.key)):
-        return done(store.manifest(order.operator, order.key), reused=True) if leads else None
+    if _agreed(group, leads and store.has(work.operator, work.key)):
+        return done(store.manifest(work.operator, work.key), reused=True) if leads else None
     use_threads(threads)
     start = time.perf_counter()
     if not leads:
-        operator.load()(order, store)
+        operator.load()(work, store)
         return None
-    with live.sink(lambda facts: report(Progress(order.key, facts))):
-        result = operator.load()(order, store)
-    return done(store.commit(order, result, time.perf_counter() - start))
+    with live.sink(lambda facts: report(Progress(work.key, facts))):
+        result = operator.load()(work, store)
+    return done(store.commit(work, result, time.perf_counter() - start))
 
 
 def _group() -> Any:

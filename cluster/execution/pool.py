@@ -16,7 +16,7 @@ from graftwork.cluster.execution.policy import Failure, Kind
 from graftwork.cluster.execution.train_group import Running
 from graftwork.cluster.execution.worker import Done, run_stage
 from graftwork.cluster.sessions.session import Session
-from graftwork.operators.assignment import Order
+from graftwork.operators.assignment import Assignment
 from graftwork.operators.errors import GraftworkError
 from graftwork.operators.stage import OPERATORS, Operator, Stage
 from graftwork.operators.store import Store
@@ -32,9 +32,9 @@ LOST = (
 )
 
 
-def run_on_ray(operator: Operator, order: Order, store: Store, threads: int) -> Done:
+def run_on_ray(operator: Operator, work: Assignment, store: Store, threads: int) -> Done:
     """`run_stage`, and on which node."""
-    done = run_stage(operator, order, store, threads=threads)
+    done = run_stage(operator, work, store, threads=threads)
     return replace(done, node=ray.get_runtime_context().get_node_id())
 
 
@@ -76,7 +76,7 @@ class RayPool:
         task = REMOTE.options(num_cpus=cpus, num_gpus=gpus, name=stage.label or stage.operator)
         # Ray's stubs do not follow a function through `options`.
         ref: Any = task.remote(  # pyright: ignore[reportCallIssue]
-            OPERATORS[stage.operator], stage.order(), self._store, int(cpus)
+            OPERATORS[stage.operator], stage.assignment(), self._store, int(cpus)
         )
         self._stages[ref] = stage.key
 

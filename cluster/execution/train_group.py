@@ -24,7 +24,7 @@ from graftwork.cluster.execution.chain_groups import Message
 from graftwork.cluster.execution.chain_worker import Broken, Progress, run_chain
 from graftwork.cluster.execution.policy import Failure, Kind
 from graftwork.cluster.execution.worker import Done
-from graftwork.operators.assignment import Order
+from graftwork.operators.assignment import Assignment
 from graftwork.operators.errors import StageFailed
 from graftwork.operators.stage import OPERATORS, Operator, Resources, Stage
 from graftwork.operators.store import Store
@@ -41,7 +41,7 @@ ENVIRONMENT = {
 }
 """For Ray Train, as far as the environment does not say otherwise."""
 
-Work = list[tuple[Operator, Order]]
+Work = list[tuple[Operator, Assignment]]
 
 
 class Group:
@@ -184,7 +184,7 @@ class Running:
         first = stages[0]
         slug = re.sub(r"[^a-z0-9]+", "-", first.chain.lower()).strip("-")
         name = f"{slug}-{first.key[:16]}-{uuid.uuid4().hex[:12]}"
-        work = [(OPERATORS[stage.operator], stage.order()) for stage in stages]
+        work = [(OPERATORS[stage.operator], stage.assignment()) for stage in stages]
         actor: Any = ray.remote(Group)
         self._group = actor.options(num_cpus=0, max_restarts=0, max_concurrency=8).remote()
         self._fit = self._group.fit.remote(name, work, store, first.resources)

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from graftwork.operators.assignment import Order
+from graftwork.operators.assignment import Assignment
 from graftwork.operators.errors import GraftworkError, OutOfMemory, StageFailed
 from graftwork.operators.stage import Operator
 from graftwork.operators.store import Store
@@ -39,13 +39,13 @@ class Done:
     node: str = ""
 
 
-def run_stage(operator: Operator, order: Order, store: Store, *, threads: int = 1) -> Done:
+def run_stage(operator: Operator, work: Assignment, store: Store, *, threads: int = 1) -> Done:
     """Computes a stage and commits it, unless it is stored already.
 
     Args:
         operator: how the stage is computed. It travels with the order, so that the driver alone
             says what an operator's name means.
-        order: the stage.
+        work: the stage.
         store: where its inputs are and its result goes.
         threads: CPU threads that the stage may use.
 
@@ -56,17 +56,17 @@ def run_stage(operator: Operator, order: Order, store: Store, *, threads: int = 
         GraftworkError: the operator failed; an error of another kind arrives as `StageFailed`, or
             `OutOfMemory`, because its class may not exist or unpickle in the driver.
     """
-    with errors_of(order):
-        if store.has(order.operator, order.key):
-            return done(store.manifest(order.operator, order.key), reused=True)
+    with errors_of(work):
+        if store.has(work.operator, work.key):
+            return done(store.manifest(work.operator, work.key), reused=True)
         use_threads(threads)
         start = time.perf_counter()
-        result = operator.load()(order, store)
-        return done(store.commit(order, result, time.perf_counter() - start))
+        result = operator.load()(work, store)
+        return done(store.commit(work, result, time.perf_counter() - start))
 
 
 @contextmanager
-def errors_of(order: Order) -> Iterator[None]:
+def errors_of(work: Assignment) -> Iterator[None]:
     """Makes every error of a stage one that arrives in the driver as it is.
 
     Raises:
@@ -77,12 +77,12 @@ def errors_of(order: Order) -> Iterator[None]:
     except GraftworkError as error:
         if _survives_pickle(error):
             raise
-        raise StageFailed(_failed(order, error)) from error
+        raise StageFailed(_failed(work, error)) from error
     except Exception as error:
         # By name: torch has its own class, which must not be imported for this.
         if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
             raise OutOfMemory(_one_line(error)) from error
-        raise StageFailed(_failed(order, error)) from error
+        raise StageFailed(_failed(work, error)) from error
 
 
 def use_threads(count: int) -> None:
@@ -106,8 +106,8 @@ def done(manifest: Mapping[str, Any], *, reused: bool = False) -> Done:
     )
 
 
-def _failed(order: Order, error: Exception) -> str:
-    return f"stage {order.label} failed: {_one_line(error)}; the same command resumes"
+def _failed(work: Assignment, error: Exception) -> str:
+    return f"stage {work.label} failed: {_one_line(error)}; the same command resumes"
 
 
 def _one_line(error: Exception) -> str:

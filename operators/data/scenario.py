@@ -24,7 +24,7 @@ MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class StreamTask:
     """What is learned at one step.
 
     Args:
@@ -138,7 +138,7 @@ def tasks(
     initial: int | None,
     increment: int | None,
     order: OrderName,
-) -> tuple[Task, ...]:
+) -> tuple[StreamTask, ...]:
     """The stream of tasks.
 
     Args:
@@ -161,7 +161,7 @@ def tasks(
             raise ConfigError("the data names no domain; give the column", key="dataset.domain")
         everything = tuple(range(num_classes))
         return tuple(
-            Task(index=i, classes=everything, domains=(domain,))
+            StreamTask(index=i, classes=everything, domains=(domain,))
             for i, domain in enumerate(domain_order(domains, order))
         )
     if increment is None:
@@ -170,12 +170,16 @@ def tasks(
     all_domains = tuple(range(len(domains) or 1))
     stream, start = [], 0
     for index, size in enumerate(task_sizes(num_classes, initial, increment)):
-        stream.append(Task(index=index, classes=ids[start : start + size], domains=all_domains))
+        stream.append(
+            StreamTask(index=index, classes=ids[start : start + size], domains=all_domains)
+        )
         start += size
     return tuple(stream)
 
 
-def task_of(labels: "np.ndarray", domains: "np.ndarray", tasks: Sequence[Task]) -> "np.ndarray":
+def task_of(
+    labels: "np.ndarray", domains: "np.ndarray", tasks: Sequence[StreamTask]
+) -> "np.ndarray":
     """The task that each sample belongs to.
 
     Args:
@@ -195,10 +199,10 @@ def task_of(labels: "np.ndarray", domains: "np.ndarray", tasks: Sequence[Task]) 
     return found
 
 
-def stream_of(described: Sequence[Mapping[str, Sequence[int]]]) -> list[Task]:
+def stream_of(described: Sequence[Mapping[str, Sequence[int]]]) -> list[StreamTask]:
     """The tasks that a key describes as `{classes, domains}`, in learning order."""
     return [
-        Task(index=i, classes=tuple(t["classes"]), domains=tuple(t["domains"]))
+        StreamTask(index=i, classes=tuple(t["classes"]), domains=tuple(t["domains"]))
         for i, t in enumerate(described)
     ]
 
@@ -220,7 +224,7 @@ def rows_of(
     return np.flatnonzero(np.any(member, axis=0))
 
 
-def seen_classes(tasks: Sequence[Task], index: int) -> tuple[int, ...]:
+def seen_classes(tasks: Sequence[StreamTask], index: int) -> tuple[int, ...]:
     """Class ids of tasks 0 .. index in learning order, each once."""
     return tuple(dict.fromkeys(c for task in tasks[: index + 1] for c in task.classes))
 

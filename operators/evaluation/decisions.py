@@ -9,7 +9,7 @@ from safetensors.torch import save as save_tensors
 from graftwork.operators.assignment import Files
 from graftwork.operators.data.index_file import SplitIndex
 from graftwork.operators.data.labels import columns_of
-from graftwork.operators.data.scenario import Task, seen_classes, task_of
+from graftwork.operators.data.scenario import StreamTask, seen_classes, task_of
 from graftwork.operators.errors import Diverged
 from graftwork.operators.formats.predictions import decide, encode, join, seen_rows
 
@@ -26,7 +26,7 @@ def require_finite(scores: torch.Tensor, label: str) -> None:
 
 def files(
     index: SplitIndex,
-    stream: Sequence[Task],
+    stream: Sequence[StreamTask],
     after: Sequence[int],
     rows: np.ndarray,
     learned: list[int],

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from graftwork.operators import building
-from graftwork.operators.assignment import Order
+from graftwork.operators.assignment import Assignment
 from graftwork.operators.data.scenario import seen_classes, stream_of
 from graftwork.operators.formats import features, states
 from graftwork.operators.store import Store
@@ -18,11 +18,11 @@ CHUNK = 4096
 
 
 def fitted_scores(
-    order: Order, store: Store, number: int, rows: np.ndarray[Any, Any], classes: Any
+    work: Assignment, store: Store, number: int, rows: np.ndarray[Any, Any], classes: Any
 ) -> np.ndarray[Any, Any]:
     """Scores [N, C] of a fitted method on test rows after a task; columns as in `classes`."""
-    keyed, [model] = order.parameters, order.inputs("model")
-    roles = features.roles(order)
+    keyed, [model] = work.parameters, work.inputs("model")
+    roles = features.roles(work)
     if keyed["separable"]:
         # Each class's scores are the same after every task and in every class order.
         full = _separable_scores(store, model, roles, _frozen(keyed["method"]), keyed["seed"] or 0)

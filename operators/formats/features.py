@@ -15,7 +15,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graftwork.operators.assignment import Order
+from graftwork.operators.assignment import Assignment
 from graftwork.operators.errors import DamagedStage
 from graftwork.operators.store import Store
 
@@ -76,9 +76,9 @@ def load(store: Store, shards: list[tuple[str, str]]) -> np.ndarray[Any, Any]:
 Shards = tuple[tuple[tuple[str, str], ...], ...]
 
 
-def roles(order: Order) -> Shards:
-    """The shards of an order's features: of the frozen backbone, of an adapted one, or of both."""
-    given = (tuple(order.inputs(role)) for role in ("features", "adapted"))
+def roles(work: Assignment) -> Shards:
+    """The shards of features that are read: of the frozen backbone, an adapted one, or both."""
+    given = (tuple(work.inputs(role)) for role in ("features", "adapted"))
     return tuple(shards for shards in given if shards)
 
 

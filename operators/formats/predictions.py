@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graftwork.operators.data.index_file import SplitIndex
-from graftwork.operators.data.scenario import Task
+from graftwork.operators.data.scenario import StreamTask
 from graftwork.operators.errors import DamagedStage
 from graftwork.operators.store import Store
 
@@ -33,7 +33,7 @@ Table = dict[str, np.ndarray[Any, Any]]
 
 def decide(
     index: SplitIndex,
-    stream: Sequence[Task],
+    stream: Sequence[StreamTask],
     true_task: np.ndarray,
     number: int,
     rows: np.ndarray,

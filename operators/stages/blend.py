@@ -13,31 +13,31 @@ from safetensors.torch import save as save_tensors
 from graftwork import methods
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.fused import Fused
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.data.scenario import stream_of
 from graftwork.operators.evaluation import decisions
 from graftwork.operators.formats.index import load_index
 from graftwork.operators.store import Store
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `blend`: what was fitted after a task, and the predictions with it.
 
     Raises:
         DamagedStage: an input is damaged.
         Diverged: a score is NaN or infinite.
     """
-    keyed = order.parameters
-    torch.set_num_threads(max(1, int(order.hints["cpus"])))
+    keyed = work.parameters
+    torch.set_num_threads(max(1, int(work.hints["cpus"])))
     method: Fused = methods.build(keyed["method"]["name"], keyed["method"]["hyperparameters"])
-    clip, vit = (_scores(order, store, role) for role in ("clip", "vit"))
+    clip, vit = (_scores(work, store, role) for role in ("clip", "vit"))
     assert torch.equal(clip["targets"], vit["targets"]), "branches train on the same rows"
     state = method.fit(clip["scores"], vit["scores"], clip["targets"])
-    clip, vit = (_scores(order, store, role) for role in ("clip_test", "vit_test"))
+    clip, vit = (_scores(work, store, role) for role in ("clip_test", "vit_test"))
     assert torch.equal(clip["rows"], vit["rows"]), "branches are tested on the same rows"
     scores = method.blend(state, clip["scores"], vit["scores"])
-    decisions.require_finite(scores, order.label)
-    [dataset], stream = order.inputs("dataset"), stream_of(keyed["tasks"])
+    decisions.require_finite(scores, work.label)
+    [dataset], stream = work.inputs("dataset"), stream_of(keyed["tasks"])
     index, rows = load_index(store, *dataset), clip["rows"].numpy()
     made = decisions.files(index, stream, keyed["after"], rows, keyed["learned"], scores.numpy())
     return Result(
@@ -46,7 +46,7 @@ def run(order: Order, store: Store) -> Result:
     )
 
 
-def _scores(order: Order, store: Store, role: str) -> State:
+def _scores(work: Assignment, store: Store, role: str) -> State:
     """Scores [N, C] of a branch, with `targets` of training rows or `rows` of the test index."""
-    [stage] = order.inputs(role)
+    [stage] = work.inputs(role)
     return load_tensors(store.read(*stage, "scores.safetensors"))

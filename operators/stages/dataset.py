@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.data.dataset import Split, index
 from graftwork.operators.data.index_file import (
     encode_index,
@@ -12,16 +12,16 @@ from graftwork.operators.data.index_file import (
 from graftwork.operators.errors import BadDataError
 
 
-def run(order: Order, store: Any) -> Result:
+def run(work: Assignment, store: Any) -> Result:
     """The operator `dataset`: indexes a split anew and stores it.
 
     Raises:
         BadDataError: the data is not what it was when the run was planned.
     """
-    dataset = index(order.hints["source"], store.memo)
-    split: Split = getattr(dataset, order.hints["split"])
-    if dict(split.stage().parameters) != order.parameters:
-        raise BadDataError(f"{order.label}: the data changed since the run was planned; run again")
+    dataset = index(work.hints["source"], store.memo)
+    split: Split = getattr(dataset, work.hints["split"])
+    if dict(split.stage().parameters) != work.parameters:
+        raise BadDataError(f"{work.label}: the data changed since the run was planned; run again")
     counts = np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
     per_domain = np.bincount(split.domains, minlength=len(dataset.domains)).tolist()
     return Result(

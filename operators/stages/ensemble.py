@@ -15,7 +15,7 @@ from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from graftwork.operators import ensembling
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.data.scenario import seen_classes, stream_of, task_of
 from graftwork.operators.ensembling.rules import RuleOf
 from graftwork.operators.ensembling.scores import align
@@ -26,19 +26,19 @@ from graftwork.operators.formats.index import load_index
 from graftwork.operators.store import Store
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `ensemble`: predictions after every task, by a rule over several models.
 
     Raises:
         DamagedStage: an input is damaged.
         Diverged: a model's score is NaN.
     """
-    keyed, [dataset] = order.parameters, order.inputs("dataset")
-    torch.set_num_threads(max(1, int(order.hints["cpus"])))
+    keyed, [dataset] = work.parameters, work.inputs("dataset")
+    torch.set_num_threads(max(1, int(work.hints["cpus"])))
     rule: RuleOf = ensembling.build(keyed["rule"]["name"], keyed["rule"]["hyperparameters"])
     index, stream = load_index(store, *dataset), stream_of(keyed["tasks"])
     true_task = task_of(index.labels, index.domains, stream)
-    members = [_member(order, number) for number in range(len(keyed["members"]))]
+    members = [_member(work, number) for number in range(len(keyed["members"]))]
     tables = []
     for number in range(len(stream)):
         rows = predictions.seen_rows(true_task, number)
@@ -47,7 +47,7 @@ def run(order: Order, store: Store) -> Result:
         stack, known = align(scores, [classes.tolist()] * len(scores))
         combined = rule.combine(stack)
         if bool(combined.isnan().any()):
-            raise Diverged(f"{order.label}: scores after task {number} are NaN")
+            raise Diverged(f"{work.label}: scores after task {number} are NaN")
         tables.append(
             predictions.decide(
                 index, stream, true_task, number, rows, np.array(known), combined.numpy()
@@ -64,36 +64,36 @@ def run(order: Order, store: Store) -> Result:
     )
 
 
-def _member(order: Order, number: int) -> Order:
+def _member(work: Assignment, number: int) -> Assignment:
     """One model's part of the order: its evaluation, as if it stood alone."""
     prefix = f"{number} "
-    roles = order.preimage["inputs"]
+    roles = work.preimage["inputs"]
     own = {name.removeprefix(prefix): name for name in roles if name.startswith(prefix)}
     return replace(
-        order,
+        work,
         preimage={
-            **order.preimage,
+            **work.preimage,
             "parameters": {
-                **order.parameters["members"][number],
-                "tasks": order.parameters["tasks"],
+                **work.parameters["members"][number],
+                "tasks": work.parameters["tasks"],
             },
             "inputs": {short: roles[name] for short, name in own.items()},
         },
         input_operators={
-            short: order.input_operators[name]
+            short: work.input_operators[name]
             for short, name in own.items()
-            if name in order.input_operators
+            if name in work.input_operators
         },
     )
 
 
-def _models(member: Order) -> list[tuple[str, str]]:
+def _models(member: Assignment) -> list[tuple[str, str]]:
     """What the model predicts with after the last task."""
     return member.inputs("model")[-1:]
 
 
 def _scores(
-    member: Order, store: Store, number: int, rows: np.ndarray, classes: np.ndarray
+    member: Assignment, store: Store, number: int, rows: np.ndarray, classes: np.ndarray
 ) -> Tensor:
     """Scores [N, K] of the given rows after a task; columns as in `classes`."""
     stored = member.inputs("predictions")

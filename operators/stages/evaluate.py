@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.data.scenario import seen_classes, stream_of, task_of
 from graftwork.operators.evaluation import metrics
 from graftwork.operators.evaluation.fitted_scores import fitted_scores
@@ -22,7 +22,7 @@ from graftwork.operators.keys import canonical
 from graftwork.operators.store import Store
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `evaluate`: predictions and the summary of their metrics.
 
     Those of a fitted method are made here of cached features; those of a trained one were made by
@@ -31,12 +31,12 @@ def run(order: Order, store: Store) -> Result:
     Raises:
         DamagedStage: an input is damaged.
     """
-    keyed = order.parameters
-    torch.set_num_threads(max(1, int(order.hints["cpus"])))
-    if stored := order.inputs("predictions"):
+    keyed = work.parameters
+    torch.set_num_threads(max(1, int(work.hints["cpus"])))
+    if stored := work.inputs("predictions"):
         table = predictions.join(predictions.read(store, *stage) for stage in stored)
     else:
-        table = _predict(order, store)
+        table = _predict(work, store)
     summary = metrics.summarise(table, len(keyed["tasks"]), keyed["num_classes"])
     encoded = predictions.encode(table, canonical(keyed["order"]), keyed["seed"])
     return Result(
@@ -44,34 +44,34 @@ def run(order: Order, store: Store) -> Result:
             "predictions.parquet": encoded,
             "summary.json": canonical(summary.to_json()).encode(),
         },
-        facts={**summary.finals(), **_facts(order, store)},
+        facts={**summary.finals(), **_facts(work, store)},
     )
 
 
-def _predict(order: Order, store: Store) -> predictions.Table:
+def _predict(work: Assignment, store: Store) -> predictions.Table:
     """Predictions of a fitted method after every task."""
-    keyed, [dataset] = order.parameters, order.inputs("dataset")
+    keyed, [dataset] = work.parameters, work.inputs("dataset")
     index, stream = load_index(store, *dataset), stream_of(keyed["tasks"])
     true_task = task_of(index.labels, index.domains, stream)
     tables = []
     for number in range(len(stream)):
         rows = predictions.seen_rows(true_task, number)
         classes = np.array(sorted(seen_classes(stream, number)))
-        scores = fitted_scores(order, store, number, rows, classes)
+        scores = fitted_scores(work, store, number, rows, classes)
         tables.append(predictions.decide(index, stream, true_task, number, rows, classes, scores))
     return predictions.join(tables)
 
 
-def _facts(order: Order, store: Store) -> dict[str, Any]:
+def _facts(work: Assignment, store: Store) -> dict[str, Any]:
     """What the run took, summed over the stages that are its own."""
-    models = [store.manifest(*stage) for stage in order.inputs("model")]
-    first = [store.manifest(*stage) for stage in order.inputs("first_session")]
-    experts = [store.manifest(*stage) for stage in order.inputs("experts")]
-    beside = [store.manifest(*stage) for stage in order.inputs("beside")]
+    models = [store.manifest(*stage) for stage in work.inputs("model")]
+    first = [store.manifest(*stage) for stage in work.inputs("first_session")]
+    experts = [store.manifest(*stage) for stage in work.inputs("experts")]
+    beside = [store.manifest(*stage) for stage in work.inputs("beside")]
     made = [
         store.manifest(*stage)
         for role in ("predictions", "branches", "scores")
-        for stage in order.inputs(role)
+        for stage in work.inputs(role)
     ]
     if not models:  # an ensemble: its predictions are all that it has
         models, made = made, []

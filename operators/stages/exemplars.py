@@ -6,22 +6,22 @@ import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
 
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.data import exemplars
 from graftwork.operators.formats import features
 from graftwork.operators.formats.index import load_index
 from graftwork.operators.store import Store
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `exemplars`: the place of every training image within its class and domain.
 
     Raises:
         DamagedStage: an input is damaged.
     """
-    keyed, [dataset] = order.parameters, order.inputs("dataset")
+    keyed, [dataset] = work.parameters, work.inputs("dataset")
     index = load_index(store, *dataset)
-    frozen = features.load(store, order.inputs("features")) if order.inputs("features") else None
+    frozen = features.load(store, work.inputs("features")) if work.inputs("features") else None
     ranks = np.empty(len(index.labels), dtype=np.int32)
     for _, rows in exemplars.blocks(index.labels, index.domains):
         order_of = (

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
 from graftwork.operators.data import sources
 from graftwork.operators.errors import BadDataError, Diverged
@@ -75,7 +75,7 @@ def extract(
     return result
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `features`: one shard, read, extracted and encoded.
 
     Raises:
@@ -83,10 +83,10 @@ def run(order: Order, store: Store) -> Result:
         IncompatibleError: the backbone's weights changed since the plan.
         Diverged: a feature is not finite.
     """
-    keyed, hints = order.parameters, order.hints
+    keyed, hints = work.parameters, work.hints
     device = keyed["numerics"]["device"].split(":")[0]
     torch.set_num_threads(max(1, int(hints["cpus"])))
-    embed = _embed(order, store, device)
+    embed = _embed(work, store, device)
     started = time.perf_counter()
     digests = hashlib.sha256()
     try:
@@ -103,7 +103,7 @@ def run(order: Order, store: Store) -> Result:
     except BadDataError as error:
         raise _named(error, hints) from error
     if digests.hexdigest() != keyed["images"]:
-        raise BadDataError(f"{order.label}: images changed since they were indexed; run again")
+        raise BadDataError(f"{work.label}: images changed since they were indexed; run again")
     seconds = time.perf_counter() - started
     return Result(
         files={"features.parquet": encode_shard(_cast(features, keyed["dtype"]))},
@@ -112,13 +112,13 @@ def run(order: Order, store: Store) -> Result:
     )
 
 
-def _embed(order: Order, store: Store, device: str) -> Callable[[Tensor], Tensor]:
+def _embed(work: Assignment, store: Store, device: str) -> Callable[[Tensor], Tensor]:
     """The frozen backbone, or one that a first session adapted."""
-    keyed, hints = order.parameters, order.hints
-    if grafts := order.inputs("graft"):
+    keyed, hints = work.parameters, work.hints
+    if grafts := work.inputs("graft"):
         from graftwork.operators.training import opening  # the frozen half does without
 
-        return opening.adapted(order, store, grafts[0])
+        return opening.adapted(work, store, grafts[0])
     return loading.embedder(
         loading.load_on_device(
             hints["model"],

@@ -18,7 +18,7 @@ from safetensors.torch import save as save_tensors
 
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.fitted import Fitted, Rows
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.building import fitted
 from graftwork.operators.data.exemplars import blocks
 from graftwork.operators.data.scenario import seen_classes, stream_of
@@ -32,18 +32,18 @@ BLOCK_CACHE_BYTES = 512 * 2**20
 """Statistics of all blocks together are kept in a worker process up to this size."""
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `fit`: the state that predicts, after every task.
 
     Raises:
         DamagedStage: an input is damaged.
         Diverged: the solution holds NaN or infinity.
     """
-    keyed = order.parameters
-    torch.set_num_threads(max(1, int(order.hints["cpus"])))
+    keyed = work.parameters
+    torch.set_num_threads(max(1, int(work.hints["cpus"])))
     method = fitted(keyed["method"])
     seed = keyed["seed"] or 0
-    stream = TrainingRows(store, order, keyed["num_classes"])
+    stream = TrainingRows(store, work, keyed["num_classes"])
     total: State | None = None
     tensors: dict[str, torch.Tensor] = {}
     reports = []
@@ -60,7 +60,7 @@ def run(order: Order, store: Store) -> Result:
         state = method.solve(total, newest, seen, seed)
         for name, tensor in state.items():
             if not bool(torch.isfinite(tensor).all()):
-                raise Diverged(f"{order.label}: {name} after task {number} is NaN or infinite")
+                raise Diverged(f"{work.label}: {name} after task {number} is NaN or infinite")
             tensors[f"{number}/{name}"] = tensor.contiguous()
         reports.append(method.report(state) | {"seconds": round(time.perf_counter() - started, 6)})
     return Result(
@@ -76,14 +76,14 @@ def run(order: Order, store: Store) -> Result:
 class TrainingRows:
     """The training features of a fit, by block."""
 
-    def __init__(self, store: Store, order: Order, num_classes: int) -> None:
-        [dataset] = order.inputs("dataset")
-        self._shards = features.roles(order)
+    def __init__(self, store: Store, work: Assignment, num_classes: int) -> None:
+        [dataset] = work.inputs("dataset")
+        self._shards = features.roles(work)
         self._features = features.matrix(store, self._shards)
         self._index = load_index(store, *dataset)
         self._blocks = dict(blocks(self._index.labels, self._index.domains))
         self._num_classes = num_classes
-        texts = order.inputs("text")
+        texts = work.inputs("text")
         self._texts = load(store, *texts[0]) if texts else None
         self._identity = json.dumps([store.url, dataset, self._shards, texts])
         if len(self._features) != len(self._index.labels):

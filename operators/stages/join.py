@@ -7,13 +7,13 @@ plain worker does it.
 import torch
 
 from graftwork.operators import building
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.formats import states
 from graftwork.operators.store import Store
 from graftwork.operators.training import loop, opening
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `join`: what predicts after a task, of the task's expert and those before.
 
     Raises:
@@ -21,14 +21,14 @@ def run(order: Order, store: Store) -> Result:
         DamagedStage: an input is damaged.
         IncompatibleError: the backbone's weights changed since the plan.
     """
-    keyed, hints = order.parameters, order.hints
+    keyed, hints = work.parameters, work.hints
     torch.set_num_threads(max(1, int(hints["cpus"])))
-    previous, [expert] = order.inputs("previous"), order.inputs("expert")
+    previous, [expert] = work.inputs("previous"), work.inputs("expert")
     state, log = loop.join_task(
         building.trained(keyed["method"]),
         opening.backbone(keyed, hints),
         opening.task_of(keyed),
-        opening.task_rows(order, store),
+        opening.task_rows(work, store),
         states.load_state(store, *previous[0]) if previous else None,
         states.load_state(store, *expert),
         opening.settings(keyed, hints),

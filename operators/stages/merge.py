@@ -16,7 +16,7 @@ from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Task, learned
 from graftwork.methods.networks import network as networks
 from graftwork.operators import building, merging
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
 from graftwork.operators.errors import Diverged
 from graftwork.operators.merging import readers
@@ -31,7 +31,7 @@ FILE = "state.safetensors"
 STATISTICS = "statistics.safetensors"
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `merge`: one state of several, read and written tensor by tensor.
 
     Raises:
@@ -39,30 +39,30 @@ def run(order: Order, store: Store) -> Result:
         Diverged: a merged tensor holds NaN or infinity.
         IncompatibleError: the models do not fit together, or the backbone changed since the plan.
     """
-    keyed = order.parameters
-    torch.set_num_threads(max(1, int(order.hints["cpus"])))
+    keyed = work.parameters
+    torch.set_num_threads(max(1, int(work.hints["cpus"])))
     merge: Merge = merging.build(keyed["merge"]["name"], keyed["merge"]["hyperparameters"])
-    given = order.inputs("models")
+    given = work.inputs("models")
     with ExitStack() as open_files:
 
         def opened(stage: tuple[str, str], name: str) -> TensorFile:
             return TensorFile(open_files.enter_context(store.file(*stage, name)))
 
         states = [opened(stage, FILE) for stage in given]
-        base, policy = _surroundings(order, merge)
+        base, policy = _surroundings(work, merge)
         merged = Merged(
             merge,
             states,
             base,
             [
-                Mean([opened(part, STATISTICS) for part in order.inputs(f"statistics {number}")])
+                Mean([opened(part, STATISTICS) for part in work.inputs(f"statistics {number}")])
                 for number in range(len(states))
             ]
             if merge.card.statistics
             else None,
             policy,
         )
-        content = readers.to_bytes(merged.specs, _finite(merged, order.label))
+        content = readers.to_bytes(merged.specs, _finite(merged, work.label))
     facts = [store.manifest(*stage)["facts"] for stage in given]
     return Result(
         files={FILE: content},
@@ -81,14 +81,14 @@ def _finite(merged: Merged, label: str) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor
 
 
-def _surroundings(order: Order, merge: Merge) -> tuple[Reader | None, Policy]:
+def _surroundings(work: Assignment, merge: Merge) -> tuple[Reader | None, Policy]:
     """The state before training, and what is known of the tensors, from a learner of the method."""
-    keyed = order.parameters
+    keyed = work.parameters
     # The start of a chain is that of its first task; the rows it lacks are not merged anyway.
     task = opening.task_of({"task": keyed["start"]})
     learner, backbone = loop.open_learner(
         building.trained(keyed["method"]),
-        _network(order),
+        _network(work),
         task,
         None,
         settings.Settings(seed=keyed["seed"]),
@@ -96,7 +96,7 @@ def _surroundings(order: Order, merge: Merge) -> tuple[Reader | None, Policy]:
     policy = Policy(
         head=keyed["head"],
         buffers=frozenset(name for name, _ in learner.named_buffers()),
-        heads=_heads(order, learner.state_dict(), task)
+        heads=_heads(work, learner.state_dict(), task)
         if keyed["head"] == "newest"
         else frozenset(),
         same_names=keyed["over"] != "tasks",
@@ -111,22 +111,22 @@ def _surroundings(order: Order, merge: Merge) -> tuple[Reader | None, Policy]:
     return InMemory({n: t for n, t in everything if id(t) in own and t.requires_grad}), policy
 
 
-def _network(order: Order) -> Any:
+def _network(work: Assignment) -> Any:
     """The network as loaded, not kept for other stages: a copy would be one more checkpoint."""
-    hints, keyed = order.hints, order.parameters
+    hints, keyed = work.hints, work.parameters
     network = loading.load_apart(
         hints["model"], hints["weights"], hints["pooling"], keyed["backbone"], hints["image_size"]
     )
     return networks.check(network)
 
 
-def _heads(order: Order, state: State, task: Task) -> frozenset[str]:
+def _heads(work: Assignment, state: State, task: Task) -> frozenset[str]:
     """Names of what has a row per class: with one class more it has another shape."""
     more = replace(task, seen=task.seen + 1, current=(*task.current, task.seen))
-    keyed = order.parameters
+    keyed = work.parameters
     other, _ = loop.open_learner(
         building.trained(keyed["method"]),
-        _network(order),
+        _network(work),
         more,
         None,
         settings.Settings(seed=keyed["seed"]),

@@ -11,7 +11,7 @@ import torch
 
 from graftwork.methods.contracts.trained import Learner
 from graftwork.operators import building
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.data.labels import columns_of
 from graftwork.operators.data.scenario import stream_of, task_of
 from graftwork.operators.errors import Diverged
@@ -26,7 +26,7 @@ from graftwork.operators.training.rows import FeatureRows, TaskRows
 from graftwork.operators.training.settings import Log, Settings
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `predict`: the decisions of one model, after each of the tasks it stands for.
 
     Raises:
@@ -34,9 +34,9 @@ def run(order: Order, store: Store) -> Result:
         DamagedStage: an input is damaged.
         Diverged: a score is NaN or infinite.
     """
-    keyed, hints = order.parameters, order.hints
+    keyed, hints = work.parameters, work.hints
     torch.set_num_threads(max(1, int(hints["cpus"])))
-    [dataset], [model] = order.inputs("dataset"), order.inputs("model")
+    [dataset], [model] = work.inputs("dataset"), work.inputs("model")
     index, stream = load_index(store, *dataset), stream_of(keyed["tasks"])
     true_task = task_of(index.labels, index.domains, stream)
     rows = seen_rows(true_task, max(keyed["after"]))
@@ -50,12 +50,12 @@ def run(order: Order, store: Store) -> Result:
     )
     learned: list[int] = keyed["learned"]
     targets = torch.from_numpy(columns_of(index.labels[rows], learned))
-    images = opening.open_rows(order, index, rows, targets, opening.query_of(order, store, rows))
+    images = opening.open_rows(work, index, rows, targets, opening.query_of(work, store, rows))
     log = Log()
     scores = _scores(learner.eval(), images, settings, true_task[rows], keyed["vote_batch"], log)
     if not np.isfinite(scores).all():
         worst = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
-        raise Diverged(f"{order.label}: scores of {images.name(worst)} are NaN or infinite")
+        raise Diverged(f"{work.label}: scores of {images.name(worst)} are NaN or infinite")
     return Result(
         files=files(index, stream, keyed["after"], rows, learned, scores),
         facts={"images_forwarded": log.images_forwarded},

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Learner
 from graftwork.operators import building
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
 from graftwork.operators.data.holdout import sampled
 from graftwork.operators.data.labels import columns_of
@@ -34,16 +34,16 @@ from graftwork.operators.training import loop, opening
 from graftwork.operators.training.settings import Images, Settings
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `statistics`: sums over a shard of a task's training images.
 
     Raises:
         BadDataError: images are not those that were indexed, or cannot be decoded.
         DamagedStage: an input is damaged.
     """
-    keyed, hints = order.parameters, order.hints
+    keyed, hints = work.parameters, work.hints
     torch.set_num_threads(max(1, int(hints["cpus"])))
-    [dataset], [model] = order.inputs("dataset"), order.inputs("model")
+    [dataset], [model] = work.inputs("dataset"), work.inputs("model")
     index = load_index(store, *dataset)
     rows = rows_of(index.labels, index.domains, [keyed["images"]])
     rows = sampled(index.digests, rows, keyed["limit"])[slice(*keyed["shard"])]
@@ -56,7 +56,7 @@ def run(order: Order, store: Store) -> Result:
         settings,
     )
     targets = torch.from_numpy(columns_of(index.labels[rows], keyed["learned"]))
-    images = opening.open_rows(order, index, rows, targets, opening.query_of(order, store, rows))
+    images = opening.open_rows(work, index, rows, targets, opening.query_of(work, store, rows))
     learner.eval()
     seeds = [derive(keyed["seed"], "label", int(sample)) for sample in index.sample_ids(rows)]
     kind = keyed["statistics"]

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.errors import BadDataError
 from graftwork.operators.store import Store
 
@@ -22,7 +22,7 @@ CLASSES = 64
 """Texts encoded at once."""
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `text`: features [T, K, E] float32, not of unit length, as `features`.
 
     Raises:
@@ -33,7 +33,7 @@ def run(order: Order, store: Store) -> Result:
     from graftwork.methods.networks.clip import Clip, phrases
     from graftwork.operators.backbones import loading
 
-    keyed, hints = order.parameters, order.hints
+    keyed, hints = work.parameters, work.hints
     torch.set_num_threads(max(1, int(hints["cpus"])))
     network = loading.load_on_device(
         hints["model"],

@@ -14,7 +14,7 @@ import torch
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Trained, shared, trains
 from graftwork.operators import live
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.building import trained
 from graftwork.operators.errors import Diverged
 from graftwork.operators.formats.states import bytes_of, files_of, load_state
@@ -29,7 +29,7 @@ from graftwork.operators.training.opening import (
 )
 
 
-def run(order: Order, store: Store) -> Result:
+def run(work: Assignment, store: Store) -> Result:
     """The operator `train`: what is left of a task, on all ranks of a group at once.
 
     Raises:
@@ -38,13 +38,13 @@ def run(order: Order, store: Store) -> Result:
         Diverged: NaN or infinity; the snapshot before it stays.
         IncompatibleError: the backbone's weights changed since the plan.
     """
-    keyed, hints = order.parameters, order.hints
+    keyed, hints = work.parameters, work.hints
     torch.set_num_threads(max(1, int(hints["cpus"])))
     task = task_of(keyed)
     method = trained(keyed["method"])
-    resume = snapshots.find(store, order.key)
+    resume = snapshots.find(store, work.key)
     started = time.perf_counter()
-    rows = task_rows(order, store)
+    rows = task_rows(work, store)
 
     def say(**facts: Any) -> None:
         live.say(task=task.index + 1, tasks=task.count, **facts)
@@ -55,15 +55,15 @@ def run(order: Order, store: Store) -> Result:
             backbone(keyed, hints),
             task,
             rows,
-            _start(order, store, method),
+            _start(work, store, method),
             settings(keyed, hints),
-            reference=reference_of(order, store),
+            reference=reference_of(work, store),
             resume=resume,
-            keep=lambda snapshot: snapshots.keep(store, order.key, snapshot),
+            keep=lambda snapshot: snapshots.keep(store, work.key, snapshot),
             say=say,
         )
     except Diverged as error:
-        raise Diverged(f"{order.label}: {error}") from error
+        raise Diverged(f"{work.label}: {error}") from error
     seconds = time.perf_counter() - started
     forwarded_now = log.images_forwarded - (resume.counts[1] if resume else 0)
     return Result(
@@ -77,14 +77,14 @@ def run(order: Order, store: Store) -> Result:
             "trainable_parameters": log.trainable,
             "state_bytes": bytes_of(state),
         },
-        obsolete=(snapshots.name(order.key),),
+        obsolete=(snapshots.name(work.key),),
     )
 
 
-def _start(order: Order, store: Store, method: Trained) -> State | None:
+def _start(work: Assignment, store: Store, method: Trained) -> State | None:
     """What the task begins with: the task before, or what experts share; None for nothing."""
-    if previous := order.inputs("previous"):
+    if previous := work.inputs("previous"):
         return load_state(store, *previous[0])
-    if first := order.inputs("first"):
+    if first := work.inputs("first"):
         return shared(method, load_state(store, *first[0]))
     return None

@@ -24,7 +24,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from graftwork.operators.assignment import Order, Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.errors import DamagedStage, StorageError
 from graftwork.operators.keys import digest
 from graftwork.operators.store.blobs import Blobs, open_blobs
@@ -63,13 +63,13 @@ class Store:
 
     # --- stages -------------------------------------------------------------------------------
 
-    def commit(self, order: Order, result: Result, seconds: float) -> dict[str, Any]:
+    def commit(self, work: Assignment, result: Result, seconds: float) -> dict[str, Any]:
         """Stores a stage's files, and returns the manifest that stands: ours or an earlier one.
 
         Raises:
             StorageError: the store is full, read-only or unreachable; nothing is visible then.
         """
-        folder, nonce = f"{order.operator}/{order.key}", uuid.uuid4().hex[:12]
+        folder, nonce = f"{work.operator}/{work.key}", uuid.uuid4().hex[:12]
         files = {
             name: {
                 "stored": f"{name}.{nonce}",
@@ -80,11 +80,11 @@ class Store:
         }
         body = {
             "schema": SCHEMA,
-            "key": order.key,
-            "preimage": order.preimage,
+            "key": work.key,
+            "preimage": work.preimage,
             "files": files,
             "facts": dict(result.facts),
-            "label": order.label,
+            "label": work.label,
             "seconds": round(seconds, 6),
             "host": socket.gethostname(),
             "created": time.time(),
@@ -105,7 +105,7 @@ class Store:
                     self.blobs.remove(name)
         for name in result.obsolete:
             self.blobs.remove(name)
-        return manifest if won else self.manifest(order.operator, order.key)
+        return manifest if won else self.manifest(work.operator, work.key)
 
     def has(self, operator: str, key: str) -> bool:
         """Whether the stage is stored (its manifest exists; its content is checked on reading)."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from graftwork.methods.contracts.trained import Task
 from graftwork.methods.networks import network
-from graftwork.operators.assignment import Order
+from graftwork.operators.assignment import Assignment
 from graftwork.operators.backbones import loading
 from graftwork.operators.building import trained
 from graftwork.operators.data import exemplars, sources
@@ -68,17 +68,17 @@ def backbone(keyed: dict[str, Any], hints: dict[str, Any]) -> Any:
     return network.check(copy.deepcopy(loaded))
 
 
-def adapted(order: Order, store: Store, graft: tuple[str, str]) -> Callable[[Tensor], Tensor]:
+def adapted(work: Assignment, store: Store, graft: tuple[str, str]) -> Callable[[Tensor], Tensor]:
     """Features [B, D] of the backbone that a first session adapted.
 
     Args:
-        order: whose parameters name the first session (`graft`) and the backbone.
+        work: whose parameters name the first session (`graft`) and the backbone.
         graft: operator and key of the stored training.
     """
-    keyed = order.parameters
+    keyed = work.parameters
     learner, _ = loop.open_learner(
         trained(keyed["graft"]["method"]),
-        backbone(keyed, order.hints),
+        backbone(keyed, work.hints),
         task_of(keyed["graft"]),
         load_state(store, *graft),
         Settings(seed=keyed["graft"]["seed"], device=keyed["numerics"]["device"]),
@@ -86,42 +86,42 @@ def adapted(order: Order, store: Store, graft: tuple[str, str]) -> Callable[[Ten
     return learner.eval().features
 
 
-def task_rows(order: Order, store: Store) -> TaskRows | FeatureRows:
-    """The training images of the task of an order, and the exemplars of earlier tasks.
+def task_rows(work: Assignment, store: Store) -> TaskRows | FeatureRows:
+    """The training images of the task of an assignment, and the exemplars of earlier tasks.
 
     Raises:
         BadDataError: they are not those that were indexed.
         DamagedStage: an input is damaged.
     """
-    keyed, [dataset] = order.parameters, order.inputs("dataset")
+    keyed, [dataset] = work.parameters, work.inputs("dataset")
     index = load_index(store, *dataset)
     rows = own = rows_of(index.labels, index.domains, [keyed["images"]])
     # Which rows are exemplars is known here alone: the places are those of all tasks so far.
     placed = own
     if memory := keyed.get("memory"):
-        [ranked] = order.inputs("exemplars")
+        [ranked] = work.inputs("exemplars")
         ranks = load(store, *ranked)
         rows = np.union1d(own, exemplars.chosen(index.labels, index.domains, ranks, memory))
         placed = rows_of(index.labels, index.domains, [*memory["earlier"], keyed["images"]])
     return open_rows(
-        order,
+        work,
         index,
         rows,
         torch.from_numpy(columns_of(index.labels[rows], keyed["learned"])),
-        query_of(order, store, rows),
+        query_of(work, store, rows),
         exemplars=torch.from_numpy(np.isin(rows, own, invert=True)),
         chosen=np.searchsorted(placed, rows),
     )
 
 
-def reference_of(order: Order, store: Store) -> ReferenceRows | None:
+def reference_of(work: Assignment, store: Store) -> ReferenceRows | None:
     """Images and texts of no task, where the order has them.
 
     Raises:
         BadDataError: the images are not those that were indexed.
     """
-    keyed, hints = order.parameters, order.hints
-    if not (stages := order.inputs("reference")):
+    keyed, hints = work.parameters, work.hints
+    if not (stages := work.inputs("reference")):
         return None
     index, places = load_index(store, *stages[0]), hints["reference"]
     rows = TaskRows(
@@ -139,7 +139,7 @@ def reference_of(order: Order, store: Store) -> ReferenceRows | None:
 
 
 def open_rows(
-    order: Order,
+    work: Assignment,
     index: SplitIndex,
     rows: np.ndarray,
     targets: Tensor,
@@ -148,13 +148,13 @@ def open_rows(
     exemplars: Tensor | None = None,
     chosen: np.ndarray | None = None,
 ) -> TaskRows | FeatureRows:
-    """The images at an order's `places`, which are the given rows of the index.
+    """The images at the `places` of an assignment, which are the given rows of the index.
 
     Args:
         exemplars: bool [N], which of them are of earlier tasks; None for none.
         chosen: positions within the places; None where these are those of the rows.
     """
-    keyed = order.parameters
+    keyed = work.parameters
     if not trained(keyed["method"]).card.images:
         assert query is not None, "a method without images has features; checked while planning"
         return FeatureRows(
@@ -163,7 +163,7 @@ def open_rows(
             query=query,
             name=lambda row: f"row {rows[row]} of the data set",
         )
-    places = order.hints["places"]
+    places = work.hints["places"]
     if chosen is not None and len(chosen) != sources.count(places):
         places = sources.pick(places, chosen)
     return TaskRows(
@@ -176,12 +176,12 @@ def open_rows(
         query=query,
         preprocessing=Preprocessing.from_json(keyed["preprocessing"]),
         seed=keyed["seed"],
-        max_pixels=order.hints["max_pixels"],
+        max_pixels=work.hints["max_pixels"],
     )
 
 
-def query_of(order: Order, store: Store, rows: np.ndarray) -> Tensor | None:
+def query_of(work: Assignment, store: Store, rows: np.ndarray) -> Tensor | None:
     """Frozen features [N, D] of some rows, where the order reads them from the cache."""
-    if not (shards := order.inputs("features")):
+    if not (shards := work.inputs("features")):
         return None
     return torch.from_numpy(features.load(store, shards)[rows].astype(np.float32))

@@ -10,7 +10,7 @@ from graftwork.pipelines.spec.model import PipelineSpec
 
 if TYPE_CHECKING:
     from graftwork.pipelines.planning.methods import Method
-from graftwork.pipelines.planning.shared import Trunk
+from graftwork.pipelines.planning.shared import Shared
 
 
 def check_networks(
@@ -54,7 +54,7 @@ def check_networks(
             )
 
 
-def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:
+def check_trainable(shared: Shared, methods: Iterable["Method"]) -> None:
     """Refuses what a method that trains cannot be given.
 
     Raises:
@@ -64,7 +64,7 @@ def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:
     trained = [method for method in methods if method.trains]
     if not trained:
         return
-    spec, backbone = trunk.spec, trunk.backbone
+    spec, backbone = shared.spec, shared.backbone
     name = trained[0].name
     if backbone.refused:
         raise IncompatibleError(
@@ -80,14 +80,14 @@ def check_trainable(trunk: Trunk, methods: Iterable["Method"]) -> None:
             f"{backbone.natural_pooling}, got {spec.features.pooling}",
             key="features.pooling",
         )
-    _check_crop(trunk, trained)
+    _check_crop(shared, trained)
 
 
-def _check_crop(trunk: Trunk, trained: Sequence["Method"]) -> None:
+def _check_crop(shared: Shared, trained: Sequence["Method"]) -> None:
     for method in trained:
         name = method.recipe.get("augmentation", "none")
         value = AUGMENTATIONS[name]
-        if value != AUGMENTATIONS["none"] and trunk.preprocessing.crop is None:
+        if value != AUGMENTATIONS["none"] and shared.preprocessing.crop is None:
             raise ConfigError(
                 f"augmentation {name} of {method.name} needs a crop size; set preprocessing.crop",
                 key="backbone.preprocessing",

@@ -12,10 +12,10 @@ from graftwork.pipelines.planning.ensembled import ensemble
 from graftwork.pipelines.planning.merged import merge
 from graftwork.pipelines.planning.methods import Method
 from graftwork.pipelines.planning.runs import Cell, Run, task_json
-from graftwork.pipelines.planning.shared import Trunk
+from graftwork.pipelines.planning.shared import Shared
 
 
-def combine(trunk: Trunk, combinations: Iterable[Combined], runs: Sequence[Run]) -> Iterator[Run]:
+def combine(shared: Shared, combinations: Iterable[Combined], runs: Sequence[Run]) -> Iterator[Run]:
     """The runs of all combinations.
 
     Args:
@@ -28,7 +28,7 @@ def combine(trunk: Trunk, combinations: Iterable[Combined], runs: Sequence[Run])
     for run in runs:
         known.setdefault(run.method.label, []).append(run)
     for entry in combinations:
-        made = [_run(trunk, entry, parents) for parents in _cells(entry, known)]
+        made = [_run(shared, entry, parents) for parents in _cells(entry, known)]
         known[entry.label] = made
         yield from made
 
@@ -44,9 +44,9 @@ def _cells(entry: Combined, known: Mapping[str, list[Run]]) -> Iterator[tuple[Ru
     yield from map(tuple, by_order.values())
 
 
-def _run(trunk: Trunk, entry: Combined, parents: tuple[Run, ...]) -> Run:
+def _run(shared: Shared, entry: Combined, parents: tuple[Run, ...]) -> Run:
     cell = Cell(
-        trunk=trunk,
+        shared=shared,
         method=_as_method(entry, parents),
         order=parents[0].order,
         stream=parents[0].tasks,

@@ -8,8 +8,8 @@ from graftwork.pipelines.planning.runs import Cell, Run, Served
 
 def ensemble(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Run:
     """Predictions after every task by a rule over all members, and their evaluation."""
-    trunk = cell.trunk
-    cpus = trunk.spec.resources.fit.cpus
+    shared = cell.shared
+    cpus = shared.spec.resources.fit.cpus
     roles = ("model", "features", "adapted", "predictions")
     stage = Stage(
         operator="ensemble",
@@ -26,7 +26,7 @@ def ensemble(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Run:
             "tasks": cell.described,
         },
         inputs={
-            "dataset": (trunk.dataset.test.stage(),),
+            "dataset": (shared.dataset.test.stage(),),
             **{
                 f"{number} {role}": run.evaluate.inputs[role]
                 for number, run in enumerate(parents)

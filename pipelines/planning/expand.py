@@ -8,18 +8,18 @@ trains on the first task and is fitted on what the adapted backbone sees.
 from collections.abc import Iterable, Iterator
 
 from graftwork.operators.data.dataset import Dataset
-from graftwork.operators.data.scenario import OrderName, Task, tasks
+from graftwork.operators.data.scenario import OrderName, StreamTask, tasks
 from graftwork.operators.errors import BadDataError
 from graftwork.pipelines.planning.fitted import fitted
 from graftwork.pipelines.planning.fused import fused
 from graftwork.pipelines.planning.methods import Method
 from graftwork.pipelines.planning.runs import Cell, Described, Run, task_json
-from graftwork.pipelines.planning.shared import Trunk
+from graftwork.pipelines.planning.shared import Shared
 from graftwork.pipelines.planning.trained import run_of
 
 
 def make_runs(
-    trunk: Trunk, methods: Iterable[Method], beside: Trunk | None = None
+    shared: Shared, methods: Iterable[Method], beside: Shared | None = None
 ) -> Iterator[Run]:
     """All runs of a spec, method by method.
 
@@ -29,9 +29,9 @@ def make_runs(
     Raises:
         BadDataError: a task without training or test images.
     """
-    spec, dataset = trunk.spec, trunk.dataset
+    spec, dataset = shared.spec, shared.dataset
     scenario = spec.scenario
-    streams: list[tuple[OrderName, tuple[Task, ...], Described]] = []
+    streams: list[tuple[OrderName, tuple[StreamTask, ...], Described]] = []
     for order in scenario.orders:
         stream = tuple(
             tasks(
@@ -50,7 +50,7 @@ def make_runs(
         for order, stream, described in streams:
             for seed in spec.seeds:
                 cell = Cell(
-                    trunk=trunk,
+                    shared=shared,
                     method=method,
                     order=order,
                     stream=stream,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
-from graftwork.operators.data.scenario import Task, seen_classes, stream_of
+from graftwork.operators.data.scenario import StreamTask, seen_classes, stream_of
 from graftwork.operators.stage import Resources, Stage
 from graftwork.pipelines.planning import trained
 from graftwork.pipelines.planning.runs import Cell, Run, Served, task_json
@@ -11,8 +11,8 @@ from graftwork.pipelines.planning.runs import Cell, Run, Served, task_json
 
 def fitted(cell: Cell) -> Run:
     """A fit on the features of the frozen backbone, of one adapted on the first task, or both."""
-    trunk, method = cell.trunk, cell.method
-    dataset, cpus = trunk.dataset, trunk.spec.resources.fit.cpus
+    shared, method = cell.shared, cell.method
+    dataset, cpus = shared.dataset, shared.spec.resources.fit.cpus
     parts = method.parts or {}
     classifier = parts.get("classifier") or {
         **method.description,
@@ -22,19 +22,19 @@ def fitted(cell: Cell) -> Run:
     description = {name: classifier[name] for name in ("name", "version", "hyperparameters")}
     own: list[Stage] = []
     graft: dict[str, Any] | None = None
-    train: dict[str, tuple[Stage, ...]] = {"features": trunk.features(dataset.train)}
-    test: dict[str, tuple[Stage, ...]] = {"features": trunk.features(dataset.test)}
+    train: dict[str, tuple[Stage, ...]] = {"features": shared.features(dataset.train)}
+    test: dict[str, tuple[Stage, ...]] = {"features": shared.features(dataset.test)}
     if (first := method.first_session) is not None:
         [session] = trained.chain(cell, first, [cell.described[0]], list(cell.stream[0].classes))
         graft = {name: session.parameters[name] for name in ("method", "task", "seed")}
         own.append(session)
         for split, inputs in ((dataset.train, train), (dataset.test, test)):
-            inputs["adapted"] = trunk.shards(split, graft, session)
+            inputs["adapted"] = shared.shards(split, graft, session)
             if not parts["keeps_frozen"]:
                 del inputs["features"]
-    separable = classifier["separable"] and trunk.spec.scenario.kind == "class_incremental"
+    separable = classifier["separable"] and shared.spec.scenario.kind == "class_incremental"
     # One fit on all classes serves every order of a separable method.
-    everything = Task(
+    everything = StreamTask(
         index=0,
         classes=tuple(range(cell.num_classes)),
         domains=tuple(range(len(dataset.domains))),
@@ -50,7 +50,7 @@ def fitted(cell: Cell) -> Run:
         inputs={
             **train,
             "dataset": (dataset.train.stage(),),
-            **({"text": (trunk.texts(),)} if method.card["network"] == "clip" else {}),
+            **({"text": (shared.texts(),)} if method.card["network"] == "clip" else {}),
         },
         hints={"cpus": cpus},
         resources=Resources(cpus=cpus),

@@ -9,19 +9,19 @@ from graftwork.pipelines.planning.runs import Cell, Run, Served
 
 def fused(cell: Cell) -> Run:
     """Two chains side by side, and a blend of their scores after each task."""
-    method, described, trunk = cell.method, cell.described, cell.trunk
+    method, described, shared = cell.method, cell.described, cell.shared
     assert cell.beside is not None, "check_networks asks for it"
     chains: dict[str, list[Stage]] = {}
     tests: dict[str, list[Stage]] = {}
     scores: dict[str, list[Stage]] = {}
-    for role, network in (("clip", trunk), ("vit", cell.beside)):
-        branch = replace(cell, trunk=network, method=method.branch(role))
+    for role, network in (("clip", shared), ("vit", cell.beside)):
+        branch = replace(cell, shared=network, method=method.branch(role))
         chains[role] = trained.chain(
             branch, branch.method.description, described, trained.learned(cell)
         )
         tests[role] = trained.predicted(branch, branch.method, chains[role])
         scores[role] = [trained.score(branch, stage) for stage in chains[role]]
-    cpus = trunk.spec.resources.fit.cpus
+    cpus = shared.spec.resources.fit.cpus
     blends = [
         Stage(
             operator="blend",
@@ -34,7 +34,7 @@ def fused(cell: Cell) -> Run:
             inputs={
                 **{role: (stages[number],) for role, stages in scores.items()},
                 **{f"{role}_test": (stages[number],) for role, stages in tests.items()},
-                "dataset": (trunk.dataset.test.stage(),),
+                "dataset": (shared.dataset.test.stage(),),
             },
             hints={"cpus": cpus},
             resources=Resources(cpus=cpus),

@@ -60,8 +60,8 @@ def _merge_stage(
     measured: Mapping[str, tuple[Stage, ...]],
     task: str,
 ) -> Stage:
-    trunk = cell.trunk
-    cpus = trunk.spec.resources.fit.cpus
+    shared = cell.shared
+    cpus = shared.spec.resources.fit.cpus
     return Stage(
         operator="merge",
         parameters={
@@ -79,7 +79,7 @@ def _merge_stage(
                 else {}
             ),
         },
-        hints={**trunk.where(), "cpus": cpus},
+        hints={**shared.where(), "cpus": cpus},
         resources=Resources(cpus=cpus),
         label=f"merge {cell.label} task {task}",
     )
@@ -87,10 +87,10 @@ def _merge_stage(
 
 def _statistics(cell: Cell, entry: Combined, model: Stage, method: Method) -> tuple[Stage, ...]:
     """Sums over shards of the images that a model was trained on last."""
-    trunk, split = cell.trunk, cell.trunk.dataset.train
+    shared, split = cell.shared, cell.shared.dataset.train
     given, part = entry.operator["hyperparameters"], model.parameters["images"]
-    resources, size = trunk.spec.resources.extract, trunk.spec.features.shard_size
-    total = min(given["images"], int(trunk.counts(split, part).sum()))
+    resources, size = shared.spec.resources.extract, shared.spec.features.shard_size
+    total = min(given["images"], int(shared.counts(split, part).sum()))
 
     def rows(start: int, stop: int) -> Any:
         whole = rows_of(split.labels, split.domains, [part])
@@ -110,14 +110,14 @@ def _statistics(cell: Cell, entry: Combined, model: Stage, method: Method) -> tu
                     "kind": entry.card["statistics"],
                     **({"labels": given["labels"]} if "labels" in given else {}),
                 },
-                "numerics": {**trunk.numerics(resources.gpus), "compile": False},
+                "numerics": {**shared.numerics(resources.gpus), "compile": False},
             },
             inputs={
                 "model": (model,),
                 "dataset": (split.stage(),),
-                "features": trunk.features(split) if method.card["query"] else (),
+                "features": shared.features(split) if method.card["query"] else (),
             },
-            hints=trunk.hints(
+            hints=shared.hints(
                 split, partial(rows, start, stop), images=stop - start, cpus=resources.cpus
             ),
             resources=Resources(cpus=resources.cpus, gpus=resources.gpus),

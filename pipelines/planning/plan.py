@@ -25,7 +25,7 @@ from graftwork.pipelines.planning.combinations import Combined, resolve
 from graftwork.pipelines.planning.expand import make_runs
 from graftwork.pipelines.planning.methods import Method, resolve_methods
 from graftwork.pipelines.planning.runs import Run
-from graftwork.pipelines.planning.shared import Reference, Trunk
+from graftwork.pipelines.planning.shared import Reference, Shared
 from graftwork.pipelines.spec.loading import Loaded
 from graftwork.pipelines.spec.model import PipelineSpec
 from graftwork.pipelines.spec.model import Preprocessing as PreprocessingSpec
@@ -75,39 +75,39 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     dataset = datasets.index(spec.dataset.model_dump(mode="json"), memo)
     preprocessing = _preprocessing(spec.backbone.preprocessing, backbone)
     check_networks(spec, backbone, dataset.classes, methods)
-    trunk = Trunk(
+    shared = Shared(
         spec=spec,
         dataset=dataset,
         backbone=backbone,
         preprocessing=preprocessing,
         reference=_reference(spec, memo) if any(m.card["reference"] for m in methods) else None,
     )
-    check_trainable(trunk, methods)
-    beside = _beside(trunk, memo, [m for m in methods if m.card["contract"] == "fused"])
-    runs = tuple(make_runs(trunk, methods, beside))
+    check_trainable(shared, methods)
+    beside = _beside(shared, memo, [m for m in methods if m.card["contract"] == "fused"])
+    runs = tuple(make_runs(shared, methods, beside))
     return Plan(
         spec=spec,
         dataset=dataset,
         backbone=backbone,
         preprocessing=preprocessing,
-        features={split.name: trunk.features(split) for split in (dataset.train, dataset.test)},
-        runs=(*runs, *combine.combine(trunk, combinations, runs)),
+        features={split.name: shared.features(split) for split in (dataset.train, dataset.test)},
+        runs=(*runs, *combine.combine(shared, combinations, runs)),
     )
 
 
-def _beside(trunk: Trunk, memo: Memo, methods: Sequence[Method]) -> Trunk | None:
+def _beside(shared: Shared, memo: Memo, methods: Sequence[Method]) -> Shared | None:
     """The second network, if a method has a branch on it.
 
     Raises:
         ConfigError: precision, pooling or preprocessing do not suit.
         IncompatibleError: methods cannot be attached to it, or the weights do not fit.
     """
-    given = trunk.spec.vit
+    given = shared.spec.vit
     if given is None or not methods:
         return None
     try:
         backbone = backbones.resolve(
-            given.model, given.weights, trunk.spec.features.pooling, memo, given.image_size
+            given.model, given.weights, shared.spec.features.pooling, memo, given.image_size
         )
         wanted = given.preprocessing
         preprocessing = _preprocessing(wanted, backbone)
@@ -115,12 +115,12 @@ def _beside(trunk: Trunk, memo: Memo, methods: Sequence[Method]) -> Trunk | None
             raise ConfigError(
                 f"{methods[0].name} trains a timm ViT, got {given.model}", key="backbone.model"
             )
-        beside = Trunk(
-            spec=trunk.spec.model_copy(update={"backbone": given}),
-            dataset=trunk.dataset,
+        beside = Shared(
+            spec=shared.spec.model_copy(update={"backbone": given}),
+            dataset=shared.dataset,
             backbone=backbone,
             preprocessing=preprocessing,
-            main=trunk,
+            main=shared,
         )
         check_trainable(beside, methods)
     except (ConfigError, IncompatibleError) as error:

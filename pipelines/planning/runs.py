@@ -4,10 +4,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from graftwork.operators.data.scenario import OrderName, Task, seen_classes
+from graftwork.operators.data.scenario import OrderName, StreamTask, seen_classes
 from graftwork.operators.stage import Resources, Stage
 from graftwork.pipelines.planning.methods import Method
-from graftwork.pipelines.planning.shared import Trunk
+from graftwork.pipelines.planning.shared import Shared
 
 Described = list[dict[str, list[int]]]
 """A stream of tasks as keys hold it: classes and domains of each."""
@@ -27,7 +27,7 @@ class Served:
 
     predictor: dict[str, Any]
     states: dict[str, tuple[Stage, str]]
-    beside: Trunk | None = None
+    beside: Shared | None = None
 
     def within(self, name: str) -> "Served":
         """As a part of another predictor: its files begin with a name."""
@@ -68,7 +68,7 @@ class Run:
 
     method: Method
     order: OrderName
-    tasks: tuple[Task, ...]
+    tasks: tuple[StreamTask, ...]
     seed: int
     own: tuple[Stage, ...]
     model: Stage
@@ -87,18 +87,18 @@ class Cell:
     """What a run is made of.
 
     Args:
-        trunk: what all runs share.
+        shared: what all runs share.
         stream: its tasks.
         described: the same as keys hold them.
     """
 
-    trunk: Trunk
+    shared: Shared
     method: Method
     order: OrderName
-    stream: tuple[Task, ...]
+    stream: tuple[StreamTask, ...]
     described: Described
     seed: int
-    beside: Trunk | None = None
+    beside: Shared | None = None
 
     @property
     def label(self) -> str:
@@ -106,7 +106,7 @@ class Cell:
 
     @property
     def num_classes(self) -> int:
-        return len(self.trunk.dataset.classes)
+        return len(self.shared.dataset.classes)
 
     def run(
         self,
@@ -129,7 +129,7 @@ class Cell:
         )
 
     def evaluation(self, parameters: dict[str, Any], inputs: dict[str, Any]) -> Stage:
-        cpus = self.trunk.spec.resources.fit.cpus
+        cpus = self.shared.spec.resources.fit.cpus
         return Stage(
             operator="evaluate",
             parameters={
@@ -146,5 +146,5 @@ class Cell:
         )
 
 
-def task_json(task: Task) -> dict[str, list[int]]:
+def task_json(task: StreamTask) -> dict[str, list[int]]:
     return {"classes": list(task.classes), "domains": list(task.domains)}

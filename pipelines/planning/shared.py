@@ -37,7 +37,7 @@ class Reference:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Trunk:
+class Shared:
     """Data, backbone and preprocessing of a spec.
 
     Args:
@@ -54,7 +54,7 @@ class Trunk:
     backbone: Backbone
     preprocessing: Preprocessing
     reference: Reference | None = None
-    main: "Trunk | None" = None
+    main: "Shared | None" = None
     _made: dict[str, tuple[Stage, ...]] = field(default_factory=dict)
     _counts: dict[str, np.ndarray] = field(default_factory=dict)
 

@@ -23,13 +23,13 @@ def learned(cell: Cell) -> list[int]:
 
 def score(cell: Cell, model: Stage) -> Stage:
     """Scores of a trained task on the rows that it was trained on."""
-    resources, hints = cell.trunk.spec.resources.extract, model.hints
+    resources, hints = cell.shared.spec.resources.extract, model.hints
     assert isinstance(hints, Hints), "they were made by `chain`"
     return Stage(
         operator="score",
         parameters={
             **{name: v for name, v in model.parameters.items() if name != "augmentation"},
-            "numerics": {**cell.trunk.numerics(resources.gpus), "compile": False},
+            "numerics": {**cell.shared.numerics(resources.gpus), "compile": False},
         },
         inputs={"model": (model,), **{r: s for r, s in model.inputs.items() if r != "previous"}},
         hints=hints.but(
@@ -48,8 +48,8 @@ def predicted(cell: Cell, method: Method, models: Sequence[Stage]) -> list[Stage
         method: whose learner the models are states of.
         models: stages with the parameters of a training.
     """
-    trunk, stream, joint = cell.trunk, cell.stream, method.card["upper_bound"]
-    test, resources = trunk.dataset.test, trunk.spec.resources.extract
+    shared, stream, joint = cell.shared, cell.stream, method.card["upper_bound"]
+    test, resources = shared.dataset.test, shared.spec.resources.extract
     vote = method.hyperparameters.get("eval_selection", "instance") != "instance"
     predictions = []
     for number, model in enumerate(models):
@@ -71,7 +71,7 @@ def predicted(cell: Cell, method: Method, models: Sequence[Stage]) -> list[Stage
                             "preprocessing",
                         )
                     },
-                    "numerics": {**trunk.numerics(resources.gpus), "compile": False},
+                    "numerics": {**shared.numerics(resources.gpus), "compile": False},
                     "tasks": shown,
                     "after": after,
                     "vote_batch": method.hyperparameters["batch_size"] if vote else None,
@@ -79,9 +79,9 @@ def predicted(cell: Cell, method: Method, models: Sequence[Stage]) -> list[Stage
                 inputs={
                     "model": (model,),
                     "dataset": (test.stage(),),
-                    "features": trunk.features(test) if method.card["query"] else (),
+                    "features": shared.features(test) if method.card["query"] else (),
                 },
-                hints=trunk.hints(
+                hints=shared.hints(
                     test,
                     partial(
                         rows_of,
@@ -89,7 +89,7 @@ def predicted(cell: Cell, method: Method, models: Sequence[Stage]) -> list[Stage
                         test.domains,
                         shown if method.card["images"] else [],
                     ),
-                    images=sum(int(trunk.counts(test, task).sum()) for task in shown),
+                    images=sum(int(shared.counts(test, task).sum()) for task in shown),
                     cpus=resources.cpus,
                 ),
                 resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
@@ -128,8 +128,8 @@ def side_by_side(
     cell: Cell, parts: Described, learned: Sequence[int]
 ) -> tuple[list[Stage], list[Stage]]:
     """One training stage per task, each on its own, and what joins them one after the other."""
-    trunk, method, train = cell.trunk, cell.method, cell.trunk.dataset.train
-    resources, query = trunk.spec.resources.extract, method.card["query"]
+    shared, method, train = cell.shared, cell.method, cell.shared.dataset.train
+    resources, query = shared.spec.resources.extract, method.card["query"]
     experts: list[Stage] = []
     joins: list[Stage] = []
     for number, part in enumerate(parts):
@@ -142,16 +142,16 @@ def side_by_side(
                 operator="join",
                 parameters={
                     **{n: v for n, v in expert.parameters.items() if n != "augmentation"},
-                    "numerics": {**trunk.numerics(resources.gpus), "compile": False},
+                    "numerics": {**shared.numerics(resources.gpus), "compile": False},
                 },
                 inputs={
                     "dataset": (train.stage(),),
                     "previous": tuple(joins[-1:]),
                     "expert": (expert,),
-                    "features": trunk.features(train) if query else (),
+                    "features": shared.features(train) if query else (),
                 },
                 # Whether a method looks at images once more is its own affair: none are announced.
-                hints=trunk.hints(
+                hints=shared.hints(
                     train,
                     partial(rows_of, train.labels, train.domains, [part]),
                     images=0,
@@ -175,14 +175,19 @@ def _training(
     chain: str,
 ) -> Stage:
     """The training of a task."""
-    trunk, train, part, card = cell.trunk, cell.trunk.dataset.train, parts[number], cell.method.card
-    hyper, resources = method["hyperparameters"], trunk.spec.resources.train
+    shared, train, part, card = (
+        cell.shared,
+        cell.shared.dataset.train,
+        parts[number],
+        cell.method.card,
+    )
+    hyper, resources = method["hyperparameters"], shared.spec.resources.train
     augmentation = hyper.get("augmentation", "none")
     plain = augmentation == "none"
     place = {c: column for column, c in enumerate(learned)}
     seen = {c for earlier in parts[: number + 1] for c in earlier["classes"]}
     before = {c for earlier in parts[:number] for c in earlier["classes"]}
-    counts = trunk.counts(train, part)
+    counts = shared.counts(train, part)
     # A domain need not have images of every class.
     present = [c for c, count in zip(part["classes"], counts, strict=True) if count]
     images = int(counts.sum())
@@ -190,7 +195,7 @@ def _training(
     inputs = {
         "dataset": (train.stage(),),
         **inputs,
-        "features": trunk.features(train) if card["query"] and plain else (),
+        "features": shared.features(train) if card["query"] and plain else (),
     }
     hints: dict[str, Any] = {}
     # Of all that may be kept: a worker reads the exemplars alone.
@@ -199,22 +204,22 @@ def _training(
         memory = _memory(cell, hyper, parts[:number])
         keyed["memory"] = memory.described
         # Of the first task too, which needs none: its group then trains the whole chain.
-        inputs["exemplars"] = (trunk.exemplars(hyper["exemplar_selection"], cell.seed),)
+        inputs["exemplars"] = (shared.exemplars(hyper["exemplar_selection"], cell.seed),)
         images += memory.images
         readable = parts[: number + 1] if card["images"] else []
-    if card["reference"] and trunk.reference is not None:
-        keyed["reference"] = list(trunk.reference.texts)
-        inputs["reference"] = (trunk.reference.stage(),)
-        hints["reference"] = trunk.reference.images.places(0, len(trunk.reference.images))
+    if card["reference"] and shared.reference is not None:
+        keyed["reference"] = list(shared.reference.texts)
+        inputs["reference"] = (shared.reference.stage(),)
+        hints["reference"] = shared.reference.images.places(0, len(shared.reference.images))
     return Stage(
         operator="train",
         parameters={
             "method": method,
             "seed": cell.seed,
-            **trunk.network(),
-            "preprocessing": trunk.preprocessing.to_json(),
+            **shared.network(),
+            "preprocessing": shared.preprocessing.to_json(),
             "augmentation": AUGMENTATIONS[augmentation].to_json(),
-            "numerics": {**trunk.numerics(resources.gpus), "compile": resources.compile},
+            "numerics": {**shared.numerics(resources.gpus), "compile": resources.compile},
             "task": {
                 "index": number,
                 "count": len(parts),
@@ -228,7 +233,7 @@ def _training(
             **keyed,
         },
         inputs=inputs,
-        hints=trunk.hints(
+        hints=shared.hints(
             train,
             partial(rows_of, train.labels, train.domains, readable),
             images=images * hyper["epochs"] * (2 if card["query"] and not plain else 1),
@@ -264,7 +269,7 @@ def _memory(cell: Cell, hyper: dict[str, Any], earlier: Described) -> _Memory:
             f"leaves none for some; give at least {classes}, or 0",
             key="methods",
         )
-    table = cell.trunk.table(cell.trunk.dataset.train)
+    table = cell.shared.table(cell.shared.dataset.train)
     kept = shares(table, earlier, budget, kind)
     return _Memory(
         described={"earlier": earlier, "exemplars": budget, "budget": kind},
@@ -276,7 +281,7 @@ def _names(cell: Cell, learned: Sequence[int]) -> dict[str, list[str]]:
     """Names of classes in the order learned, and templates, for a method that reads them."""
     if cell.method.card["network"] != "clip":
         return {}
-    return cell.trunk.named(cell.trunk.dataset.classes[c] for c in learned)
+    return cell.shared.named(cell.shared.dataset.classes[c] for c in learned)
 
 
 def run_of(cell: Cell) -> Run:

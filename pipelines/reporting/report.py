@@ -267,7 +267,7 @@ def _runs(groups: Sequence[_Group]) -> str:
                     f'<td><span class="state">{state}</span></td>',
                 ]
             )
-    header = ["Method", "Order", "Seed", "A<sub>avg</sub>", "A<sub>last</sub>", "Forgetting"]
+    header = ["Method", "Assignment", "Seed", "A<sub>avg</sub>", "A<sub>last</sub>", "Forgetting"]
     body = _table([*header, "BWT", "Seconds", "+State"], rows)
     return _details(f"Every result ({len(rows)})", body) if rows else ""
 

@@ -7,7 +7,7 @@ from graftwork.operators.serving import model_files
 from graftwork.operators.store import Store
 from graftwork.operators.tracking.records import Artifacts
 from graftwork.pipelines.planning.plan import Plan, Run
-from graftwork.pipelines.planning.shared import Trunk
+from graftwork.pipelines.planning.shared import Shared
 
 
 def model_identity(plan: Plan, run: Run) -> str | None:
@@ -50,7 +50,7 @@ def _description(plan: Plan, run: Run) -> tuple[dict[str, Any], dict[str, model_
     return description, states
 
 
-def _network(of: Plan | Trunk) -> dict[str, Any]:
+def _network(of: Plan | Shared) -> dict[str, Any]:
     """A network, and how images are prepared for it."""
     backbone = of.backbone
     fixed = backbone.data_config.get("fixed_input_size", False)
