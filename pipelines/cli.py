@@ -4,6 +4,7 @@ import faulthandler
 import os
 import signal
 import sys
+from dataclasses import asdict
 from typing import Annotated, Literal
 
 import typer
@@ -78,7 +79,7 @@ def run(
     loaded = load_resolved(spec, overrides or ())
     document = run_pipeline(loaded, place(store, tracking, address, insecure), Display())
     if as_json:
-        print_json(document)
+        print_json(document.to_json())
     else:
         terminal.document(document, Console())
 
@@ -108,7 +109,7 @@ def plan(
         return
     status = explain.explain(made, opened)
     if as_json:
-        print_json(status)
+        print_json(asdict(status))
     else:
         terminal.plan(status, Console())
 

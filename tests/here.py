@@ -26,7 +26,7 @@ def run(spec: Path, store: Path, *overrides: str, tracking: str | None = None) -
             load_resolved(str(spec), overrides),
             Where(store=str(store), tracking=tracking),
             Display(quiet=True),
-        )
+        ).to_json()
 
 
 def _execute(

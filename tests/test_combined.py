@@ -3,6 +3,7 @@
 import json
 from collections.abc import Mapping
 from contextlib import nullcontext
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -586,19 +587,17 @@ def test_a_merge_of_a_fixed_number_takes_the_newest(
 def test_a_plan_explains_combinations(whole: tuple[Store, Plan], folder: Path) -> None:
     store, made = whole
     found = explain.explain(made, store)
-    assert found["counts"]["hit"] == len(needed(made))
-    assert "merge ties of finetune over tasks order 1993 seed 0" in {
-        r["group"] for r in found["stages"]
-    }
+    assert found.counts["hit"] == len(needed(made))
+    assert "merge ties of finetune over tasks order 1993 seed 0" in {r.group for r in found.stages}
     other = planned(
         store, folder, merge=[{"ties": {"of": "finetune", "density": 0.4, "scale": 0.55}}]
     )
-    rows = explain.explain(other, store)["stages"]
-    missing = [row for row in rows if row["status"] == "miss" and "seed 0" in row["stage"]]
-    assert sorted(row["operator"] for row in missing) == (
+    rows = explain.explain(other, store).stages
+    missing = [row for row in rows if row.status == "miss" and "seed 0" in row.stage]
+    assert sorted(row.operator for row in missing) == (
         ["evaluate"] + ["merge"] * 3 + ["predict"] * 3
     )
-    assert missing[0]["why"] == "merge.hyperparameters.density: 0.3 -> 0.4"
+    assert missing[0].why == "merge.hyperparameters.density: 0.3 -> 0.4"
     assert "merge ties" in explain.mermaid(made, store)
 
 
@@ -636,9 +635,9 @@ def test_results_name_their_parents(whole: tuple[Store, Plan]) -> None:
         methods={run.parents[1].evaluate.key: "abc", run.evaluate.key: "def"},
     )  # fmt: skip
     result = result_of(finished, ids)
-    assert result["method"] == result["label"] == "mean of finetune over seeds"
-    assert result["mlflow_run_id"] == "def"
-    assert result["parents"] == [
+    assert result.method == result.label == "mean of finetune over seeds"
+    assert result.mlflow_run_id == "def"
+    assert [asdict(parent) for parent in result.parents] == [
         {"label": "finetune", "order": 1993, "seed": seed, "mlflow_run_id": name}
         for seed, name in ((0, None), (1, "abc"))
     ]

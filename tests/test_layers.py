@@ -42,7 +42,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         "reporting",
         "running",
         "commands",
-        "cli",
+        "api cli",
         "__main__",
     ),
 }
@@ -122,9 +122,11 @@ def test_every_room_of_the_table_is_there() -> None:
 
 
 def test_no_file_imports_itself_through_others() -> None:
+    # Without the face, which imports its names when they are used.
+    inside = MODULES.keys() - {"graftwork"}
     graph = {
-        name: {used for used in imports(path) if used in MODULES and used != name}
-        for name, path in MODULES.items()
+        name: {used for used in imports(MODULES[name]) if used in inside and used != name}
+        for name in inside
     }
     try:
         TopologicalSorter(graph).prepare()

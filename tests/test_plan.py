@@ -223,8 +223,8 @@ def stored(tmp_path_factory: pytest.TempPathFactory) -> Store:
 
 def reasons(store: Store, *overrides: str) -> dict[str, str]:
     made = plan(store, "methods=[slda, acil]", *overrides)
-    rows = explain.explain(made, store)["stages"]
-    return {row["stage"].partition(" order")[0]: row["why"] for row in rows}
+    rows = explain.explain(made, store).stages
+    return {row.stage.partition(" order")[0]: row.why for row in rows}
 
 
 @pytest.mark.parametrize(

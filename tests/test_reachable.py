@@ -10,11 +10,14 @@ from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 
+import graftwork
+
 ROOT = Path(__file__).parent.parent
 PACKAGES = ("methods", "operators", "pipelines", "cluster")
 
 ENTRIES = {
     "graftwork.pipelines.__main__": "the command",
+    **{f"graftwork.pipelines.api:{name}": "Python" for name in graftwork._PLACES["pipelines.api"]},
     "graftwork.operators.serving:_load_pyfunc": "MLflow loads a model through it",
     "graftwork.operators.backbones.shipped:vit_micro_patch4_32": "timm makes the model by its name",
 }

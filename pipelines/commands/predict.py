@@ -1,6 +1,7 @@
 """What `graftwork predict` does: a run's model, images, and what it says of them."""
 
 import csv
+import json
 import os
 import tempfile
 import uuid
@@ -10,6 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
 from graftwork.operators.errors import BadDataError, ConfigError, StorageError, together
 from graftwork.operators.serving import inputs, lookup
 from graftwork.operators.serving.inputs import Inputs
@@ -18,12 +24,6 @@ from graftwork.pipelines.running.where import Where
 
 if TYPE_CHECKING:
     from graftwork.operators.serving.inference import Prediction
-import json
-
-from rich import box
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 RAY_FROM = 512
 """So many images are predicted on Ray; fewer are done before it has started."""
@@ -251,9 +251,9 @@ def predictions(
     as_json: bool,
 ) -> None:
     """What a model says of images: a table, a JSON document, or a file and a line about it."""
-    kept: list[Any] = []
+    kept: list[Prediction] = []
 
-    def keep(prediction: Any) -> None:
+    def keep(prediction: "Prediction") -> None:
         # A table for people has an end; the other forms hold everything.
         if as_json or len(kept) <= SHOWN:
             kept.append(prediction)
@@ -271,7 +271,7 @@ def predictions(
         _print_predictions(answer, kept, console)
 
 
-def _predicted(answer: Any, kept: list[Any], output: str | None) -> dict[str, Any]:
+def _predicted(answer: Answer, kept: "list[Prediction]", output: str | None) -> dict[str, Any]:
     """The document that `graftwork predict --json` prints."""
     return {
         "run_id": answer.run_id,
@@ -292,7 +292,7 @@ def _predicted(answer: Any, kept: list[Any], output: str | None) -> dict[str, An
     }
 
 
-def _print_predictions(answer: Any, kept: list[Any], console: Console) -> None:
+def _print_predictions(answer: Answer, kept: "list[Prediction]", console: Console) -> None:
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("image", overflow="fold")
     table.add_column("class", overflow="fold")

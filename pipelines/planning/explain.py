@@ -4,7 +4,7 @@ import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from graftwork.cluster.execution.graph import needed
 from graftwork.operators.errors import DamagedStage
@@ -21,33 +21,71 @@ ABSENT = object()
 """Stands for a value that is not there; `null` is one that is."""
 
 
-def explain(plan: Plan, store: Store) -> dict[str, Any]:
-    """Per stage: `hit`, `miss` with the reason, or `not needed`; and counts of each."""
+@dataclass(frozen=True, kw_only=True)
+class StageStatus:
+    """A stage of a plan, and whether it is stored.
+
+    Args:
+        stage: its label.
+        group: label that shards and tasks of one kind share.
+        operator: what computes it.
+        key: sha256 of what it is made of.
+        status: `hit` if it is stored, `miss` if a run computes it, `not needed` otherwise.
+        why: of a miss, how its key differs from the nearest stored one.
+    """
+
+    stage: str
+    group: str
+    operator: str
+    key: str
+    status: Literal["hit", "miss", "not needed"]
+    why: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Explanation:
+    """What a run would do.
+
+    Args:
+        pipeline: its name.
+        stages: all of them, inputs before what reads them.
+        counts: stages of each status.
+        images_to_forward: images that go through the frozen backbone.
+    """
+
+    pipeline: str
+    stages: tuple[StageStatus, ...]
+    counts: Mapping[str, int]
+    images_to_forward: int
+
+
+def explain(plan: Plan, store: Store) -> Explanation:
+    """Compares a plan with what is stored."""
     stages = plan.stages
     stored = {operator: store.keys(operator) for operator in {s.operator for s in stages}}
     compute = {s.key for s in needed(plan.targets, lambda s: s.key in stored[s.operator]).compute}
     nearest = _Nearest(store, stored)
-    rows = []
+    rows: list[StageStatus] = []
     for stage in stages:
         hit = stage.key in stored[stage.operator]
         status = "hit" if hit else "miss" if stage.key in compute else "not needed"
         rows.append(
-            {
-                "stage": stage.label,
-                "group": group(stage),
-                "operator": stage.operator,
-                "key": stage.key,
-                "status": status,
-                "why": nearest.why(stage) if status == "miss" else "",
-            }
+            StageStatus(
+                stage=stage.label,
+                group=group(stage),
+                operator=stage.operator,
+                key=stage.key,
+                status=status,
+                why=nearest.why(stage) if status == "miss" else "",
+            )
         )
     images = sum(plan.images(s) for s in stages if s.key in compute)
-    return {
-        "pipeline": plan.spec.pipeline,
-        "stages": rows,
-        "counts": dict(Counter(row["status"] for row in rows)),
-        "images_to_forward": images,
-    }
+    return Explanation(
+        pipeline=plan.spec.pipeline,
+        stages=tuple(rows),
+        counts=Counter(row.status for row in rows),
+        images_to_forward=images,
+    )
 
 
 class _Nearest:
@@ -86,7 +124,7 @@ class _Nearest:
 
     def _candidates(self, operator: str) -> list[dict[str, str]]:
         if operator not in self._flat:
-            rows = []
+            rows: list[dict[str, str]] = []
             for key in sorted(self._stored[operator])[:CANDIDATES]:
                 try:
                     rows.append(_flatten(self._store.manifest(operator, key)["preimage"]))

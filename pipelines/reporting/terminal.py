@@ -13,6 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from graftwork.cluster.jobs import Job
+from graftwork.pipelines.planning.explain import Explanation
+from graftwork.pipelines.reporting.document import Document, Result
 
 
 def _table(title: str, *columns: str) -> Table:
@@ -23,13 +25,13 @@ def _table(title: str, *columns: str) -> Table:
     return table
 
 
-def document(value: dict[str, Any], console: Console) -> None:
+def document(value: Document, console: Console) -> None:
     """The results of a run, best method first."""
-    groups: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for result in value["results"]:
-        groups[result["label"]].append(result)
+    groups: dict[str, list[Result]] = defaultdict(list)
+    for result in value.results:
+        groups[result.label].append(result)
     table = _table(
-        f"{value['pipeline']}: accuracy in %",
+        f"{value.pipeline}: accuracy in %",
         "method",
         "A_last",
         "A_avg",
@@ -37,19 +39,21 @@ def document(value: dict[str, Any], console: Console) -> None:
         "runs",
         "s",
     )
-    ranked = sorted(groups.items(), key=lambda g: -mean(r["a_last"] for r in g[1]))
+    ranked = sorted(groups.items(), key=lambda g: -mean(r.metrics["a_last"] for r in g[1]))
     for label, results in ranked:
         table.add_row(
             label,
-            *(_spread([r[name] for r in results]) for name in ("a_last", "a_avg", "forgetting")),
+            *(
+                _spread([r.metrics[name] for r in results])
+                for name in ("a_last", "a_avg", "forgetting")
+            ),
             str(len(results)),
-            f"{mean(r['seconds'] for r in results):.2f}",
+            f"{mean(r.seconds for r in results):.2f}",
         )
     console.print(table)
-    stages = value["stages"]
     console.print(
-        f"{stages['computed']} stages computed, {stages['cached']} from the store; "
-        f"{value['images_forwarded']} images forwarded; {value['seconds']:.1f} s",
+        f"{value.stages.computed} stages computed, {value.stages.cached} from the store; "
+        f"{value.images_forwarded} images forwarded; {value.seconds:.1f} s",
         highlight=False,
     )
 
@@ -58,15 +62,15 @@ def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {pstdev(values):.2f}" if len(values) > 1 else "")
 
 
-def plan(value: dict[str, Any], console: Console) -> None:
+def plan(value: Explanation, console: Console) -> None:
     """Hit or miss per stage; shards and tasks with the same fate share a line."""
     lines: dict[tuple[str, str, str], list[str]] = defaultdict(list)
-    for row in value["stages"]:
+    for row in value.stages:
         # The digest of the images differs from shard to shard: one example speaks for all. Of a
         # chain of tasks the first says why, the others follow from it.
-        chain = row["operator"] in ("train", "join", "predict", "merge", "statistics")
-        why = "" if chain else row["why"].split(":")[0]
-        lines[row["group"], row["status"], why].append(row["why"])
+        chain = row.operator in ("train", "join", "predict", "merge", "statistics")
+        why = "" if chain else row.why.split(":")[0]
+        lines[row.group, row.status, why].append(row.why)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("stage", overflow="fold")
     table.add_column("", overflow="fold")
@@ -77,8 +81,8 @@ def plan(value: dict[str, Any], console: Console) -> None:
         # Texts, as a list in a label or a reason is no markup.
         table.add_row(Text(group + count), Text(status, colours[status]), Text(reasons[0]))
     console.print(table)
-    counts = ", ".join(f"{number} {status}" for status, number in value["counts"].items())
-    console.print(f"{counts}; {value['images_to_forward']} images to forward", highlight=False)
+    counts = ", ".join(f"{number} {status}" for status, number in value.counts.items())
+    console.print(f"{counts}; {value.images_to_forward} images to forward", highlight=False)
 
 
 def methods(name: str | None, console: Console, as_json: bool) -> None:

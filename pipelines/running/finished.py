@@ -9,6 +9,7 @@ from graftwork.operators.evaluation.metrics import Summary
 from graftwork.operators.store import Store
 from graftwork.operators.tracking.tracker import RunIds
 from graftwork.pipelines.planning.plan import Run
+from graftwork.pipelines.reporting.document import Parent, Result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,31 +49,29 @@ def read(store: Store, run: Run, cached: bool) -> Finished:
     )
 
 
-def result(finished: Finished, ids: RunIds) -> dict[str, Any]:
-    """One entry of the document's `results`."""
-    run, summary = finished.run, finished.summary
-    return {
-        "method": run.method.name,
-        "label": run.method.label,
-        "hyperparameters": run.method.hyperparameters,
-        "order": run.order,
-        "seed": run.seed,
-        "matrix": summary.matrix,
-        "curve": summary.curve,
-        **summary.finals(),
-        "trainable_parameters": finished.facts["trainable_parameters"],
-        "forwards": finished.facts["forwards"],
-        "batch_information_at_test": run.method.card["batch_information_at_test"],
-        "seconds": round(finished.seconds, 3),
-        "cached": finished.cached,
-        "mlflow_run_id": ids.methods.get(run.evaluate.key),
-        "parents": [
-            {
-                "label": parent.method.label,
-                "order": parent.order,
-                "seed": parent.seed,
-                "mlflow_run_id": ids.methods.get(parent.evaluate.key),
-            }
+def result(finished: Finished, ids: RunIds) -> Result:
+    """A stored result as a run returns it."""
+    run = finished.run
+    return Result(
+        method=run.method.name,
+        label=run.method.label,
+        hyperparameters=run.method.hyperparameters,
+        order=run.order,
+        seed=run.seed,
+        summary=finished.summary,
+        trainable_parameters=finished.facts["trainable_parameters"],
+        forwards=finished.facts["forwards"],
+        batch_information_at_test=run.method.card["batch_information_at_test"],
+        seconds=finished.seconds,
+        cached=finished.cached,
+        mlflow_run_id=ids.methods.get(run.evaluate.key),
+        parents=tuple(
+            Parent(
+                label=parent.method.label,
+                order=parent.order,
+                seed=parent.seed,
+                mlflow_run_id=ids.methods.get(parent.evaluate.key),
+            )
             for parent in run.parents
-        ],
-    }
+        ),
+    )

@@ -142,7 +142,7 @@ def needed_by(runs: Sequence[Run]) -> dict[str, list[int]]:
     return found
 
 
-def _stage_results(plan: Plan, store: Store, outcome: Outcome) -> list[StageResult]:
+def stage_results(plan: Plan, store: Store, outcome: Outcome) -> list[StageResult]:
     """What became of the stages, and what they took in this run and when they were computed."""
     # What another run stored meanwhile did not cost this one anything.
     computed = {key: done for key, done in outcome.done.items() if not done.reused}

@@ -3,8 +3,7 @@
 import os
 import platform
 import time
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Sequence
 
 from graftwork.cluster.execution.executor import Outcome
 from graftwork.operators.images.preprocessing import Preprocessing
@@ -14,7 +13,7 @@ from graftwork.pipelines.planning.plan import Plan
 from graftwork.pipelines.reporting.content import MethodResult, ReportData
 from graftwork.pipelines.reporting.report import render
 from graftwork.pipelines.running.finished import Finished
-from graftwork.pipelines.running.recording import _stage_results
+from graftwork.pipelines.running.recording import stage_results
 from graftwork.pipelines.spec.loading import Loaded
 
 
@@ -24,9 +23,10 @@ def report(
     loaded: Loaded,
     runs: Sequence[Finished],
     outcome: Outcome,
-    document: Mapping[str, Any],
+    seconds: float,
+    images_forwarded: int,
 ) -> str:
-    """The HTML report of a finished run."""
+    """The HTML report of a finished run, which took `seconds`."""
     spec = plan.spec
     scenario = spec.scenario
     stream = runs[0].run.tasks
@@ -47,14 +47,14 @@ def report(
     return render(
         ReportData(
             pipeline=spec.pipeline,
-            status=document["status"],
+            status="succeeded",
             created=time.strftime("%Y-%m-%d %H:%M:%S"),
-            seconds=document["seconds"],
-            images_forwarded=document["images_forwarded"],
+            seconds=round(seconds, 3),
+            images_forwarded=images_forwarded,
             facts=facts,
             spec=loaded.text,
             results=[_method_result(found) for found in runs],
-            stages=_stage_results(plan, store, outcome),
+            stages=stage_results(plan, store, outcome),
             environment=library_versions()
             | {"platform": platform.platform(), "cpus": str(os.cpu_count())},
         )

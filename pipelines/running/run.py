@@ -8,7 +8,6 @@ import json
 import time
 import uuid
 from functools import partial
-from typing import Any
 
 from graftwork.cluster.execution.executor import Event, Outcome, execute
 from graftwork.cluster.execution.graph import needed
@@ -20,6 +19,7 @@ from graftwork.operators.tracking import uri as tracking_uri
 from graftwork.operators.tracking.tracker import Tracker
 from graftwork.pipelines.planning import explain
 from graftwork.pipelines.planning.plan import Plan, Run, make_plan
+from graftwork.pipelines.reporting.document import Document, Records, StageCounts
 from graftwork.pipelines.running import recording, report_data, served_model
 from graftwork.pipelines.running.finished import Finished, read, result
 from graftwork.pipelines.running.progress import Display
@@ -27,11 +27,8 @@ from graftwork.pipelines.running.where import Where
 from graftwork.pipelines.spec.loading import Loaded
 
 
-def run_pipeline(loaded: Loaded, where: Where, display: Display) -> dict[str, Any]:
+def run_pipeline(loaded: Loaded, where: Where, display: Display) -> Document:
     """Runs a spec to its end.
-
-    Returns:
-        The document that `graftwork run --json` prints.
 
     Raises:
         GraftworkError: with the exit status that belongs to it; what was computed is kept.
@@ -59,25 +56,15 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> dict[str, An
         finished: dict[str, Finished] = {}
         outcome = _compute(plan, store, where, display, tracker, finished)
         runs = [finished[run.evaluate.key] for run in plan.runs]
-        document: dict[str, Any] = {
-            "pipeline": pipeline,
-            "status": "succeeded",
-            "seconds": round(time.perf_counter() - started, 3),
-            "stages": {
-                "total": outcome.total,
-                "computed": outcome.computed,
-                "cached": outcome.cached,
-                "failed": 0,
-            },
-            "images_forwarded": int(outcome.fact("images_forwarded")),
-        }
-        report = report_data.report(plan, store, loaded, runs, outcome, document)
+        seconds = time.perf_counter() - started
+        images = int(outcome.fact("images_forwarded"))
+        report = report_data.report(plan, store, loaded, runs, outcome, seconds, images)
         report_name = f"reports/{pipeline}.html"
         store.blobs.replace(report_name, report.encode())
         tracker.log(
             metrics={
-                "seconds": document["seconds"],
-                "images_forwarded": document["images_forwarded"],
+                "seconds": round(seconds, 3),
+                "images_forwarded": images,
                 "stages_computed": outcome.computed,
                 "stages_cached": outcome.cached,
             },
@@ -95,14 +82,18 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> dict[str, An
             f"{ids.unsent} records wait for MLflow and are sent by the next run: {ids.problem}"
         )
     display.say(f"report: {store.blobs.root}/{report_name}")
-    return document | {
-        "results": [result(found, ids) for found in runs],
-        "mlflow": {
-            "tracking_uri": tracking_uri.mask(uri),
-            "experiment_id": ids.experiment_id,
-            "run_id": ids.run_id,
-        },
-    }
+    return Document(
+        pipeline=pipeline,
+        seconds=seconds,
+        stages=StageCounts(total=outcome.total, computed=outcome.computed, cached=outcome.cached),
+        images_forwarded=images,
+        results=tuple(result(found, ids) for found in runs),
+        mlflow=Records(
+            tracking_uri=tracking_uri.mask(uri),
+            experiment_id=ids.experiment_id,
+            run_id=ids.run_id,
+        ),
+    )
 
 
 def _write_run_record(plan: Plan, store: Store) -> None:
