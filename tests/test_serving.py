@@ -27,7 +27,7 @@ from graftwork.operators.backbones.names import place as place_of
 from graftwork.operators.errors import ConfigError, DamagedStage, IncompatibleError
 from graftwork.operators.formats import features, predictions, states
 from graftwork.operators.images.preprocessing import resolve
-from graftwork.operators.serving import inference, inputs, lookup
+from graftwork.operators.serving import inference, inputs, lookup, model_files
 from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
 from graftwork.operators.tracking.sender import connect
@@ -210,6 +210,30 @@ def test_a_result_from_the_store_has_its_model(made: Made) -> None:
     brought = lookup.fetch(other, found, made.folder)
     for path in made.model("slda").iterdir():
         assert (brought / path.name).read_bytes() == path.read_bytes()
+
+
+def test_models_that_name_another_loader_are_opened_and_recorded_anew(
+    made: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow could not import it; `predict` never asks for it."""
+    uri, spec = f"sqlite:///{tmp_path}/mlflow.db", made.folder / "spec.yaml"
+
+    def loader(run_id: str) -> str:
+        place = str(connect(uri).get_run(run_id).info.artifact_uri).removeprefix("file://")
+        about = json.loads(Path(place, "model", "MLmodel").read_text())
+        return about["flavors"]["python_function"]["loader_module"]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model_files, "LOADER", "operators.serving")
+        old = here.run(spec, Path(made.store.url), "methods=[slda]", tracking=uri)["results"][0]
+    assert loader(old["mlflow_run_id"]) == "operators.serving"
+    opened = lookup.fetch(uri, lookup.find(uri, old["mlflow_run_id"]), tmp_path)
+    expected = pipeline_scores(made, made.run("slda"))
+    assert torch.equal(serving.Predictor(opened).logits(made.images), expected)
+    new = here.run(spec, Path(made.store.url), "methods=[slda]", tracking=uri)["results"][0]
+    found = lookup.find(uri, new["mlflow_run_id"])
+    assert found.held_by == found.run_id
+    assert loader(new["mlflow_run_id"]) == "graftwork.operators.serving"
 
 
 def test_orders_that_share_a_fit_share_its_model(made: Made, tmp_path: Path) -> None:
