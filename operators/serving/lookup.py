@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.operators.errors import ConfigError, StorageError
 from graftwork.operators.serving.model_files import FOLDER
 from graftwork.operators.tracking import uri as tracking_uri
+from graftwork.operators.tracking.records import MODEL
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -48,7 +49,7 @@ def find(uri: str, run: str) -> Found:
     client = connected(uri)
     chosen = _by_name(client, run) if "/" in run else _by_id(client, run)
     pipeline = client.get_experiment(chosen.info.experiment_id).name
-    kept = chosen.data.tags.get("graftwork.model")
+    kept = chosen.data.tags.get(MODEL)
     for holder in _holders(client, chosen, kept):
         if any(item.path == f"{FOLDER}/MLmodel" for item in client.list_artifacts(holder, FOLDER)):
             return Found(
@@ -115,7 +116,7 @@ def _holders(client: "MlflowClient", run: Any, model: str | None) -> Iterator[st
     if producer := run.data.tags.get("producer_run_id"):
         yield producer
     if model:
-        wanted = f"tags.`graftwork.model` = '{model}'"
+        wanted = f"tags.`{MODEL}` = '{model}'"
         for other in pages(client.search_runs, [run.info.experiment_id], wanted):
             yield other.info.run_id
 

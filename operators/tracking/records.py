@@ -15,6 +15,9 @@ from typing import Any
 
 from graftwork.operators.tracking.journal import Operation
 
+MODEL = "graftwork.model"
+"""Tag with the digest of what a result predicts with; runs with equal ones share a model."""
+
 Artifacts = Mapping[str, bytes | str | Callable[[Path], None]]
 """Relative file name -> content, or a function that writes the file, for what is large."""
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from graftwork.operators.tracking.journal import Entry, Journal
+from graftwork.operators.tracking.records import MODEL
 from graftwork.operators.tracking.uri import sqlite_path
 
 if TYPE_CHECKING:
@@ -138,6 +139,11 @@ class Producers:
             file.write(f"{key} {run_id}\n")
 
 
+def _produced(key: str, model: str | None) -> str:
+    """Name under which a producer is remembered: the result's key, and its model's digest."""
+    return f"{key}:{model}" if model else key
+
+
 class Sender:
     """Sends operations of one journal; knows the MLflow ids of the runs it made.
 
@@ -222,7 +228,7 @@ class Sender:
             if operation["parent"] in self.runs:
                 tags["mlflow.parentRunId"] = self.runs[operation["parent"]]
             if key := operation.get("produced_by"):
-                producer = self._producer(experiment, key)
+                producer = self._producer(experiment, key, tags.get(MODEL))
                 tags |= producer
                 if not producer:
                     self.orphans.add(operation["run"])
@@ -233,14 +239,21 @@ class Sender:
         self.runs[operation["run"]] = found
         # Who brings the files of a stored result stands in for whoever computed it.
         if operation["tags"].get("cache") == "miss" or operation["run"] in self.orphans:
-            self._producers.remember(operation["tags"]["graftwork.key"], found)
+            tags = operation["tags"]
+            self._producers.remember(_produced(tags["graftwork.key"], tags.get(MODEL)), found)
         return found
 
-    def _producer(self, experiment: str, key: str) -> dict[str, str]:
-        """Tag with the newest run that computed the result with this key, if there is one."""
-        if known := self._producers.recall(key):
+    def _producer(self, experiment: str, key: str, model: str | None) -> dict[str, str]:
+        """Tag with the newest run that computed the result with this key, if there is one.
+
+        Its model has to be the one that would be recorded now: one that names a loader of an older
+        program stands in for none.
+        """
+        if known := self._producers.recall(_produced(key, model)):
             return {"producer_run_id": known}
         wanted = f"tags.`graftwork.key` = '{key}' AND tags.cache = 'miss'"
+        if model:
+            wanted += f" AND tags.`{MODEL}` = '{model}'"
         runs = self._client.search_runs([experiment], wanted, max_results=1)
         return {"producer_run_id": runs[0].info.run_id} if runs else {}
 
