@@ -15,8 +15,11 @@ HEAVY = (
 """Two of them at once would wait for each other's clusters on a small machine. In this order: the
 two that share a cluster come last, so that it can end before the other files begin."""
 SHARED = ("test_session", "test_jobs")
-SIGNALS = "test_signals_end_a_run_in_order"
-"""The one test of its file that starts Ray."""
+SINGLE = (
+    "test_signals_end_a_run_in_order",
+    "test_the_examples_of_the_functions_work_in_their_order",
+)
+"""Tests that start Ray, each the only one of its file."""
 ELSEWHERE = ("test_a_fresh_process_gives_the_same_logits", "test_two_workers_are_one")
 """Tests of all methods that share a pair of processes, whose start takes most of their time."""
 
@@ -26,7 +29,7 @@ def group(nodeid: str) -> str:
     method in `test_conformance` (trainings), otherwise those of a file (fixtures)."""
     path, _, name = nodeid.partition("::")
     file = PurePath(path).stem
-    if file in HEAVY or name == SIGNALS:
+    if file in HEAVY or name in SINGLE:
         return "heavy"
     if file != "test_conformance":
         return file

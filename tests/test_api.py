@@ -58,7 +58,6 @@ print(runner.tries, "examples")
 """
 
 
-@pytest.mark.ray
 def test_the_examples_of_the_functions_work_in_their_order(tmp_path: Path) -> None:
     """A run on a Ray of its own, and a prediction with the model that it recorded."""
     # In a process of its own, as users have it: there warnings of MLflow's libraries are none of

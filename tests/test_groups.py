@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ELSEWHERE, HEAVY, SIGNALS, group, turn
+from tests.conftest import ELSEWHERE, HEAVY, SINGLE, group, turn
 
 HERE = Path(__file__).parent
 
@@ -14,7 +14,7 @@ HERE = Path(__file__).parent
     ("nodeid", "wanted"),
     [
         ("tests/test_session.py::test_a[x::y]", "heavy"),
-        (f"tests/test_cli.py::{SIGNALS}", "heavy"),
+        *((f"tests/test_cli.py::{name}", "heavy") for name in SINGLE),
         ("tests/test_cli.py::test_the_version", "test_cli"),
         ("tests/test_conformance.py::test_x[first_session-ssf]", "first_session-ssf"),
         ("tests/test_conformance.py::test_x[registers-first_session-ssf]", "first_session-ssf"),
@@ -34,7 +34,8 @@ def test_heavy_files_come_first() -> None:
 
 def test_the_names_are_those_of_tests() -> None:
     assert all((HERE / f"{file}.py").exists() for file in HEAVY)
-    assert f"def {SIGNALS}(" in (HERE / "test_cli.py").read_text()
+    for name, file in zip(SINGLE, ("test_cli.py", "test_api.py"), strict=True):
+        assert f"def {name}(" in (HERE / file).read_text()
     conformance = (HERE / "test_conformance.py").read_text()
     assert all(f"def {name}(" in conformance for name in ELSEWHERE)
 
