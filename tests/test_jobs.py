@@ -1,11 +1,13 @@
 """Jobs on a real cluster: submit, status, logs, stop, and what is refused."""
 
+import shutil
 import socket
 import time
 from pathlib import Path
 
 import pytest
 
+import graftwork
 from graftwork.cluster import jobs
 from graftwork.cluster.sessions import shipping
 from graftwork.operators.errors import ConfigError
@@ -168,8 +170,9 @@ def test_shipped_folder_holds_the_program_only(program: Path) -> None:
 
 def test_job_runs_a_graph_on_its_cluster(cluster: Cluster, program: Path, tmp_path: Path) -> None:
     """Inside a job, `--address auto` is the job's cluster, and its workers import our packages."""
-    for package in ("cluster", "operators"):
+    for package in ("cluster", "methods", "operators"):
         (program / package).symlink_to(Path(__file__).resolve().parent.parent / package)
+    shutil.copy(graftwork.__file__, program)
     (program / "pipelines" / "__main__.py").write_text(
         "import sys\nfrom functools import partial\n"
         "from graftwork.cluster.execution.executor import execute\n"

@@ -160,7 +160,11 @@ def test_a_fresh_process_loads_models_from_mlflow(made: Made, tmp_path: Path) ->
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", code, *words],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), "MLFLOW_DISABLE_TELEMETRY": "true"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{ROOT / 'src'}:{ROOT}",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+        },
         capture_output=True,
         text=True,
     )

@@ -145,7 +145,7 @@ from graftwork.cluster.execution.executor import execute
 from graftwork.cluster.sessions.session import connect
 from graftwork.operators.store import Store
 from tests.ray_operators import stage
-with connect(None, num_cpus=1) as session:
+with connect(None, num_cpus=1, python_path=[{str(ROOT)!r}]) as session:
     import ray
     folder = os.environ["RAY_AUTH_TOKEN_PATH"]
     print(session.local, session.cpus, oct(stat.S_IMODE(os.stat(folder).st_mode)))
