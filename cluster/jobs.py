@@ -44,7 +44,7 @@ FINAL = ("SUCCEEDED", "FAILED", "STOPPED")
 
 @dataclass(frozen=True)
 class Job:
-    """What the cluster knows about a job.
+    """A job as the cluster knows it.
 
     Args:
         id: the job's id.
@@ -66,7 +66,7 @@ class Job:
 
     @property
     def final(self) -> bool:
-        """Whether the state will not change any more."""
+        """Tells whether the state will not change any more."""
         return self.state in FINAL
 
 
@@ -126,7 +126,7 @@ def submit(
 
 
 def status(job_id: str, *, address: str) -> Job:
-    """What the cluster knows about a job.
+    """Asks the cluster about a job.
 
     Raises:
         ConfigError: no such job, or the cluster is not reachable or wants another token.

@@ -1,1 +1,1 @@
-"""How a graph runs: what is missing, what may start, who computes it, what a failure means."""
+"""Execution of a graph: missing stages, what may start, who computes it, what failures mean."""

@@ -1,4 +1,4 @@
-"""Which chain has a worker group, which waits for one, and what its stages wait for. Without Ray.
+"""Worker groups: which chains have one, which wait, what their stages wait for. Without Ray.
 
 The schedule hands out a stage of a chain when those before it are done. The group does not wait
 for that: it gets all that is left of its chain when the first stage is handed out, and what it
@@ -73,7 +73,7 @@ class Chains(Generic[Handle]):
         self._open.discard(key)
 
     def told(self, handle: Handle, messages: Iterable[tuple[str, Message]]) -> None:
-        """A group tells about its stages."""
+        """A group reports on its stages."""
         for key, message in messages:
             if isinstance(message, Done):
                 self.groups[handle].left.remove(key)
@@ -96,7 +96,7 @@ class Chains(Generic[Handle]):
         self._start_queued()
 
     def results(self) -> list[tuple[str, Done | Failure]]:
-        """How the attempts at stages that were handed out have ended, each once."""
+        """Results or failures of the attempts at stages that were handed out, each once."""
         keys = [key for key in self._told if key in self.waiting]
         for key in keys:
             del self.waiting[key]

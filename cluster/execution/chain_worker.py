@@ -20,7 +20,7 @@ from graftwork.operators.store import Store
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a stage is.
+    """News of how far a stage is.
 
     Args:
         key: the stage's key.
@@ -79,7 +79,7 @@ def run_chain(
 def _run(
     operator: Operator, work: Assignment, store: Store, threads: int, report: Report
 ) -> Done | None:
-    """One stage on this rank; tells about the stored stage on rank 0."""
+    """Runs one stage on this rank; rank 0 gets the report of the stored stage."""
     group = _group()
     leads = group is None or group.get_rank() == 0
     # Rank 0 gets here when it has stored the stage before: the others wait for that, too.
@@ -105,7 +105,7 @@ def _group() -> Any:
 
 
 def _agreed(group: Any, decision: bool) -> bool:
-    """What rank 0 has decided."""
+    """The decision of rank 0."""
     if group is None:
         return decision
     import torch
@@ -117,9 +117,9 @@ def _agreed(group: Any, decision: bool) -> bool:
 
 
 def _peer_lost(cause: BaseException | None) -> bool:
-    """Whether torch.distributed failed: its ranks do so when one of them dies.
+    """Tells whether torch.distributed failed: its ranks do so when one of them dies.
 
-    gloo says that in a `RuntimeError` like any other, which names its source file.
+    gloo reports that in a `RuntimeError` like any other, which names its source file.
     """
     if type(cause).__name__ in ("DistBackendError", "DistNetworkError", "DistStoreError"):
         return True

@@ -52,13 +52,13 @@ class Event:
 
     @property
     def facts(self) -> Mapping[str, Any]:
-        """Facts of the operator's result if finished, what it said last if in progress."""
+        """Facts of the operator's result if finished, the last ones it reported if in progress."""
         return self.done.facts if self.done else self.live
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a run did: `total == computed + cached` when it succeeded.
+    """Summary of a run: `total == computed + cached` when it succeeded.
 
     Args:
         total: distinct stages of the graph.
@@ -169,7 +169,7 @@ def execute(
 
 
 def chain_leases(plan: Plan) -> dict[str, str]:
-    """Names of the leases of the chains of which something is computed -> what people call them.
+    """Lease names, for chains with something to compute -> what people call these chains.
 
     A chain goes by the key of its first stage in the graph, whether that is stored or not.
     """

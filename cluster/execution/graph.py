@@ -8,7 +8,7 @@ from graftwork.operators.stage import Stage
 
 @dataclass(frozen=True)
 class Plan:
-    """What a run has to do.
+    """Stages of a run, and those that it has to compute.
 
     Args:
         stages: all distinct stages of the graph, inputs before their readers.
@@ -20,7 +20,7 @@ class Plan:
 
     @property
     def cached(self) -> tuple[Stage, ...]:
-        """Stages that are stored, or whose every reader is: nothing needs to be done for them."""
+        """Stages that are stored or whose readers all are: nothing needs to be done for them."""
         compute = set(self.compute)
         return tuple(stage for stage in self.stages if stage not in compute)
 

@@ -1,4 +1,4 @@
-"""What to do about a failed stage: a decision as a value; the executor acts on it. Without Ray.
+"""Decisions about failed stages, as values; the executor acts on them. Without Ray.
 
 Only what was not the stage's own fault is tried again. Ray's own retries are off: they repeat a
 task that runs out of memory without end, and nobody is told.
@@ -18,7 +18,7 @@ from graftwork.operators.stage import Stage
 
 
 class Kind(Enum):
-    """Why an attempt at a stage ended without a result."""
+    """Reason why an attempt at a stage ended without a result."""
 
     LOST = "worker lost"
     """Its worker process or node died."""
@@ -86,7 +86,7 @@ SPEC_SECTION = {"features": "extract", "join": "extract", "predict": "extract"}
 
 
 def section(operator: str) -> str:
-    """Where the resources of an operator stand in a spec, for messages."""
+    """Key of an operator's resources in a spec, for messages."""
     return f"resources.{SPEC_SECTION.get(operator, operator)}"
 
 
@@ -152,7 +152,7 @@ class Policy:
 
 
 def memory_hint(stage: Stage) -> str:
-    """What the user can do about a stage that needs too much memory."""
+    """Advice for the user about a stage that needs too much memory."""
     size = stage.hints.get("batch_size", stage.parameters.get("batch_size"))
     now = f" (now {size})" if size is not None else ""
     if stage.chain:  # what a method learns from at once is a property of the method

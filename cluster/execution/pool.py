@@ -33,7 +33,7 @@ LOST = (
 
 
 def run_on_ray(operator: Operator, work: Assignment, store: Store, threads: int) -> Done:
-    """`run_stage`, and on which node."""
+    """Runs `run_stage`, and notes the node."""
     done = run_stage(operator, work, store, threads=threads)
     return replace(done, node=ray.get_runtime_context().get_node_id())
 
@@ -84,7 +84,7 @@ class RayPool:
         """Results of the attempts that ended, within `timeout` seconds, and news of chains."""
         groups = {group.messages: group for group in self.chains.groups}
         refs = [*self._stages, *groups]
-        ended = self.chains.results()  # of what was told before the stage was handed out
+        ended = self.chains.results()  # reported before the stage was handed out
         if not refs:
             time.sleep(0.0 if ended else timeout)
             return ended
@@ -157,7 +157,7 @@ class RayPool:
             return Failure(Kind.FAILED, _line(error))
 
     def _head_answers(self) -> bool:
-        """Whether the head node's port has accepted a connection lately.
+        """Tells whether the head node's port has accepted a connection lately.
 
         Without this, a driver whose head node dies waits for a minute, and is then ended by Ray
         without a word that a user could act on.

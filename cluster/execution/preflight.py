@@ -1,4 +1,4 @@
-"""What is checked before the first stage is handed to a cluster, instead of waiting forever."""
+"""Checks before the first stage is handed to a cluster, instead of waiting forever."""
 
 import uuid
 from collections.abc import Iterable, Sequence
@@ -53,7 +53,7 @@ def check_resources(stages: Iterable[Stage], nodes: Sequence[Node]) -> None:
 
 
 def _room(node: Node, cpus: float, gpus: float) -> float:
-    """How many processes fit on a node."""
+    """Number of processes that fit on a node."""
     return min(
         (has // one for has, one in ((node.cpus, cpus), (node.gpus, gpus)) if one), default=1
     )
@@ -95,5 +95,5 @@ def check_store(store: Store, nodes: Sequence[Node]) -> None:
 
 
 def read_probe(store: Store, name: str) -> bytes | None:
-    """What a node finds under the name that the driver has written."""
+    """Content that a node finds under the name that the driver has written."""
     return store.blobs.get(name)

@@ -1,4 +1,4 @@
-"""Which stages may start now. A state machine over a plan, without Ray and without a clock."""
+"""State machine over a plan: which stages may start now. Without Ray and without a clock."""
 
 import heapq
 from collections.abc import Iterable
@@ -30,11 +30,11 @@ class Schedule:
 
     @property
     def done(self) -> bool:
-        """Whether nothing is left to compute."""
+        """Tells whether nothing is left to compute."""
         return not self._open
 
     def is_open(self, key: str) -> bool:
-        """Whether a stage waits or runs."""
+        """Tells whether a stage waits or runs."""
         return key in self._open
 
     def open_keys(self) -> set[str]:
@@ -100,5 +100,5 @@ class Schedule:
         self._readers.setdefault(other, set()).add(key)
 
     def finished_since_start(self, key: str, reader: str) -> bool:
-        """Whether a stage was computed after its reader, which runs, had started."""
+        """Tells whether a stage was computed after its reader, which runs, had started."""
         return self._finished.get(key, 0) > self.running[reader]

@@ -1,7 +1,7 @@
 """One worker group of Ray Train for a chain of stages: the one place that knows Ray Train.
 
 Ray Train makes the group (processes on the nodes, torch.distributed among them) and notices when
-one of them dies or hangs. All else is ours: a stage is stored when it is in the store, `policy.py`
+one of them dies or hangs. The rest is ours: a stage is stored when it is in the store, `policy.py`
 decides about failures, and no checkpoint of Ray Train's exists.
 
     driver -> Group (an actor, calls `fit`) -> TrainController -> workers, which run `run_chain`
@@ -39,27 +39,27 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_HEALTH_CHECK_TIMEOUT_S": "120",
 }
-"""For Ray Train, as far as the environment does not say otherwise."""
+"""Settings for Ray Train, unless the environment has others."""
 
 Work = list[tuple[Operator, Assignment]]
 
 
 class Group:
-    """An actor that runs one worker group and keeps what its workers tell for the driver."""
+    """An actor that runs one worker group and keeps the messages of its workers for the driver."""
 
     def __init__(self) -> None:
         self._messages: queue.SimpleQueue[tuple[str, Message] | None] = queue.SimpleQueue()
         self._broken: list[Broken] = []
 
     def tell(self, message: Done | Progress | Broken) -> None:
-        """Takes a message of a worker."""
+        """Takes a message from a worker."""
         if isinstance(message, Broken):
             self._broken.append(message)
         else:
             self._messages.put((message.key, message))
 
     def messages(self) -> list[tuple[str, Message] | None]:
-        """What was told since the last call, at least one message; None is the last one."""
+        """Messages since the last call, at least one; None is the last of all."""
         found = [self._messages.get()]
         while not self._messages.empty():
             found.append(self._messages.get())
@@ -119,7 +119,7 @@ def fit(group: Any, name: str, work: Work, store: Store, resources: Resources) -
 
 
 def train(config: Mapping[str, Any]) -> None:
-    """What each worker of a group runs."""
+    """Entry point of each worker of a group."""
     node = ray.get_runtime_context().get_node_id()
 
     def report(message: Done | Progress | Broken) -> None:
@@ -133,10 +133,10 @@ def train(config: Mapping[str, Any]) -> None:
 
 
 def judge(error: BaseException, broken: Sequence[Broken]) -> tuple[str, Failure]:
-    """Why a group has ended, and the key of the stage that is to blame, empty if none is.
+    """Key of the stage to blame for the end of a group, empty if none is, and the failure.
 
-    When one rank dies, the others fail with whatever their collective says. Then only an error of
-    ours is taken for what it says.
+    When one rank dies, the others fail with whatever error their collective raises. Then only an
+    error of ours is believed.
 
     Args:
         error: what `fit` raised.
@@ -164,7 +164,7 @@ def free_places_of_the_dead() -> None:
     A controller that is killed leaves the CPUs of its workers reserved. Ray Train's own remedy asks
     the dashboard who is dead, and a local Ray has none.
     """
-    # No public interface tells who has made a placement group.
+    # No public interface tells who made a placement group.
     from ray._private.state import state
     from ray.core.generated import gcs_pb2
     from ray.util.placement_group import PlacementGroup, remove_placement_group

@@ -18,7 +18,7 @@ from graftwork.operators.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class Done:
-    """What a worker tells about a stage; small, as ten thousand of them stay in the driver.
+    """Report of a worker about a stage; small, as ten thousand of them stay in the driver.
 
     Args:
         key: the stage's key.
@@ -95,7 +95,7 @@ def use_threads(count: int) -> None:
 
 
 def done(manifest: Mapping[str, Any], *, reused: bool = False) -> Done:
-    """What a worker tells about a stored stage."""
+    """Report of a worker about a stored stage."""
     return Done(
         key=manifest["key"],
         seconds=manifest["seconds"],

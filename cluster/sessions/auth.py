@@ -37,11 +37,11 @@ def token() -> str | None:
 QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": "."}
 """Keeps Ray from printing to our standard output, where a program expects one JSON document.
 
-It tells there of every worker that died, whatever `log_to_driver` says; the policy tells it, too.
+It reports every dead worker there, regardless of `log_to_driver`; the policy reports it, too.
 """
 
 SETTLED = {"PYTHONBREAKPOINT": ""}
-"""What Ray sets at a time when its own threads run, which may be reading the environment.
+"""Variables that Ray sets while its own threads run, which may be reading the environment.
 
 To replace a variable is harmless then. To add one is not: it can move the environment in memory,
 and a thread that is looking something up ends the process with SIGSEGV.

@@ -1,4 +1,4 @@
-"""How the processes of workers get their memory: in huge pages, and kept for the next step.
+"""Memory of worker processes: in huge pages, and kept for the next step.
 
 A training step asks for some hundred megabytes of tensors and gives them back. By default glibc
 returns each of them to the system, which then hands out zeroed pages of 4 KiB, one fault each, and

@@ -97,7 +97,7 @@ def connect(
 def _local(
     num_cpus: int | None, num_gpus: int | None, python_path: Sequence[str]
 ) -> Iterator[Session]:
-    # Unix sockets allow 107 bytes, of which Ray needs about 65: a long TMPDIR does not do.
+    # Unix sockets allow 107 bytes, of which Ray needs about 65: a long TMPDIR does not fit.
     base = Path(tempfile.gettempdir())
     base = base if len(str(base)) <= 20 else Path("/tmp")
     _remove_abandoned(base)
@@ -262,7 +262,7 @@ def _probe(address: str) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Drops what C++ writes to stderr beside the error that it raises."""
+    """Drops what C++ writes to stderr besides the error that it raises."""
     sys.stderr.flush()
     saved = os.dup(2)
     try:

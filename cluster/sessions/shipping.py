@@ -1,4 +1,4 @@
-"""What of the checkout goes to a cluster: the program, not the data that lies beside it."""
+"""Shipping of the checkout to a cluster: the program, not the data that lies next to it."""
 
 import shutil
 import tempfile
@@ -12,7 +12,7 @@ PACKAGE = Path(graftwork.__file__).parent
 """The package: below `src` of a checkout, where its folders are links, or in site-packages."""
 
 ROOT = PACKAGE.parent
-"""What workers have on their path to import the package."""
+"""Folder that workers have on their path, to import the package."""
 
 IGNORED = shutil.ignore_patterns("__pycache__", ".*", "*.pyc", "*.db", "*.egg-info")
 
