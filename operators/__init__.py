@@ -1,1 +1,1 @@
-"""How one stage works: data, features, fits, evaluation, the store, records."""
+"""Work of one stage: data, features, fits, evaluation, the store, records."""

@@ -69,7 +69,7 @@ def _branches(built: Any) -> dict[str, Any]:
 def combination(
     section: str, name: str, given: dict[str, Any]
 ) -> tuple[dict[str, Any], list[tuple[str, str]]]:
-    """As `method`, for a merge or a rule of an ensemble.
+    """Resolves a merge or a rule of an ensemble, as `method` does a method.
 
     Args:
         section: "merge" or "ensemble".
@@ -95,7 +95,7 @@ def combination(
 
 
 def _parts(name: str, built: Adapted) -> dict[str, Any]:
-    """What an adapted method consists of; every part with all hyper-parameters."""
+    """Parts of an adapted method, each with all hyper-parameters."""
     parts = built.parts()
     session, classifier = parts.first_session, built
     if parts.classifier is not None:

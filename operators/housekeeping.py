@@ -1,4 +1,4 @@
-"""What the store holds, whether it is sound, and what may go."""
+"""Upkeep of the store: what it holds, whether it is sound, and what may go."""
 
 import json
 import time
@@ -14,7 +14,7 @@ RUNS = "runs"
 
 
 def inventory(store: Store) -> list[dict[str, Any]]:
-    """Per operator: stored stages, their bytes, and the newest one's age in seconds."""
+    """Number of stored stages per operator, their bytes, and the newest one's age in seconds."""
     rows = []
     for operator in OPERATORS:
         files = store.blobs.files(operator)

@@ -29,7 +29,7 @@ def digest(value: Any) -> str:
 
 
 def program_digest() -> str:
-    """`source_digest` of all that says what a method, a merge, a rule or a backbone is.
+    """`source_digest` of all that defines a method, a merge, a rule or a backbone.
 
     Whole packages, not the files that a card is known to depend on: which ones these are changes
     with every import. Editing an unrelated file costs one more look, in a second or two.

@@ -1,7 +1,7 @@
 """Live progress of a running operator: facts for people, never part of a result.
 
-An operator says where it is with `say`; whoever runs it may listen with `sink`. Without a listener
-nothing happens, so that an operator need not know who runs it.
+An operator tells how far it is with `say`; its caller may listen with `sink`. Without a listener
+nothing happens, so that an operator need not know its caller.
 """
 
 import time
@@ -52,7 +52,7 @@ def say(**facts: Any) -> None:
 
 @contextmanager
 def sink(function: Callable[[Facts], None], interval: float = INTERVAL) -> Iterator[None]:
-    """Listens to what is said within a `with` block, of this process.
+    """Listens to what this process reports within a `with` block.
 
     Args:
         function: called with the newest facts, and with the last ones when the block ends.

@@ -15,7 +15,7 @@ BUILTIN: dict[str, str] = {
 
 
 class Builtin(Protocol):
-    """What a module of `BUILTIN` holds. A split is "train" or "test"."""
+    """Content of a module of `BUILTIN`. A split is "train" or "test"."""
 
     CLASSES: tuple[str, ...]
     VERSION: int

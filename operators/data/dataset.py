@@ -100,11 +100,11 @@ class Split:
         )
 
     def places(self, start: int, stop: int) -> dict[str, Any]:
-        """What `sources.read` needs for the images start..stop-1; a small JSON value."""
+        """Hints that `sources.read` needs for the images start..stop-1; a small JSON value."""
         return self.where.hints(start, stop)
 
     def stored(self) -> SplitIndex:
-        """What the stage stores of the split."""
+        """The part of the split that the stage stores."""
         return SplitIndex(digests=self.digests, labels=self.labels, domains=self.domains)
 
     def images_digest(self, start: int, stop: int) -> str:

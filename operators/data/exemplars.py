@@ -63,7 +63,7 @@ def shuffle(digests: np.ndarray, seed: int) -> np.ndarray:
 
 
 def shares(counts: np.ndarray, earlier: Described, budget: int, kind: Budget) -> dict[Block, int]:
-    """How many images of each block of earlier tasks are kept.
+    """Number of images that are kept of each block of earlier tasks.
 
     A class may keep `budget // classes so far` images (`total`) or `budget` (`per_class`). Where
     it stands in several blocks they share that evenly, the earlier ones have what is left over. A

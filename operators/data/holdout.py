@@ -14,7 +14,7 @@ from graftwork.operators.errors import BadDataError
 def held_out(
     digests: np.ndarray, labels: np.ndarray, domains: np.ndarray, share: float
 ) -> np.ndarray:
-    """Which training images are held out, bool [N].
+    """Mask of the training images that are held out, bool [N].
 
     Of every class in every domain the images with the smallest digests are taken: the choice
     depends on the images alone, not on their order or on a seed.

@@ -1,4 +1,4 @@
-"""How a split is stored: Parquet with a strict schema.
+"""Storage of a split: Parquet with a strict schema.
 
 Columns: `sample` int64 (position in the split), `digest` (sha256 of the encoded image), `label`
 and `domain` int32.
@@ -28,7 +28,7 @@ class SplitIndex:
     domains: np.ndarray
 
     def sample_ids(self, rows: np.ndarray) -> np.ndarray:
-        """int64 [len(rows)]: the first 8 bytes of the images' digests, wherever they stand."""
+        """int64 [len(rows)]: the first 8 bytes of the images' digests, independent of position."""
         first = np.ascontiguousarray(self.digests[rows, :8])
         return first.view("<i8").reshape(-1).astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""From the values of label and domain columns to class and domain numbers.
+"""Class and domain numbers, from the values of label and domain columns.
 
 Everything that is wrong is collected, one line per kind of problem with its first place and its
 count. A million rows take a fraction of a second.

@@ -47,7 +47,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scan:
-    """What was seen of the images of a split.
+    """Findings about the images of a split.
 
     Args:
         places: of the N images.
@@ -226,7 +226,7 @@ def images(
 
 
 def examination(max_pixels: int | None) -> dict[str, Any]:
-    """What the verdict on an image depends on besides its bytes, for the memo.
+    """Settings, besides its bytes, that the verdict on an image depends on, for the memo.
 
     Args:
         max_pixels: largest width times height; None for the program's own limit.

@@ -18,14 +18,14 @@ if TYPE_CHECKING:
 Kind = Literal["class_incremental", "domain_incremental"]
 
 OrderName = int | str | list[int] | list[str]
-"""What a class order is called in specs, keys and results: a seed, "natural", or itself."""
+"""Name of a class order in specs, keys and results: a seed, "natural", or the order itself."""
 
 MAX_SEED = 2**32 - 1
 
 
 @dataclass(frozen=True, kw_only=True)
 class StreamTask:
-    """What is learned at one step.
+    """Classes and domains that are learned at one step.
 
     Args:
         index: position in the stream, from 0.
@@ -247,6 +247,6 @@ def _check_permutation(order: Sequence[Any], expected: Sequence[Any], what: str)
 
 
 def _some(ids: Sequence[Any]) -> str:
-    """At most ten ids in words."""
+    """Ids in words, at most ten."""
     text = ", ".join(str(i) for i in ids[:10])
     return text if len(ids) <= 10 else f"{text} and {len(ids) - 10} more"

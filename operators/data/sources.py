@@ -1,4 +1,4 @@
-"""Where encoded images are, and how they are read in order.
+"""Places of encoded images, and reading them in order.
 
 A source is a Parquet file, a folder with one folder per class, or a built-in data set; files and
 folders are local or behind an fsspec URL. Reading streams: one record batch is in memory.
@@ -48,7 +48,7 @@ class Source:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Places:
-    """Where each image of a split is.
+    """Places of the images of a split.
 
     Args:
         kind: that of the sources; a split has one kind.
@@ -78,12 +78,12 @@ class Places:
         )
 
     def name(self, position: int) -> str:
-        """What people call the place: `FILE` or `FILE row 17` (rows count from 0)."""
+        """Name of the place for people: `FILE` or `FILE row 17` (rows count from 0)."""
         file = self.files[self.file[position]]
         return file if self.kind == "files" else f"{file} row {self.row[position]}"
 
     def hints(self, start: int, stop: int) -> dict[str, Any]:
-        """What `read` needs for the images start..stop-1, as a small JSON value."""
+        """Hints that `read` needs for the images start..stop-1, as a small JSON value."""
         file, row = self.file[start:stop], self.row[start:stop]
         if self.kind == "files":
             return {"kind": "files", "files": [self.files[f] for f in file]}
@@ -123,7 +123,7 @@ def read(hints: Mapping[str, Any]) -> Iterator[bytes]:
 
 
 def read_or_reason(hints: Mapping[str, Any]) -> Iterator[bytes | str | None]:
-    """As `read`, but yields why an image cannot be read; None is an empty cell of a table."""
+    """Reads as `read` does, but yields why an image cannot be read; None is an empty cell."""
     if hints["kind"] == "files":
         yield from _read_files(hints["files"])
     elif hints["kind"] in builtin.BUILTIN:
@@ -175,7 +175,7 @@ def pick(hints: Mapping[str, Any], chosen: np.ndarray) -> dict[str, Any]:
 
 
 def place_name(hints: Mapping[str, Any], position: int) -> str:
-    """What people call the image that `read` yields at this position."""
+    """Name for people of the image that `read` yields at this position."""
     if hints["kind"] == "files":
         return hints["files"][position]
     for file, start, stop in hints["runs"]:

@@ -25,7 +25,7 @@ def absolute(url: str) -> str:
 
 
 def identity(url: str) -> dict[str, Any]:
-    """What changes when a file's content changes; no content is read.
+    """Value that changes when a file's content changes; no content is read.
 
     Raises:
         ConfigError: the URL may not be used, or there is no such file.
@@ -56,7 +56,7 @@ def open_file(url: str) -> BinaryIO:
 
 
 def reason(error: OSError) -> str:
-    """Why a file cannot be read, without its name."""
+    """Reason why a file cannot be read, without its name."""
     if isinstance(error, FileNotFoundError):
         return "not found"
     if isinstance(error, PermissionError):
@@ -75,7 +75,7 @@ def _fingerprint(stat: os.stat_result) -> dict[str, int]:
 
 @contextmanager
 def as_os_errors() -> Iterator[None]:
-    """Clients of object stores have exceptions of their own for what is absent or unreachable."""
+    """Turns the exceptions that clients of object stores define into OSErrors."""
     try:
         yield
     except (OSError, GraftworkError):

@@ -102,7 +102,7 @@ def _walk(
 
 
 def _loops(link: str) -> bool:
-    """Whether a symbolic link leads only to links (the operating system gives up on it)."""
+    """Tells whether a symbolic link leads only to links (the operating system gives up on it)."""
     try:
         os.stat(link)
     except OSError as error:

@@ -1,4 +1,4 @@
-"""Which places may be read and written: plain local paths and a short list of fsspec protocols.
+"""Places that may be read and written: plain local paths and a short list of fsspec protocols.
 
 fsspec knows more than fifty protocols and composes them (`filecache::http://...`); a spec or a
 command line must not reach the network, another host's files or a home directory through them.
@@ -21,7 +21,7 @@ _TOKEN = re.compile(
 
 
 def has_credentials(text: str) -> bool:
-    """Whether the text holds `user:password@` or what looks like an access token."""
+    """Tells whether the text holds `user:password@` or what looks like an access token."""
     return bool(_TOKEN.search(text) or _USER_AND_PASSWORD.search(text))
 
 
@@ -31,7 +31,7 @@ def mask(text: str) -> str:
 
 
 def has_control_characters(text: str) -> bool:
-    """Whether the text holds line breaks, NUL, other control characters, or half a character."""
+    """Tells whether the text holds line breaks or other control characters, or half a character."""
     return any(unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp") for c in text)
 
 

@@ -1,1 +1,1 @@
-"""From an encoded image to the tensor that a network sees."""
+"""Steps from an encoded image to the tensor that a network sees."""

@@ -1,6 +1,6 @@
-"""From encoded bytes to pixels, and nothing else than JPEG, PNG and WEBP.
+"""Decoding of images to pixels: JPEG, PNG and WEBP, nothing else.
 
-The bytes are not trusted: the format is told by its first bytes, the size is checked before
+The bytes are not trusted: the format is recognised by its first bytes, the size is checked before
 anything is decompressed, and a truncated image is an error.
 """
 

@@ -111,7 +111,7 @@ def _resized(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
 
 
 def _window(size: int, frame: int) -> tuple[slice, slice]:
-    """What CenterCrop takes of an edge, and where in the frame it puts it."""
+    """The part of an edge that CenterCrop takes, and its place in the frame."""
     if size < frame:
         # torchvision pads (frame - size) // 2 in front and then finds nothing to cut.
         before = (frame - size) // 2
@@ -151,7 +151,7 @@ def _resize_by_pillow(
 
 @lru_cache(maxsize=4096)
 def _torch_is_exact(size: int, resized: int, start: int, stop: int, mode: str) -> bool:
-    """Whether torch's 16-bit weights of the output pixels start..stop-1 are Pillow's weights."""
+    """Tells whether torch's 16-bit weights of the output pixels start..stop-1 are Pillow's."""
     if size == resized:
         return True
     if resized / size not in (2.0, 4.0, 8.0, 16.0, 32.0):  # other ratios have other fractions

@@ -22,8 +22,8 @@ def prefetch(
     Items are taken by the thread that asks for results, so that their reader needs no lock. At
     most `depth` of them are taken without their result being handed out: the memory holds so many
     items or results, and the one that is in use. An error, of the function or of the items, is
-    raised in its item's place. Whoever stops early cancels what has not begun and waits for what
-    has; no thread is left then, nor after an error or the last result.
+    raised in its item's place. A caller that stops early cancels what has not begun and waits for
+    what has; no thread is left then, nor after an error or the last result.
 
     Args:
         function: called from several threads.
@@ -57,7 +57,7 @@ def _begun(
     try:
         for item in items:
             yield pool.submit(function, item)
-    except Exception as error:  # raised again, by whoever asks for the result
+    except Exception as error:  # raised again where the result is asked for
         failed: Future[Found] = Future()
         failed.set_exception(error)
         yield failed

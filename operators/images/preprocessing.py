@@ -1,4 +1,4 @@
-"""What happens to an image before the backbone sees it, as a value; no torch here.
+"""Preparation of an image for the backbone, as a value; no torch here.
 
 The arithmetic is in `pixels.py`. A description is resolved once, while planning: names
 and defaults never reach a key, only the numbers do.
@@ -100,8 +100,8 @@ _CIFAR_STD: Triple = (0.2675, 0.2565, 0.2761)
 _HALF: Triple = (0.5, 0.5, 0.5)
 
 PRESETS: dict[str, Preprocessing] = {
-    # The family of RevisitingCIL, PILOT, EASE and MOS, and RanPAC beside CIFAR: no normalisation,
-    # whatever the backbone was trained with. Published numbers need exactly this.
+    # The family of RevisitingCIL, PILOT, EASE and MOS, and RanPAC except on CIFAR: no
+    # normalisation, whatever the backbone was trained with. Published numbers need exactly this.
     "lamda_224": Preprocessing(resize=256, crop=224),
     "ranpac_cifar_224": Preprocessing(resize=224, crop=224),
     "slca_norm": Preprocessing(resize=256, crop=224, mean=_CIFAR_MEAN, std=_CIFAR_STD),
@@ -146,7 +146,7 @@ def from_timm(data_config: Mapping[str, Any]) -> Preprocessing:
 def resolve(
     description: str | Mapping[str, Any], data_config: Mapping[str, Any] | None = None
 ) -> Preprocessing:
-    """What a spec says about preprocessing.
+    """Preprocessing that a spec asks for.
 
     Args:
         description: name of a preset, "timm_default", or a mapping with the fields of

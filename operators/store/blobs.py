@@ -23,7 +23,7 @@ class Blobs(Protocol):
     root: str
 
     def path(self, name: str) -> Path | None:
-        """Where a file lies on this machine, whether it exists or not; None if nowhere."""
+        """Path of a file on this machine, whether it exists or not; None if it has none."""
         ...
 
     def put(self, name: str, data: bytes | bytearray) -> None:
@@ -55,11 +55,11 @@ class Blobs(Protocol):
         ...
 
     def modified(self, name: str) -> float | None:
-        """When the file was written, in seconds on the clock of the store; None without one."""
+        """Time when the file was written, in seconds on the store's clock; None without a file."""
         ...
 
     def exists(self, names: list[str]) -> set[str]:
-        """Which of the files exist."""
+        """Names of the files that exist."""
         ...
 
     def remove(self, name: str) -> None:

@@ -1,10 +1,10 @@
-"""Leases: who trains a chain now, so that a second run does not train the same beside it.
+"""Leases: who trains a chain now, so that no second run trains the same one meanwhile.
 
     <root>/leases/<name>.json     what is held, by which process of which host, since when
 
-A lease saves work and never decides what is right: a stage is stored once whoever computes it. So
-it may be taken over from a process that is dead, or that was silent for a minute on the clock of
-the store; the clocks of the machines do not matter.
+A lease saves work and never decides what is right: a stage is stored once, no matter who computes
+it. So it may be taken over from a process that is dead, or that was silent for a minute on the
+clock of the store; the clocks of the machines do not matter.
 """
 
 import json
@@ -111,12 +111,12 @@ def _nonce(data: bytes | None) -> str | None:
 
 
 def _dead(holder: Mapping[str, Any]) -> bool:
-    """Whether the holder is known to have ended: only a process of this machine is."""
+    """Tells whether the holder is known to have ended, as only one on this machine can be."""
     return holder["machine"] == machine() and process_start(int(holder["pid"])) != holder["started"]
 
 
 def _silent(blobs: Blobs, file: str) -> bool:
-    """Whether a lease got no sign of life for too long, compared with a file written now."""
+    """Tells whether a lease got no sign of life for too long, compared with a file written now."""
     probe = f"leases/clock-{uuid.uuid4().hex}"
     blobs.put(probe, b"")
     try:
@@ -127,7 +127,7 @@ def _silent(blobs: Blobs, file: str) -> bool:
 
 
 def machine() -> str:
-    """Where numbers of processes mean the same: one boot of one host, one container of it."""
+    """Scope in which process numbers are unique: one boot of one host, one container of it."""
     parts = [socket.gethostname()]
     if Path("/proc/self/ns/pid").exists():
         parts.append(Path("/proc/sys/kernel/random/boot_id").read_text().strip())
@@ -136,7 +136,7 @@ def machine() -> str:
 
 
 def process_start(pid: int) -> str | None:
-    """What tells a process from a later one with its number; None if it does not run."""
+    """Mark that tells a process from a later one with its number; None if it does not run."""
     stat = Path(f"/proc/{pid}/stat")
     if Path("/proc/self/stat").exists():
         try:
@@ -163,5 +163,5 @@ def _beat(
                 if _nonce(blobs.get(file)) == nonce:
                     blobs.replace(file, body)
             except StorageError:
-                # The lease grows old, which is what it is for; the run finds out by itself.
+                # The lease grows old, as it is meant to; the run finds out by itself.
                 continue

@@ -19,7 +19,7 @@ class Memo:
     blobs: Blobs
 
     def get(self, preimage: Mapping[str, Any]) -> bytes | None:
-        """What `put` stored for the same preimage, None if nothing or if it is damaged."""
+        """Content that `put` stored for the same preimage, None if it is missing or damaged."""
         data = self.blobs.get(f"memo/{digest(preimage)}")
         if data is None:
             return None

@@ -32,7 +32,7 @@ from graftwork.operators.store.memo import Memo
 from graftwork.operators.versions import library_versions
 
 SCHEMA = 1
-"""Of the manifest. A newer one is refused, never overwritten."""
+"""Version of the manifest. A newer one is refused, never overwritten."""
 PIECE = 4 << 20
 """Bytes that a copy holds in memory."""
 
@@ -108,7 +108,7 @@ class Store:
         return manifest if won else self.manifest(work.operator, work.key)
 
     def has(self, operator: str, key: str) -> bool:
-        """Whether the stage is stored (its manifest exists; its content is checked on reading)."""
+        """Tells whether a stage is stored (has a manifest; its content is checked on reading)."""
         return bool(self.blobs.exists([f"{operator}/{key}/manifest.json"]))
 
     def keys(self, operator: str) -> set[str]:
@@ -234,5 +234,5 @@ class Store:
 
     @property
     def memo(self) -> "Memo":
-        """What was derived from bytes that need not be read again; safe to delete."""
+        """Facts derived from bytes that need not be read again; safe to delete."""
         return Memo(self.blobs)
