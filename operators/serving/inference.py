@@ -1,4 +1,4 @@
-"""What a model says of a shard of images: the classes that it finds likeliest.
+"""Predictions of a model for a shard of images: the classes that it finds likeliest.
 
 Plain functions: a Ray task calls them on a worker, the command in its own process.
 """
@@ -14,7 +14,7 @@ from graftwork.operators.serving.predictor import Predictor, top
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """What a model says of one image.
+    """Prediction of a model for one image.
 
     Args:
         place: of the image.
@@ -28,7 +28,7 @@ class Prediction:
 
     @property
     def name(self) -> str:
-        """What people call the image."""
+        """Name of the image for people."""
         return name(self.place)
 
 

@@ -1,4 +1,4 @@
-"""Images that somebody wants predictions of: files, folders, globs, Parquet files, URLs.
+"""Images that predictions are wanted for: files, folders, globs, Parquet files, URLs.
 
 Nothing is opened here but the footers of Parquet files; what is found is cut into shards, which
 any process can read on its own.
@@ -54,7 +54,7 @@ class Table:
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """What was found, in the order of the words.
+    """Images that were found, in the order of the words.
 
     Args:
         entries: image files as (shown, absolute place), and tables.

@@ -190,7 +190,7 @@ def fitted(part: Mapping[str, Any], model: Model) -> Scores:
 
 
 def trained(part: Mapping[str, Any], model: Model) -> Scores:
-    """What a trained method learned, after its last task; also joined or merged.
+    """A trained method after its last task; also joined or merged.
 
     Args:
         part: `method`, `task`, `seed` and `state`.
@@ -208,7 +208,7 @@ def trained(part: Mapping[str, Any], model: Model) -> Scores:
 
 
 def fused(part: Mapping[str, Any], model: Model) -> Scores:
-    """The blend of two branches: one on the backbone, one on the network beside it.
+    """The blend of two branches: one on the backbone, one on the network next to it.
 
     Args:
         part: `method` and `state` of the blend after the last task; `clip` and `vit`, the branches

@@ -111,7 +111,7 @@ def pages(search: Any, *args: Any, **kwargs: Any) -> Iterable[Any]:
 
 
 def _holders(client: "MlflowClient", run: Any, model: str | None) -> Iterator[str]:
-    """Runs that may hold the model: the run itself, who computed it, who shares its fit."""
+    """Runs that may hold the model: the run, the one that computed it, others with its model."""
     yield run.info.run_id
     if producer := run.data.tags.get("producer_run_id"):
         yield producer

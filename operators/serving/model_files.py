@@ -24,15 +24,15 @@ WEIGHTS = "GRAFTWORK_WEIGHTS"
 
 
 MAIN, BESIDE = "main", "beside"
-"""Names of a model's networks: the backbone, and a second one beside it."""
+"""Names of a model's networks: the backbone, and a second one next to it."""
 
 
 FORMAT = 1
-"""Of `model.json`. A newer one is refused."""
+"""Version of `model.json`. A newer one is refused."""
 
 
 FOLDER = "model"
-"""Of the model among the artifacts of its run."""
+"""Folder of the model among the artifacts of its run."""
 
 
 LOADER = "graftwork.operators.serving"
@@ -40,7 +40,7 @@ LOADER = "graftwork.operators.serving"
 
 
 Stored = tuple[str, str, str]
-"""Where a state is: operator and key of a stage, and the prefix of its tensors' names there."""
+"""Place of a state: operator and key of a stage, and the prefix of its tensors' names there."""
 
 
 def identity(description: Mapping[str, Any], states: Mapping[str, Stored]) -> str:
@@ -55,7 +55,7 @@ def identity(description: Mapping[str, Any], states: Mapping[str, Stored]) -> st
 
 
 def _without_place(network: Mapping[str, Any]) -> dict[str, Any]:
-    """A network's description without where its weights are: the fingerprint says what they are."""
+    """A network's description without the place of its weights: the fingerprint identifies them."""
     backbone = {k: v for k, v in network["backbone"].items() if k != "weights"}
     return {**network, "backbone": backbone}
 
@@ -94,7 +94,7 @@ def model_files(
 
 
 def _mlmodel(python: str) -> dict[str, Any]:
-    """What MLflow reads of a model; YAML reads JSON."""
+    """Description that MLflow reads of a model; YAML reads JSON."""
     inputs = [{"name": "image", "type": "binary", "required": True}]
     outputs = [
         {"name": "class", "type": "string", "required": True},

@@ -1,4 +1,4 @@
-"""What a run learned, as an MLflow model: plain files, no pickle.
+"""Result of a run as an MLflow model: plain files, no pickle.
 
 `mlflow.pyfunc.load_model("runs:/<run id>/model")` gives a model whose `predict` takes a table with
 a column `image` (encoded bytes, or base64 text as JSON has it) and returns the predicted class and
@@ -76,7 +76,7 @@ class Predictor:
     def scores(
         self, images: Iterable[bytes | str | None], decoders: int = 1
     ) -> Iterator["Tensor | str"]:
-        """Of every image, in order: its scores [C], or why it cannot be used.
+        """Scores [C] of every image, in order, or why it cannot be used.
 
         Streams: two batches, and two images per decoder, are in memory.
 
@@ -203,7 +203,7 @@ def _about_weights(
     error: ConfigError | IncompatibleError,
     network: str,
 ) -> ConfigError | IncompatibleError:
-    """What is wrong with a network's weights, and what to do where there is no spec."""
+    """Error about a network's weights, and what to do where there is no spec."""
     model, wanted = backbone["model"], backbone["fingerprint"][:12]
     kind = ConfigError if isinstance(error, ConfigError) else IncompatibleError
     problem = f"{error.value}: {error.what}" if error.value else error.what
@@ -216,5 +216,5 @@ def _about_weights(
 
 
 def load_pyfunc(path: str) -> Predictor:
-    """What MLflow calls to load the model."""
+    """Loads the model for MLflow."""
     return Predictor(Path(path))

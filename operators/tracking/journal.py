@@ -8,7 +8,7 @@ One writer has one journal, three names in one folder:
 
 The writer holds a lock on the `.jsonl` file for as long as it lives; the system drops the lock
 when the process dies, however it dies. A journal that is there and not locked is therefore
-orphaned, and whoever locks it next may send the rest. A line cut short by a crash counts as not
+orphaned, and the next one to lock it may send the rest. A line cut short by a crash counts as not
 written. A journal is removed when everything in it has been sent.
 
 Nothing is forced to disk: what is written survives the death of the process, not of the machine.
@@ -124,7 +124,7 @@ class Journal:
 
     @property
     def files(self) -> Path:
-        """Folder for files that operations refer to; made by whoever writes there."""
+        """Folder for files that operations refer to; made when the first one is written."""
         return self.path.with_suffix(".files")
 
     def append(self, *operations: Operation) -> None:
@@ -192,7 +192,7 @@ class Journal:
 
     @property
     def modified_ms(self) -> int:
-        """When it was last written, in milliseconds since 1970."""
+        """Time of the last write, in milliseconds since 1970."""
         return os.fstat(self._log).st_mtime_ns // 1_000_000
 
     def close(self) -> None:
@@ -208,7 +208,7 @@ class Journal:
         self.release()
 
     def release(self) -> None:
-        """Gives up the lock and leaves the files to whoever opens them next."""
+        """Gives up the lock and leaves the files to the process that opens them next."""
         for handle in (self._log, self._ack):
             os.close(handle)
 

@@ -1,4 +1,4 @@
-"""What is recorded of a run, as values, and the journal operations that say it to MLflow."""
+"""Records of a run, as values, and the journal operations that send them to MLflow."""
 
 import contextlib
 import csv
@@ -22,7 +22,7 @@ Artifacts = Mapping[str, bytes | str | Callable[[Path], None]]
 """Relative file name -> content, or a function that writes the file, for what is large."""
 
 MAX_METRICS, MAX_PARAMS, MAX_PARAM_LENGTH, MAX_TAG_LENGTH, MAX_NAME = 800, 100, 6000, 8000, 250
-"""MLflow's limits; fewer metrics than its 1,000, so that parameters and tags fit beside them."""
+"""MLflow's limits; fewer metrics than its 1,000, so that parameters and tags fit in, too."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class StageRun:
 
 @dataclass(frozen=True, kw_only=True)
 class RunIds:
-    """What MLflow called the runs; None for what it has not taken yet.
+    """MLflow's ids of the runs; None for what it has not taken yet.
 
     Args:
         methods: `MethodRun.key` -> run id.

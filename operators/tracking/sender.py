@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 EVENT = "graftwork.event"
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
-"""Spares people the question of the UI which kind of experiment this is."""
+"""Keeps the UI from asking people which kind of experiment this is."""
 
 FOR_GOOD = (
     "BAD_REQUEST",
@@ -31,7 +31,7 @@ FOR_GOOD = (
     "RESOURCE_ALREADY_EXISTS",
     "RESOURCE_DOES_NOT_EXIST",
 )
-"""MLflow's codes for what will be refused however often it is sent."""
+"""MLflow's codes for what is refused no matter how often it is sent."""
 
 SETTINGS = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -45,7 +45,7 @@ SETTINGS = {
 
 
 UPLOAD_SECONDS = "120"
-"""A server gets so long to answer after each file."""
+"""Seconds that a server gets to answer after each file."""
 
 
 class Rejected(Exception):
@@ -91,14 +91,14 @@ def _prepare(path: Path) -> None:
 
 
 def _relax(connection: Any, _record: Any) -> None:
-    """A power cut may take the last records along but cannot damage the database."""
+    """Lets a power cut lose the last records, but not damage the database."""
     if isinstance(connection, sqlite3.Connection):
         connection.execute("PRAGMA synchronous=NORMAL")
 
 
 @contextlib.contextmanager
 def _patient() -> Iterator[None]:
-    """A server answers an upload only when it has put the file away, which may be a large one."""
+    """Waits longer for a server: it answers an upload only when it has stored the file."""
     name = "MLFLOW_HTTP_REQUEST_TIMEOUT"
     before = os.environ.get(name)
     os.environ[name] = UPLOAD_SECONDS
@@ -160,7 +160,7 @@ class Sender:
         self._producers = Producers(journal.path.parent / f"producers-{address}.txt")
         self.runs: dict[str, str] = {}
         self.orphans: set[str] = set()
-        """Runs of results from the store, of which MLflow does not know who computed them."""
+        """Runs with results from the store, when MLflow does not know which run computed them."""
         for operation, answer in journal.answered():
             if operation["kind"] == "run" and answer:
                 self.runs[operation["run"]] = answer
@@ -237,7 +237,7 @@ class Sender:
             )
             found = run.info.run_id
         self.runs[operation["run"]] = found
-        # Who brings the files of a stored result stands in for whoever computed it.
+        # The run that brings the files of a stored result stands in for the one that computed it.
         if operation["tags"].get("cache") == "miss" or operation["run"] in self.orphans:
             tags = operation["tags"]
             self._producers.remember(_produced(tags["graftwork.key"], tags.get(MODEL)), found)

@@ -186,8 +186,8 @@ class Tracker:
                 progress(journal.unsent)
             if journal.unsent != left:
                 left, since = journal.unsent, time.monotonic()
-            # Without an error it is only slow: a new database takes seconds. Who stopped the run
-            # does not wait for that: the next run sends the rest.
+            # Without an error it is only slow: a new database takes seconds. A user who
+            # stopped the run does not wait for that: the next run sends the rest.
             patient = not self.problem and status != "KILLED"
             if time.monotonic() - since > (max(patience, 120.0) if patient else patience):
                 break
@@ -213,7 +213,7 @@ class Tracker:
         return self._journal
 
     def _address(self) -> str:
-        """The URI may hold a password, so the journal says only whether it is the same."""
+        """Digest of the URI, to compare it: the URI itself may hold a password."""
         return hashlib.sha256(self.uri.encode()).hexdigest()
 
     def _new_name(self) -> str:
@@ -236,7 +236,7 @@ class Tracker:
             self._save(run, artifacts)
 
     def _save(self, run: str, artifacts: Artifacts) -> None:
-        """Files of a run: first onto the disk, then an operation that names their folder."""
+        """Saves files of a run: first to disk, then an operation that names their folder."""
         if not artifacts:
             return
         records.check_file_names(artifacts)
@@ -292,7 +292,7 @@ class Tracker:
                 self._wake.wait(1.0)
                 self._wake.clear()
             except Exception as error:
-                # Whatever it is, it must not reach the run: it is shown, and tried again.
+                # No error may reach the run: it is shown, and tried again.
                 failures += 1
                 reason = " ".join(str(error).split())[:300]
                 self._warn(f"{tracking_uri.mask(self.uri)} does not take records: {reason}")

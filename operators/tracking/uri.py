@@ -1,4 +1,4 @@
-"""Where MLflow is: the default place, whether it can be reached, and how to name it in public."""
+"""URIs of MLflow: the default, whether one can be reached, and how to name it in public."""
 
 import base64
 import os
@@ -35,7 +35,7 @@ def mask_all(text: str) -> str:
 
 
 def artifact_root(uri: str) -> str | None:
-    """Where a new experiment keeps artifacts: beside an sqlite file; a server decides itself."""
+    """Place for a new experiment's artifacts: next to an sqlite file; a server decides itself."""
     path = sqlite_path(uri)
     return (path.parent / "mlflow-artifacts").absolute().as_uri() if path else None
 
@@ -72,7 +72,7 @@ def check(uri: str) -> None:
 
 
 def _problem(uri: str) -> str:
-    """Why the URI cannot be used; empty if it can."""
+    """Reason why the URI cannot be used; empty if it can."""
     scheme = uri.split(":")[0].split("+")[0] if ":" in uri else ""
     try:
         if scheme == "sqlite":
