@@ -115,7 +115,7 @@ def _check_activation(model: str, place: str, from_openai: bool) -> None:
     """Refuses weights of the other GELU, which fit and cost points, where it can be known.
 
     A file does not say with which activation it was trained. Files as OpenAI published them can be
-    told; otherwise the names of open_clip's pretrained weights are looked for in the path.
+    recognised; otherwise the names of open_clip's pretrained weights are looked for in the path.
     """
     import open_clip
 
@@ -156,7 +156,7 @@ def _resample(visual: Any, state: dict[str, Tensor]) -> None:
 
 
 class _Holder:
-    """What open_clip's resampling reads of a model."""
+    """The part of a model that open_clip's resampling reads."""
 
     def __init__(self, visual: Any) -> None:
         self.visual = visual

@@ -29,7 +29,7 @@ from graftwork.operators.errors import ChangedWeights, ConfigError, Incompatible
 assert shipped  # registers the models that this package ships
 
 HUB_SECONDS = 5.0
-"""The hub gets so long to say where weights are."""
+"""Seconds that the hub gets to tell where weights are."""
 PRECISIONS = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -178,7 +178,7 @@ def load_on_device(
     device: str,
     image_size: int | None = None,
 ) -> nn.Module:
-    """`load`, once per process; checks that the weights still are what was planned.
+    """Calls `load` once per process; checks that the weights still are what was planned.
 
     Args:
         fingerprint_: of the whole network, or of the tower of a CLIP that is wanted.
@@ -200,7 +200,7 @@ def load_on_device(
 def load_apart(
     model: str, weights: str, pooling: str, fingerprint_: str, image_size: int | None = None
 ) -> nn.Module:
-    """As `load_on_device`, on the CPU and for the caller alone: nothing of it is kept.
+    """Loads as `load_on_device` does, on the CPU and for the caller alone: nothing is kept.
 
     Raises:
         ChangedWeights: the weights changed since the plan was made.
@@ -235,7 +235,7 @@ def width(network: nn.Module) -> int:
 
 
 def attachable(network: nn.Module) -> tuple[str, str]:
-    """Why methods cannot be attached to a network (empty if they can), and what they read of it."""
+    """Reason against attaching methods to a network (empty if none), and what they read of it."""
     if isinstance(network, Clip):
         return "", "token"
     try:

@@ -1,15 +1,15 @@
-"""How a spec names backbones, and where their weights are."""
+"""Names of backbones in a spec, and the places of their weights."""
 
 from pathlib import Path
 
 from graftwork.operators.errors import ConfigError
 
 CLIP = "open_clip:"
-"""With which a spec marks the name of an open_clip model."""
+"""Prefix that marks the name of an open_clip model in a spec."""
 
 
 def place(model: str, weights: str | None) -> str:
-    """Where a backbone's weights are: a path or URL, "random", or "" for timm's own.
+    """Place of a backbone's weights: a path or URL, "random", or "" for timm's own.
 
     Raises:
         ConfigError: no weights of this name ship with the package.

@@ -1,4 +1,4 @@
-"""Which backbone a spec means, resolved without torch when it was resolved before.
+"""The backbone that a spec means, resolved without torch when it was resolved before.
 
 The resolved value goes into the key of every feature: the digest of the state that was really
 loaded, not the file's name or the model's tag.
@@ -47,7 +47,7 @@ class Backbone:
 
     @property
     def network(self) -> str:
-        """As the cards of methods call it: "vit" (whatever timm has) or "clip"."""
+        """Kind of network, as the cards of methods call it: "vit" (all of timm's) or "clip"."""
         return "clip" if self.text_fingerprint else "vit"
 
 

@@ -48,7 +48,7 @@ def read_weights(place: str) -> dict[str, Tensor]:
 
 
 def _what_is_wrong(data: bytes) -> str:
-    """With a file that is no safetensors: its own header says how long it has to be."""
+    """Problem of a file that is no safetensors: its own header has the length it must have."""
     if not data:
         return "empty (0 bytes)"
     try:
@@ -65,7 +65,7 @@ def _what_is_wrong(data: bytes) -> str:
 
 def _read_pickle(place: str, data: bytes) -> dict[str, Tensor]:
     try:
-        # weights_only is said aloud: its default can be switched by the environment.
+        # weights_only is written out: its default can be switched by the environment.
         with warnings.catch_warnings(action="ignore"):
             state = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     except Exception as error:  # damaged pickles raise nearly everything
@@ -135,7 +135,7 @@ def fingerprint(network: nn.Module, keep: Callable[[str], bool] = lambda name: T
 
 
 def tower_fingerprints(network: nn.Module) -> tuple[str, ...]:
-    """Of a CLIP's image tower and of its text tower; features of one survive the other's change.
+    """Fingerprints of a CLIP's image and text tower; features of one survive the other's change.
 
     The scale of the logits belongs to neither. Empty for other networks.
     """

@@ -1,4 +1,4 @@
-"""Ensembles of scores: rules that combine what several models say of an image.
+"""Ensembles of scores: rules that combine what several models predict for an image.
 
 Each row is decided on its own. A class that a model cannot give has the score minus infinity in
 its logits and 0 among its probabilities, and is averaged over the models that can give it.
@@ -92,7 +92,7 @@ def vote(stack: Tensor) -> Tensor:
 
 
 def energy_route(stack: Tensor, temperature: float = 1.0, by_size: bool = False) -> Tensor:
-    """For each row the logits [N, K] of the model with the largest T * logsumexp(z / T).
+    """Logits [N, K], each row those of the model with the largest T * logsumexp(z / T).
 
     Args:
         temperature: T; near 0 the largest logit decides.

@@ -1,6 +1,6 @@
 """Applies a merge to models, tensor by tensor.
 
-Beside the result, memory holds what one tensor of all models takes.
+Besides the result, memory holds what one tensor of all models takes.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -15,7 +15,7 @@ from graftwork.operators.merging.readers import Reader, Spec
 
 State = dict[str, Tensor]
 PLAIN = Policy()
-"""Nothing is known of the tensors beside their shapes."""
+"""Nothing is known of the tensors besides their shapes."""
 
 
 class Merged:

@@ -1,4 +1,4 @@
-"""What a merge is: a card, and a function from one tensor of all models to the merged one.
+"""Contract of merges: a card, and a function from one tensor of all models to the merged one.
 
 Shapes: a tensor has the same shape in all models here; `keys.py` saw to it.
 """
@@ -47,17 +47,17 @@ class Group(Protocol):
 
     @property
     def models(self) -> Sequence[Tensor]:
-        """Of each model, in order; float32, or float64 where the models are."""
+        """Tensors of the models, in order; float32, or float64 where the models are."""
         ...
 
     @property
     def base(self) -> Tensor:
-        """Before training; of the same shape."""
+        """The tensor before training; of the same shape."""
         ...
 
     @property
     def statistics(self) -> Sequence[Tensor] | None:
-        """Of each model, None if this tensor was not measured."""
+        """Statistics of each model, None if this tensor was not measured."""
         ...
 
 

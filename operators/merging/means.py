@@ -118,7 +118,7 @@ class SWA:
 
 @dataclass(frozen=True, kw_only=True)
 class WiSEFT:
-    """Between the state before training and the newest model.
+    """Interpolates between the state before training and the newest model.
 
     Wortsman et al., https://arxiv.org/abs/2109.01903.
 

@@ -1,4 +1,4 @@
-"""What happens to each tensor of models that are merged, decided before anything is computed.
+"""Decisions about each tensor of merged models, made before anything is computed.
 
 | tensor | what happens |
 |---|---|
@@ -24,7 +24,7 @@ Head = Literal["merge", "newest"]
 
 @dataclass(frozen=True, kw_only=True)
 class Policy:
-    """What is known of tensors beside their shapes.
+    """Facts about tensors besides their shapes.
 
     Args:
         head: what happens to classifiers.
@@ -41,7 +41,7 @@ class Policy:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """What happens to one tensor.
+    """Decision about one tensor.
 
     Args:
         name: its name.
@@ -61,7 +61,7 @@ class Entry:
 def decide(
     models: Sequence[Reader], base: Reader | None, averages: bool, policy: Policy
 ) -> list[Entry]:
-    """What happens to each tensor.
+    """Decides what happens to each tensor.
 
     Args:
         models: oldest first.

@@ -55,7 +55,7 @@ class Reader(Protocol):
 
 
 class InMemory:
-    """Tensors that are there already."""
+    """Tensors that are in memory already."""
 
     def __init__(self, state: Mapping[str, Tensor]) -> None:
         self._state = state

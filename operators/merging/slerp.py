@@ -14,7 +14,7 @@ from graftwork.operators.merging.contract import Group, Groups, MergeCard
 
 
 def slerp(start: Tensor, end: Tensor, alpha: float, straight_above: float = 0.9995) -> Tensor:
-    """Along the arc from `start` to `end`, taken as vectors; exact at both ends.
+    """Point on the arc from `start` to `end`, taken as vectors; exact at both ends.
 
     Args:
         alpha: 0 is the start, 1 the end.
@@ -35,7 +35,7 @@ def slerp(start: Tensor, end: Tensor, alpha: float, straight_above: float = 0.99
 
 @dataclass(frozen=True, kw_only=True)
 class Slerp:
-    """On the arc between two models, each tensor for itself; of a series the newest two.
+    """Interpolates on the arc between two models, the newest of a series, each tensor for itself.
 
     Shoemake, https://doi.org/10.1145/325334.325242; for weights as in mergekit,
     https://arxiv.org/abs/2403.13257.

@@ -61,7 +61,7 @@ class TaskArithmetic:
 
 @dataclass(frozen=True, kw_only=True)
 class MagMax:
-    """Per entry the task vector of largest magnitude.
+    """Takes per entry the task vector of largest magnitude.
 
     Marczak et al., https://arxiv.org/abs/2407.06322. Models that were trained one after the other
     hold earlier updates in later task vectors.

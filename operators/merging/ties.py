@@ -18,7 +18,7 @@ Combine = Literal["mean", "sum", "max"]
 def agreeing(
     vectors: Sequence[Tensor], combine: Combine, majority: Callable[[], float] | None = None
 ) -> Tensor:
-    """Per entry the mean (sum, largest) of the vectors with the elected sign.
+    """Mean (sum, largest) per entry of the vectors with the elected sign.
 
     Args:
         vectors: trimmed task vectors of one shape.
@@ -123,7 +123,7 @@ class Ties:
 
         @cache
         def majority() -> float:
-            """Of the elected signs of all tensors; asked for only where vectors cancel."""
+            """Majority of the elected signs of all tensors; asked for only where vectors cancel."""
             total = 0.0
             for group in groups():
                 vectors = self._trimmed(group, cuts)
@@ -152,7 +152,7 @@ class Ties:
 
 
 def global_cuts(groups: Groups, density: float) -> dict[str, list[Cut]]:
-    """Where to cut each tensor of each model so that a share of the whole model stays."""
+    """Cuts of each tensor of each model, so that a share of the whole model stays."""
     first = list(groups())
     bases = [group.base for group in first]
     sizes = [base.numel() for base in bases]

@@ -16,7 +16,7 @@ _BITS = {torch.float32: (torch.int32, 32), torch.float64: (torch.int64, 64)}
 
 @dataclass(frozen=True)
 class Cut:
-    """What stays of a vector.
+    """The part of a vector that stays.
 
     Args:
         threshold: larger magnitudes stay.
@@ -33,7 +33,7 @@ def kept_count(density: float, size: int) -> int:
 
 
 def cut(parts: Callable[[], Iterator[Tensor]], count: int) -> Cut:
-    """Where to cut a vector so that `count` entries stay.
+    """Cut of a vector at which `count` entries stay.
 
     Args:
         parts: the vector in pieces of any shape, float32 or float64; asked for several times.
@@ -75,5 +75,5 @@ def trimmed(vector: Tensor, at: Cut) -> Tensor:
 
 
 def equal_count(vector: Tensor, at: Cut) -> int:
-    """How many entries equal the threshold."""
+    """Number of entries that equal the threshold."""
     return int((vector.abs() == at.threshold).sum())

@@ -69,7 +69,7 @@ def create(start: Path) -> Clip:
 
 @torch.no_grad()
 def trunk_features(clip: Clip, encoded: Sequence[bytes], flip: bool, bf16: bool) -> Tensor:
-    """What the trunk gives [N, V], before the projection."""
+    """Output [N, V] of the trunk, before the projection."""
     parts = []
     for begin in range(0, len(encoded), 100):
         images = decode(encoded[begin : begin + 100])
@@ -79,7 +79,7 @@ def trunk_features(clip: Clip, encoded: Sequence[bytes], flip: bool, bf16: bool)
 
 
 def train(clip: Clip, features: Tensor, labels: Tensor, names: list[str], steps: int) -> None:
-    """Projection and text tower, on pairs of a frozen feature and a class's text."""
+    """Train projection and text tower on pairs of a frozen feature and a class's text."""
     model = clip.model
     trained = [p for n, p in model.named_parameters() if not n.startswith("visual.trunk.")]
     for parameter in trained:

@@ -103,7 +103,7 @@ def initialise(student: VisionTransformer, teacher: VisionTransformer) -> None:
 def augment(x: Tensor) -> Tensor:
     """Vary geometry, colour and sharpness of a batch of [0, 1] images.
 
-    Beside the usual crops and flips, images lose colour, detail, or all but their edges at times:
+    Besides the usual crops and flips, images lose colour, detail, or all but their edges at times:
     the features shall serve grey and low-resolution drawings too, not only photographs.
     """
     n, _, side, _ = x.shape
