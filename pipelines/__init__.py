@@ -1,1 +1,1 @@
-"""What runs: spec, plan, the `graftwork` command, reports."""
+"""Pipelines: spec, plan, the `graftwork` command, reports."""

@@ -356,7 +356,7 @@ def cache_gc(
 def main() -> None:
     """Entry point: errors become one line each on stderr and an exit status."""
     # A crash in a library leaves at least the place where it was; Ray would turn this on, too, but
-    # only once it runs. Whoever calls us may have done so already.
+    # only once it runs. The caller may have done so already.
     if not faulthandler.is_enabled() and sys.stderr is not None:
         faulthandler.enable()
     debug = "--debug" in sys.argv

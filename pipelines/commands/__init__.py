@@ -1,1 +1,1 @@
-"""What the subcommands of `graftwork` do, a file each where there is more than a call."""
+"""Subcommands of `graftwork`, a file each where there is more than a call."""

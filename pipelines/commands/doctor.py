@@ -1,4 +1,4 @@
-"""What a data set looks like, and what is suspicious about it: every image is decoded.
+"""Description of a data set, and what is suspicious about it: every image is decoded.
 
 Shapes: N images of a split, M images of both splits.
 """
@@ -27,7 +27,7 @@ from graftwork.pipelines.spec.loading import Loaded
 
 _CHUNK = 32
 _ALL_CLASSES = 16
-"""Up to so many classes are listed in full."""
+"""Largest number of classes that are listed in full."""
 _ENDS = 5
 
 
@@ -156,7 +156,7 @@ Seen = tuple[tuple[int, int], int, str]
 
 
 def _decoded(split: Split, max_pixels: int | None, threads: int) -> Iterator[Seen]:
-    """What decoding each image of a split showed, in order."""
+    """Findings from decoding each image of a split, in order."""
     if not len(split):
         return
     encoded = zip(sources.read_or_reason(split.places(0, len(split))), split.digests, strict=True)
@@ -284,7 +284,7 @@ def _bytes(count: int) -> str:
 
 
 def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> None:
-    """What the data of a spec looks like: every image is decoded once.
+    """Describes the data of a spec: every image is decoded once.
 
     Raises:
         BadDataError: the data cannot be used.

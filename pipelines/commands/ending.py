@@ -1,4 +1,4 @@
-"""How a command ends that could not do its work: a line for each problem, and an exit status."""
+"""End of a command that could not do its work: a line for each problem, and an exit status."""
 
 import signal
 import sys
@@ -16,7 +16,7 @@ from graftwork.pipelines.spec.problems import one_line
 
 @contextmanager
 def terminating() -> Iterator[None]:
-    """SIGTERM unwinds as Ctrl-C does: temporary files go, and the exit status is 143."""
+    """Makes SIGTERM unwind as Ctrl-C does: temporary files go, and the exit status is 143."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return

@@ -55,7 +55,7 @@ DEFAULT_STORE = "graftwork-store"
 def place(
     store: str, tracking: str | None, address: str | None = None, insecure: bool = False
 ) -> "Where":
-    """Where a run keeps and computes.
+    """Places where a run keeps its results and computes.
 
     Raises:
         ConfigError: the store is no place that can be written.

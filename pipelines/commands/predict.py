@@ -1,4 +1,4 @@
-"""What `graftwork predict` does: a run's model, images, and what it says of them."""
+"""Command `graftwork predict`: a run's model, images, and its predictions for them."""
 
 import csv
 import json
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from graftwork.operators.serving.inference import Prediction
 
 RAY_FROM = 512
-"""So many images are predicted on Ray; fewer are done before it has started."""
+"""Number of images from which on Ray is used; fewer are done before it has started."""
 LISTED = 20
 
 Device = Literal["auto", "cpu", "cuda"]
@@ -35,7 +35,7 @@ BadImage = Literal["error", "skip"]
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What is asked for.
+    """A request for predictions.
 
     Args:
         run: MLflow's id of a method's run, or `PIPELINE/LABEL`.
@@ -58,7 +58,7 @@ class Request:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What came of it.
+    """Outcome of a request.
 
     Args:
         run_id: MLflow's id of the run.
@@ -148,7 +148,7 @@ def _predictions(
 
 
 def _device(wanted: Device, address: str | None) -> str:
-    """What `auto` means here; the devices of a cluster are not known."""
+    """Device to use, with `auto` resolved; the devices of a cluster are not known."""
     if address is not None:
         return "cpu" if wanted == "auto" else wanted
     import torch
@@ -250,7 +250,7 @@ def predictions(
     output: str | None,
     as_json: bool,
 ) -> None:
-    """What a model says of images: a table, a JSON document, or a file and a line about it."""
+    """Predicts images; prints a table, a JSON document, or a line about a file with them."""
     kept: list[Prediction] = []
 
     def keep(prediction: "Prediction") -> None:

@@ -62,7 +62,7 @@ def command(port: int) -> list[str]:
 
 
 def environment(uri: str) -> dict[str, str]:
-    """What the server needs to know beside its command line."""
+    """Variables that the server needs besides its command line."""
     root = tracking_uri.artifact_root(uri)
     return {
         "MLFLOW_BACKEND_STORE_URI": uri,

@@ -1,1 +1,1 @@
-"""What people look at: the report, plots, the leaderboard, tables on a terminal."""
+"""Output for people: the report, plots, the leaderboard, tables on a terminal."""

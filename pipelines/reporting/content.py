@@ -7,7 +7,7 @@ from typing import Any
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """What stages took.
+    """Cost of stages.
 
     Args:
         seconds: times of their operators, added up whether they ran side by side or not.

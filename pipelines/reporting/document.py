@@ -1,4 +1,4 @@
-"""What a run returns: its results with their metrics, and what was computed for them."""
+"""Document that a run returns: results with their metrics, and what was computed for them."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
@@ -80,7 +80,7 @@ class Result:
 
 @dataclass(frozen=True, kw_only=True)
 class StageCounts:
-    """How many stages a run has, and what became of them."""
+    """Number of stages of a run, and of those computed, cached and failed."""
 
     total: int
     computed: int
@@ -90,7 +90,7 @@ class StageCounts:
 
 @dataclass(frozen=True, kw_only=True)
 class Records:
-    """Where MLflow has the run.
+    """Place of the run in MLflow.
 
     Args:
         tracking_uri: without passwords.

@@ -19,7 +19,7 @@ METRICS = ("a_avg", "a_last", "forgetting", "bwt", "task_a_avg", "seconds")
 """Metrics of a row, each with mean and standard deviation; percent, `seconds` in seconds."""
 
 RUN_PARAMETERS = ("order", "seed")
-"""What differs between the runs of one row; every other parameter separates rows."""
+"""Parameters in which the runs of one row differ; every other one separates rows."""
 
 Format = Literal["table", "json", "csv", "md"]
 
@@ -234,7 +234,7 @@ def _table(rows: Sequence[Row]) -> str:
     for cells in body:
         table.add_row(*map(Text, cells))
     text = io.StringIO()
-    # As wide as it wants to be: a table cut to a pipe's 80 columns is of no use to anyone.
+    # As wide as it needs to be: a table cut to a pipe's 80 columns is of no use to anyone.
     width = sum(max(map(len, column)) + 2 for column in zip(header, *body, strict=True))
     Console(file=text, width=width).print(table)
     return "\n".join(line.rstrip() for line in text.getvalue().splitlines())

@@ -185,7 +185,7 @@ def confusion_map(confusion: NDArray[np.int64], order: Sequence[int] | None = No
 
 
 def strips(groups: Sequence[tuple[str, int, Sequence[float]]], x_label: str) -> str:
-    """Per group (name, colour, values) a row with its values, their quartiles and median."""
+    """A row per group (name, colour, values) with its values, their quartiles and median."""
     left = min(24 + 7 * max((len(name) for name, _, _ in groups), default=0), 240)
     top, width, row = 8, 620, 40
     low, high, ticks = _scale([v for _, _, values in groups for v in values])

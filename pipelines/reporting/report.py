@@ -185,7 +185,7 @@ def _task_incremental(groups: Sequence[_Group]) -> str:
 
 
 def _cost(groups: Sequence[_Group], data: ReportData) -> str:
-    """What each method alone took, and what several of them share."""
+    """Cost of each method alone, and of what several of them share."""
     if not data.stages:
         return ""
     row_of = {position: row for row, group in enumerate(groups) for position in group.positions}

@@ -173,7 +173,7 @@ def inventory(rows: list[dict[str, Any]], console: Console) -> None:
 
 
 def verified(found: dict[str, Any], console: Console) -> None:
-    """What `cache verify` found."""
+    """Findings of `cache verify`."""
     for stage in found["damaged"]:
         console.print(
             f"damaged: {stage['operator']}/{stage['key'][:12]}: {stage['reason']}", highlight=False
@@ -187,7 +187,7 @@ def verified(found: dict[str, Any], console: Console) -> None:
 
 
 def collected(found: dict[str, Any], console: Console) -> None:
-    """What `cache gc` found."""
+    """Findings of `cache gc`."""
     for reason, count in found["reasons"].items():
         console.print(f"{count} files {reason}", highlight=False)
     if not found["files"]:

@@ -20,11 +20,11 @@ from rich.progress import (
 from graftwork.cluster.execution.executor import Event
 
 SECONDS_BETWEEN_LINES = 10.0
-"""At least this long between two plain lines, so that a log stays readable."""
+"""Fewest seconds between two plain lines, so that a log stays readable."""
 
 
 class Display:
-    """What people see of a run while it goes on."""
+    """Display of a run while it goes on."""
 
     def __init__(self, console: Console | None = None, quiet: bool = False) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -135,7 +135,7 @@ class Display:
 
 
 def live_line(chain: str, facts: Mapping[str, Any]) -> str:
-    """What an operator said, for people: `l2p seed 0 · task 3/10 · epoch 2/5 · loss 0.412`."""
+    """Facts of an operator, for people: `l2p seed 0 · task 3/10 · epoch 2/5 · loss 0.412`."""
     parts = [chain]
     for one, all_ in (("task", "tasks"), ("epoch", "epochs")):
         if one in facts:

@@ -1,4 +1,4 @@
-"""What becomes of a finished result: an entry of the document, an MLflow run, a report's line."""
+"""Records of finished results: their runs in MLflow, and the stages of the report."""
 
 import json
 from collections import defaultdict
@@ -25,7 +25,7 @@ MANIFESTS = 16
 
 
 def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -> MethodRun:
-    """What MLflow shows of a result.
+    """Content of a result's run in MLflow.
 
     Args:
         with_model: attach the model, so that `mlflow.pyfunc.load_model` can use it.
@@ -91,7 +91,7 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
 
 
 def _made_of(facts: Mapping[str, Any]) -> dict[str, str]:
-    """What the solves and the trainings of a run reported."""
+    """Reports of a run's solves and trainings, as JSON files."""
     return {
         f"{name}.json": json.dumps(facts[name], indent=1)
         for name in ("fit", "training")
@@ -143,7 +143,7 @@ def needed_by(runs: Sequence[Run]) -> dict[str, list[int]]:
 
 
 def stage_results(plan: Plan, store: Store, outcome: Outcome) -> list[StageResult]:
-    """What became of the stages, and what they took in this run and when they were computed."""
+    """State of each stage, and its cost in this run and when it was computed."""
     # What another run stored meanwhile did not cost this one anything.
     computed = {key: done for key, done in outcome.done.items() if not done.reused}
     stored = [stage for stage in plan.stages if stage.key not in computed]
@@ -168,7 +168,7 @@ def stage_results(plan: Plan, store: Store, outcome: Outcome) -> list[StageResul
 
 
 def _recorded(store: Store, stage: Stage) -> Cost | None:
-    """What a stored stage took; None if it was cleared away, as its readers are stored."""
+    """Cost of a stored stage; None if it was cleared away, as its readers are stored."""
     try:
         manifest = store.manifest(stage.operator, stage.key)
     except DamagedStage:

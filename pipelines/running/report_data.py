@@ -1,4 +1,4 @@
-"""What the report and the document show of finished runs."""
+"""Content of the report on finished runs."""
 
 import os
 import platform

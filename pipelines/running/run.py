@@ -1,6 +1,6 @@
 """The main job: plan, compute what is missing, record, report.
 
-Everything that takes long is in the store before it is spoken of, so a run may be killed at any
+Everything that takes long is in the store before it is reported, so a run may be killed at any
 moment; the same command then continues.
 """
 
@@ -75,7 +75,7 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> Document:
         status = "KILLED"
         raise
     finally:
-        # Whoever stopped the run is waiting; what is not sent now, the next run sends.
+        # The user who stopped the run is waiting; the next run sends what is not sent now.
         ids = tracker.finish(status, patience=0.5 if status == "KILLED" else 3.0)
     if ids.unsent:
         display.say(
@@ -145,7 +145,7 @@ def _compute(
 
 
 def _set_aside_if_damaged(store: Store, run: Run, display: Display) -> None:
-    """A stored result is read whole before it is served: a damaged one is computed again."""
+    """Reads a stored result whole before it is served: a damaged one is computed again."""
     stage = run.evaluate
     if not store.has(stage.operator, stage.key):
         return

@@ -1,4 +1,4 @@
-"""The model that a finished run is served by."""
+"""The MLflow model of a finished run."""
 
 from typing import Any
 
@@ -19,7 +19,7 @@ def model_identity(plan: Plan, run: Run) -> str | None:
 
 
 def trains(run: Run) -> bool:
-    """Whether a network was trained for it, or for what it combines."""
+    """Tells whether a network was trained for a run, or for what it combines."""
     return run.method.trains or any(trains(parent) for parent in run.parents)
 
 

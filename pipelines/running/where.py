@@ -1,4 +1,4 @@
-"""Where a run keeps its results and its records."""
+"""Places where a run keeps its results and its records."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,7 +9,7 @@ from graftwork.operators.tracking import uri as tracking_uri
 
 @dataclass(frozen=True, kw_only=True)
 class Where:
-    """Where a run keeps its results and where it computes.
+    """Places where a run keeps its results and computes.
 
     Args:
         store: local path or fsspec URL.
@@ -44,7 +44,7 @@ class Where:
         return Path(self.store.removeprefix("file://")).absolute()
 
     def must_exist(self) -> None:
-        """For commands that only look.
+        """Refuses a local store that does not exist, for commands that only look.
 
         Raises:
             StorageError: the store is local, and not there.

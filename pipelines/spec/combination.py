@@ -14,7 +14,7 @@ Entry = tuple[str, dict[str, Any]]
 """Name of a merge or a rule, and its fields as written."""
 
 OVER = {"merge": ("tasks", "seeds", "methods"), "ensemble": ("methods", "seeds")}
-"""What the members of a combination differ in; the first is the default for one method."""
+"""Ways in which members of a combination may differ; the first is the default for one method."""
 HEADS = ("merge", "newest")
 
 

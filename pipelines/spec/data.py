@@ -28,7 +28,7 @@ from graftwork.pipelines.spec.problems import shown
 BUILTIN_DATASETS = tuple(BUILTIN)
 MAX_COUNT = 1_000_000_000
 MAX_PIXELS = 89_478_485
-"""Where Pillow begins to warn of decompression bombs."""
+"""Number of pixels above which Pillow warns of decompression bombs."""
 
 _count = integer(1, MAX_COUNT)
 seed = integer(0, MAX_SEED)
@@ -185,7 +185,7 @@ def _template(value: Any) -> str:
 
 
 class Text(Section):
-    """What CLIP's text tower reads for each class; only methods on CLIP look at it."""
+    """Texts that CLIP's text tower reads for each class; only methods on CLIP look at them."""
 
     templates: Annotated[
         tuple[Annotated[str, Rule(_template, "text with one {}")], ...],
@@ -242,7 +242,7 @@ def _order(value: Any) -> Any:
 
 
 class Scenario(Section):
-    """How the data becomes a stream of tasks."""
+    """Division of the data into a stream of tasks."""
 
     kind: Annotated[
         Literal["class_incremental", "domain_incremental"],

@@ -30,7 +30,7 @@ def refuse(message: str, at: Path = ()) -> PydanticCustomError:
 
 
 class Section(BaseModel):
-    """What all sections of a spec share: values stay as they are, unknown keys are refused."""
+    """Base of all sections of a spec: values stay as they are, unknown keys are refused."""
 
     model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
 
@@ -269,7 +269,7 @@ def _with_places(annotation: Any, value: Any, change: Callable[[str], str]) -> A
 
 
 def _fits(annotation: Any, value: Any) -> bool:
-    """Whether a value is of an alternative of a union."""
+    """Tells whether a value fits an alternative of a union."""
     origin = get_origin(annotation)
     if origin is Annotated:
         return _fits(get_args(annotation)[0], value)

@@ -45,7 +45,7 @@ _PRESETS = FilePath(__file__).parent / "presets"
 
 @dataclass(frozen=True)
 class Loaded:
-    """A spec with what is needed to speak about it.
+    """A spec with what is needed to report problems with it.
 
     Args:
         spec: the checked spec.
@@ -132,7 +132,7 @@ def with_absolute_places(loaded: Loaded) -> str:
 
 
 def _read(source: str) -> tuple[str, str]:
-    """The name under which messages speak of the source, and its text."""
+    """The name of the source in messages, and its text."""
     if source in presets() and not FilePath(source).is_file():
         return f"preset {source}", presets()[source].read_text(encoding="utf-8")
     try:
@@ -164,7 +164,7 @@ def _read_file(path: str) -> bytes:
 
 
 def _read_url(url: str) -> bytes:
-    """Up to `MAX_BYTES` + 1 bytes; what stores raise beyond OSError becomes OSError."""
+    """Up to `MAX_BYTES` + 1 bytes; all errors of stores become OSErrors."""
     import fsspec
 
     try:
@@ -208,7 +208,7 @@ def _check(value: Any) -> tuple[PipelineSpec | None, list[Problem]]:
 
 
 def _unacceptable(value: Any, path: Path) -> Iterable[Problem]:
-    """What no value of a spec may be, whatever its key."""
+    """Problems that no value of a spec may have, whatever its key."""
     if isinstance(value, Mapping):
         for key, item in value.items():
             yield from _unacceptable(str(key), (*path, str(key)))

@@ -63,7 +63,7 @@ _gpus = real(0, 4096, whole_above_one=True)
 
 
 class Preprocessing(Section):
-    """What happens to an image before the backbone sees it, step by step."""
+    """Steps that prepare an image for the backbone."""
 
     resize: Annotated[int | None, optional(integer(1, 4096))] = Field(
         default=None, description="pixels of the shorter side; null: not resized"
@@ -87,7 +87,7 @@ def _preprocessing_kind(value: Any) -> str:
 
 
 Weights = Literal["random", "builtin"]
-"""Weights that lie at no place of the user's."""
+"""Weights that are in no file of the user's."""
 
 
 class Backbone(Section):
@@ -116,7 +116,7 @@ class Backbone(Section):
 
 
 class Features(Section):
-    """What is kept of the backbone's output."""
+    """The part of the backbone's output that is kept."""
 
     dtype: Annotated[Literal["float16", "float32"], choice(("float16", "float32"))] = Field(
         default="float16", description="type of the stored features"
@@ -162,7 +162,7 @@ class TrainResources(Section):
 
 
 class Resources(Section):
-    """What stages occupy on the cluster; part of no key."""
+    """Resources that stages occupy on the cluster; part of no key."""
 
     extract: ExtractResources = Field(default=ExtractResources(), description="per extraction task")
     fit: FitResources = Field(default=FitResources(), description="per fit")
@@ -170,7 +170,7 @@ class Resources(Section):
 
 
 class Recording(Section):
-    """What MLflow is given beside numbers; part of no key."""
+    """Records that MLflow is given besides numbers; part of no key."""
 
     models: Annotated[Literal["all", "fitted", "none"], choice(("all", "fitted", "none"))] = Field(
         default="all",

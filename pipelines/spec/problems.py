@@ -18,7 +18,7 @@ Problem = tuple[Path, str]
 
 @dataclass(frozen=True)
 class Origin:
-    """Where a value was written: a line of the file, or a `--set` option.
+    """Place where a value was written: a line of the file, or a `--set` option.
 
     Args:
         text: `FILE:LINE` or `--set key=value`.
@@ -31,7 +31,7 @@ class Origin:
 
 @dataclass(frozen=True)
 class Origins:
-    """Where the values of a spec were written.
+    """Places where the values of a spec were written.
 
     Args:
         places: path -> origin; a path without one has that of its nearest parent.

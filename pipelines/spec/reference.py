@@ -1,4 +1,4 @@
-"""Which keys a spec has: for suggestions in messages, and for the table of `docs/spec.md`."""
+"""Keys of a spec: for suggestions in messages, and for the table of `docs/spec.md`."""
 
 import json
 from collections.abc import Iterator
