@@ -1,4 +1,4 @@
-"""What is learned: plain PyTorch on tensors. One method, one file, one line in `METHODS`.
+"""What is learned: plain PyTorch on tensors. One method, one class, one line in `METHODS`.
 
 Importing this package does not import torch; `load` does.
 """
@@ -15,14 +15,14 @@ METHODS: dict[str, str] = {
     "acil": "graftwork.methods.representations.acil:ACIL",
     "ranpac": "graftwork.methods.representations.ranpac:RanPAC",
     "joint_linear": "graftwork.methods.representations.joint_linear:JointLinear",
-    "aper_finetune": "graftwork.methods.representations.aper_finetune:AperFinetune",
-    "aper_vpt_shallow": "graftwork.methods.representations.aper_vpt_shallow:AperVPTShallow",
-    "aper_vpt_deep": "graftwork.methods.representations.aper_vpt_deep:AperVPTDeep",
-    "aper_ssf": "graftwork.methods.representations.aper_ssf:AperSSF",
-    "aper_adapter": "graftwork.methods.representations.aper_adapter:AperAdapter",
+    "aper_finetune": "graftwork.methods.representations.aper:AperFinetune",
+    "aper_vpt_shallow": "graftwork.methods.representations.aper:AperVPTShallow",
+    "aper_vpt_deep": "graftwork.methods.representations.aper:AperVPTDeep",
+    "aper_ssf": "graftwork.methods.representations.aper:AperSSF",
+    "aper_adapter": "graftwork.methods.representations.aper:AperAdapter",
     "finetune": "graftwork.methods.baselines.finetune:Finetune",
-    "vpt_shallow": "graftwork.methods.prompts.vpt_shallow:VPTShallow",
-    "vpt_deep": "graftwork.methods.prompts.vpt_deep:VPTDeep",
+    "vpt_shallow": "graftwork.methods.prompts.vpt:VPTShallow",
+    "vpt_deep": "graftwork.methods.prompts.vpt:VPTDeep",
     "l2p": "graftwork.methods.prompts.l2p:L2P",
     "dualprompt": "graftwork.methods.prompts.dualprompt:DualPrompt",
     "lora": "graftwork.methods.baselines.lora:LoRA",

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 
 from graftwork import methods
 from graftwork.methods import HyperparameterError
+from graftwork.methods.contracts import hyperparameters
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.fitted import Fitted, Rows
 from graftwork.operators import catalogue
@@ -422,6 +423,41 @@ def test_all_problems_are_reported_at_once():
 def test_unknown_method_names_the_nearest():
     with pytest.raises(ValueError, match=r"did you mean ranpac\?\), got 'ranpack'"):
         methods.load("ranpack")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Common:
+    """Fields of several methods.
+
+    Args:
+        kept: as the base has it.
+        told: of the base.
+    """
+
+    kept: int = 1
+    told: int = 2
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Including(Common):
+    """A stand-in for a method that includes fields.
+
+    Args:
+        told: of the method,
+            at length.
+        own: nobody else's.
+    """
+
+    kept: int = 3
+    own: int = 4
+
+
+def test_a_field_is_explained_by_the_nearest_class_that_does():
+    assert [(f.name, f.default, f.doc) for f in hyperparameters.describe(Including)] == [
+        ("kept", 3, "as the base has it."),
+        ("told", 2, "of the method, at length."),
+        ("own", 4, "nobody else's."),
+    ]
 
 
 def test_fields_describe_themselves():

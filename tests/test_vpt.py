@@ -15,8 +15,7 @@ from graftwork.methods.parts.prompt_tokens import (
     uniform_bound,
     without_prompt,
 )
-from graftwork.methods.prompts.vpt_deep import VPTDeep
-from graftwork.methods.prompts.vpt_shallow import VPTShallow
+from graftwork.methods.prompts.vpt import VPTDeep, VPTShallow
 from tests import tiny
 
 DEPTHS: list[PromptDepth] = ["shallow", "deep"]

@@ -1,13 +1,13 @@
 """Hyper-parameters of a method: strict building from plain values, and what each field means.
 
-A method is a frozen keyword-only dataclass; its fields are the hyper-parameters. This module does
-not import torch.
+A method is a frozen keyword-only dataclass; its fields are the hyper-parameters, among them those
+of the dataclasses that it includes. This module does not import torch.
 """
 
 import difflib
 import inspect
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass
 from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -36,7 +36,7 @@ class Field:
         name: the field's name.
         type: `int`, `float`, `bool`, `str`, or the allowed values joined by ` | `.
         default: its value when nothing is given.
-        doc: what it does, from the Args section of the class docstring.
+        doc: what it does, from the Args section of the class that declares or explains it.
     """
 
     name: str
@@ -145,11 +145,19 @@ def _type_name(kind: Any) -> str:
 
 
 def _argument_docs(cls: type) -> dict[str, str]:
-    """Field -> text, from the Args section of a docstring."""
+    """Field -> text, from the Args sections of a class and its bases; the nearest one counts."""
     names = {field.name for field in dataclass_fields(cls)}
     docs: dict[str, str] = {}
+    for base in reversed(cls.__mro__):
+        docs |= _args_section(inspect.cleandoc(base.__doc__ or ""), names)
+    return docs
+
+
+def _args_section(text: str, names: Collection[str]) -> dict[str, str]:
+    """Name -> text of those of some names that the Args section of a docstring explains."""
+    docs: dict[str, str] = {}
     inside, current = False, None
-    for line in inspect.cleandoc(cls.__doc__ or "").splitlines():
+    for line in text.splitlines():
         if not line.startswith(" "):
             inside, current = line == "Args:" or (inside and not line), None
             continue
