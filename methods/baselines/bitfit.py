@@ -8,14 +8,14 @@ from torch import Tensor
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
-from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Clipped, Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import current_cross_entropy, linear_head
 
 
 @dataclass(frozen=True, kw_only=True)
-class BitFit:
+class BitFit(Epochs, Decayed, Clipped):
     """Trains every bias of the backbone and nothing else of it, on all tasks in turn.
 
     Ben Zaken et al., https://arxiv.org/abs/2106.10199, with nothing against forgetting but the
@@ -24,25 +24,12 @@ class BitFit:
     Shapes: C classes seen, D feature width.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
         weight_decay: of the biases, towards 0; the classifier has none, so that the rows of
             earlier classes stay.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
-        clip: largest norm of all gradients together; 0 does not clip.
-        augmentation: of the training images.
     """
 
-    epochs: int = 20
     batch_size: int = 48
-    lr: float = 0.01
     weight_decay: float = 0.0
-    optimizer: optim.OptimizerName = "sgd"
-    schedule: optim.ScheduleName = "cosine"
-    clip: float = 0.0
-    augmentation: Augmentation = "lamda"
 
     card: ClassVar[Card] = Card(
         title="BitFit, sequential",
@@ -54,26 +41,10 @@ class BitFit:
     )
 
     def __post_init__(self) -> None:
-        require(
-            self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
-                "clip": (self.clip >= 0, "at least 0"),
-            },
-        )
+        require(self, rules(self))
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
-            schedule=optim.schedule(self.schedule),
-            clip=self.clip,
-        )
+        return usual_recipe(self)
 
     def learner(self, vit: VisionTransformer, task: Task) -> "BitFitLearner":
         return BitFitLearner(vit, task)

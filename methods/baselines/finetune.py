@@ -1,6 +1,6 @@
 """Sequential fine-tuning of the whole network: the lower bound."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from timm.models.vision_transformer import VisionTransformer
@@ -8,14 +8,15 @@ from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune:
+class Finetune(Epochs, Decayed):
     """Trains all weights on every task, and forgets.
 
     Defaults are those of https://github.com/sun-hailong/LAMDA-PILOT (commit 2647455), which takes
@@ -23,26 +24,15 @@ class Finetune:
     forgets far more.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
         weight_decay: of all parameters, on task 0.
         later_weight_decay: of all parameters, on later tasks.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
         loss: columns of the cross-entropy: those of the current task, or all seen.
-        augmentation: of the training images.
     """
 
-    epochs: int = 20
-    batch_size: int = 128
     lr: float = 1e-3
-    weight_decay: float = 5e-4
     later_weight_decay: float = 2e-4
-    optimizer: optim.OptimizerName = "sgd"
     schedule: optim.ScheduleName = "constant"
     loss: Literal["current", "seen"] = "current"
-    augmentation: Augmentation = "lamda"
 
     card: ClassVar[Card] = Card(
         title="Sequential fine-tuning",
@@ -55,25 +45,13 @@ class Finetune:
 
     def __post_init__(self) -> None:
         require(
-            self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
-                "later_weight_decay": (self.later_weight_decay >= 0, "at least 0"),
-            },
+            self, rules(self) | {"later_weight_decay": (self.later_weight_decay >= 0, "at least 0")}
         )
 
     def recipe(self, task: Task) -> Recipe:
         decay = self.later_weight_decay if task.index else self.weight_decay
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr, decay),
-            schedule=optim.schedule(self.schedule),
-        )
+        recipe = usual_recipe(self)
+        return replace(recipe, optimizer=optim.optimizer(self.optimizer, self.lr, decay))
 
     def learner(self, vit: VisionTransformer, task: Task) -> "FinetuneLearner":
         return FinetuneLearner(vit, task, self)

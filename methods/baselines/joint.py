@@ -9,39 +9,33 @@ from torch import Tensor
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import CosineHead, linear_head
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joint:
+class Joint(Epochs, Decayed):
     """Trains all weights once, on the images of all tasks together; no continual learner.
 
     Defaults are the "joint full fine-tuning" of RanPAC, https://arxiv.org/abs/2307.02251.
 
     Args:
         epochs: passes over all images.
-        batch_size: images per step, of all workers together.
         lr: learning rate of the classifier.
         backbone_lr: learning rate of the backbone.
         weight_decay: of all parameters.
         optimizer: optimiser.
         schedule: learning rates over the epochs.
         head: cosine with a learned scale as RanPAC has it, or a linear layer.
-        augmentation: of the training images.
     """
 
     epochs: int = 30
-    batch_size: int = 128
-    lr: float = 0.01
     backbone_lr: float = 1e-4
-    weight_decay: float = 5e-4
-    optimizer: optim.OptimizerName = "sgd"
     schedule: optim.ScheduleName = "constant"
     head: Literal["cosine", "linear"] = "cosine"
-    augmentation: Augmentation = "lamda"
 
     card: ClassVar[Card] = Card(
         title="Joint fine-tuning",
@@ -55,25 +49,10 @@ class Joint:
     )
 
     def __post_init__(self) -> None:
-        require(
-            self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "backbone_lr": (self.backbone_lr > 0, "above 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
-            },
-        )
+        require(self, rules(self) | {"backbone_lr": (self.backbone_lr > 0, "above 0")})
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
-            schedule=optim.schedule(self.schedule),
-        )
+        return usual_recipe(self)
 
     def learner(self, vit: VisionTransformer, task: Task) -> "JointLearner":
         return JointLearner(vit, task, self)

@@ -11,6 +11,7 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks.vit import LowRank, forward_tokens, read_out, wrap
 from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import current_cross_entropy, linear_head
 
 LAYERS = {
@@ -22,7 +23,7 @@ LAYERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA:
+class LoRA(Epochs, Decayed):
     """One set of low-rank updates of a frozen ViT, trained on all tasks in turn.
 
     Hu et al., https://arxiv.org/abs/2106.09685, with nothing against forgetting but the loss over
@@ -31,22 +32,14 @@ class LoRA:
     Shapes: C classes seen, D feature width, R rank.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
         weight_decay: of the updates and the classifier; above 0 it also shrinks the classifier's
             rows of earlier tasks.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
         rank: R, rank of an update; queries, keys and values of a block share their lower half.
         scale: factor of the updates, alpha / R in the paper.
         targets: layers with an update: queries, keys and values, the whole attention, or all
             linear layers of the blocks.
-        augmentation: of the training images.
     """
 
-    epochs: int = 20
-    batch_size: int = 128
     lr: float = 5e-4
     weight_decay: float = 0.0
     optimizer: optim.OptimizerName = "adam"
@@ -68,24 +61,15 @@ class LoRA:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            rules(self)
+            | {
                 "rank": (self.rank >= 1, "at least 1"),
                 "scale": (self.scale > 0, "above 0"),
             },
         )
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
-            schedule=optim.schedule(self.schedule),
-        )
+        return usual_recipe(self)
 
     def learner(self, vit: VisionTransformer, task: Task) -> "LoRALearner":
         return LoRALearner(vit, task, self)

@@ -17,7 +17,7 @@ from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, heads
-from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.stage_heads import NONE, StageHeads
 
 COLDEST = 0.001
@@ -30,7 +30,7 @@ AnchorOn = Literal["logits", "negated"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESN:
+class ESN(Epochs, Decayed):
     """Learns a small classifier per task on a frozen ViT, all at one level of energy.
 
     Wang et al., https://arxiv.org/abs/2211.15969. Training pulls the free energy
@@ -40,12 +40,6 @@ class ESN:
     `candidates: fast`, `dedup: true` and `anchor_on: negated`.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
-        weight_decay: of everything that is trained.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
         augmentation: of the training images; temperatures are chosen on images without it.
         prompt_length: L, tokens of the prompt that the first task trains for all.
         anchor: what free energies are pulled to.
@@ -56,11 +50,6 @@ class ESN:
     """
 
     epochs: int = 30
-    batch_size: int = 128
-    lr: float = 0.01
-    weight_decay: float = 5e-4
-    optimizer: optim.OptimizerName = "sgd"
-    schedule: optim.ScheduleName = "cosine"
     augmentation: Augmentation = "imagenet"
     prompt_length: int = 10
     anchor: float = -10.0
@@ -86,24 +75,15 @@ class ESN:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            rules(self)
+            | {
                 "prompt_length": (self.prompt_length >= 1, "at least 1"),
                 "anchor_weight": (self.anchor_weight >= 0, "at least 0"),
             },
         )
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
-            schedule=optim.schedule(self.schedule),
-        )
+        return usual_recipe(self)
 
     def expert(self, vit: VisionTransformer, task: Task) -> "ESNExpert":
         return ESNExpert(vit, task, self)

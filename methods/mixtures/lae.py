@@ -2,7 +2,7 @@
 
 import copy
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -15,13 +15,14 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks import vit as seams
 from graftwork.methods.parts import averaging, optim
+from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import OtherRows, current_cross_entropy
 
 Pet = Literal["adapter", "lora", "prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LAE:
+class LAE(Epochs, Decayed):
     """Trains online modules task after task; offline ones follow by a moving average of all steps.
 
     Gao et al., https://arxiv.org/abs/2303.10070. Defaults are the authors' for CIFAR-100 and 224
@@ -29,12 +30,7 @@ class LAE:
     either of them gives, which takes two passes. The first task has no offline expert.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
         weight_decay: of modules and current head.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
         pet: adapters parallel to the attention, low-rank updates of keys and values, or prefixes of
             keys and values.
         blocks: how many blocks have a module, from the first on.
@@ -45,7 +41,6 @@ class LAE:
             start, a task leaves this to the power of its steps.
         freeze_epochs: epochs at the start of each task but the first in which the new head alone
             is trained.
-        augmentation: of the training images.
     """
 
     epochs: int = 5
@@ -77,11 +72,8 @@ class LAE:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            rules(self)
+            | {
                 "blocks": (self.blocks >= 1, "at least 1"),
                 "bottleneck": (self.bottleneck >= 1, "at least 1"),
                 "rank": (self.rank >= 1, "at least 1"),
@@ -92,14 +84,7 @@ class LAE:
         )
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
-            schedule=optim.schedule(self.schedule),
-            drop_last=True,
-        )
+        return replace(usual_recipe(self), drop_last=True)
 
     def learner(self, vit: VisionTransformer, task: Task) -> "LAELearner":
         return LAELearner(vit, task, self)

@@ -16,13 +16,35 @@ from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
-from graftwork.methods.parts import optim
+from graftwork.methods.parts import epochs, optim
 from graftwork.methods.parts.averaging import max_magnitude
+from graftwork.methods.parts.epochs import Clipped, Decayed, Epochs
 from graftwork.methods.parts.heads import current_cross_entropy, linear_head
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagMax:
+class Changes(Epochs, Decayed, Clipped):
+    """The hyper-parameters of both variants.
+
+    Args:
+        lr: learning rate of the backbone.
+        head_lr: learning rate of the classifier, which starts from nothing.
+        weight_decay: of the backbone.
+        scale: of the merged changes.
+    """
+
+    epochs: int = 10
+    lr: float = 1e-5
+    head_lr: float = 1e-3
+    weight_decay: float = 0.1
+    optimizer: optim.OptimizerName = "adamw"
+    clip: float = 1.0
+    scale: float = 0.5
+    augmentation: Augmentation = "imagenet"
+
+
+@dataclass(frozen=True, kw_only=True)
+class MagMax(Changes):
     """Fine-tunes on task after task, and predicts with the largest changes since the beginning.
 
     Marczak et al., https://arxiv.org/abs/2407.06322. Weights are th_0 + scale * tau, where tau
@@ -31,28 +53,8 @@ class MagMax:
     trains CLIP's image tower under frozen text features, and has no `head_lr`.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate of the backbone.
-        head_lr: learning rate of the classifier, which starts from nothing.
         weight_decay: of the backbone; the classifier has none, so that old rows stay.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
-        clip: largest norm of all gradients together; 0 does not clip.
-        scale: of the merged changes.
-        augmentation: of the training images.
     """
-
-    epochs: int = 10
-    batch_size: int = 128
-    lr: float = 1e-5
-    head_lr: float = 1e-3
-    weight_decay: float = 0.1
-    optimizer: optim.OptimizerName = "adamw"
-    schedule: optim.ScheduleName = "cosine"
-    clip: float = 1.0
-    scale: float = 0.5
-    augmentation: Augmentation = "imagenet"
 
     card: ClassVar[Card] = Card(
         title="MagMax, sequential fine-tuning",
@@ -113,34 +115,22 @@ class MagMaxLearner(Learner):
         return features(self.vit, self.start + self._method.scale * self.tau, images)
 
 
-def rules(method: Any) -> Mapping[str, tuple[bool, str]]:
+def rules(method: Changes) -> Mapping[str, tuple[bool, str]]:
     """What `require` needs for both variants."""
-    return {
-        "epochs": (method.epochs >= 1, "at least 1"),
-        "batch_size": (method.batch_size >= 1, "at least 1"),
-        "lr": (method.lr > 0, "above 0"),
+    return epochs.rules(method) | {
         "head_lr": (method.head_lr > 0, "above 0"),
-        "weight_decay": (method.weight_decay >= 0, "at least 0"),
-        "clip": (method.clip >= 0, "at least 0"),
         "scale": (method.scale >= 0, "at least 0"),
     }
 
 
-def recipe(method: Any) -> Recipe:
+def recipe(method: Changes) -> Recipe:
     """How a task of either variant is trained."""
     # Differs from danielm1405/magmax, whose learning rate rises for 500 steps and then follows a
     # cosine by steps: ours are functions of the epoch, so that a resumed task needs no state.
-    return Recipe(
-        epochs=method.epochs,
-        batch_size=method.batch_size,
-        augmentation=method.augmentation,
-        optimizer=optim.optimizer(method.optimizer, method.lr, method.weight_decay),
-        schedule=optim.schedule(method.schedule),
-        clip=method.clip,
-    )
+    return epochs.usual_recipe(method)
 
 
-def groups(vit: VisionTransformer, head: nn.Linear, method: Any) -> list[dict[str, Any]]:
+def groups(vit: VisionTransformer, head: nn.Linear, method: Changes) -> list[dict[str, Any]]:
     """Backbone and head, which has its own learning rate and no decay."""
     return [
         {"params": [p for p in vit.parameters() if p.requires_grad]},

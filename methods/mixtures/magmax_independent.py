@@ -13,44 +13,21 @@ from torch.nn import functional as F
 
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.mixtures import magmax
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
-from graftwork.methods.parts import averaging, optim
+from graftwork.methods.parts import averaging
 from graftwork.methods.parts.heads import linear_head
 from graftwork.methods.parts.stage_heads import NONE, StageHeads
 
 
 @dataclass(frozen=True, kw_only=True)
-class MagMaxIndependent:
+class MagMaxIndependent(magmax.Changes):
     """Fine-tunes every task from the pre-trained weights, and merges the largest changes.
 
     Marczak et al., https://arxiv.org/abs/2407.06322, its variant with independent fine-tuning; see
     `magmax` for the sequential one. Only the changes are kept, not the experts.
-
-    Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate of the backbone.
-        head_lr: learning rate of the classifier, which starts from nothing.
-        weight_decay: of the backbone.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
-        clip: largest norm of all gradients together; 0 does not clip.
-        scale: of the merged changes.
-        augmentation: of the training images.
     """
-
-    epochs: int = 10
-    batch_size: int = 128
-    lr: float = 1e-5
-    head_lr: float = 1e-3
-    weight_decay: float = 0.1
-    optimizer: optim.OptimizerName = "adamw"
-    schedule: optim.ScheduleName = "cosine"
-    clip: float = 1.0
-    scale: float = 0.5
-    augmentation: Augmentation = "imagenet"
 
     card: ClassVar[Card] = Card(
         title="MagMax, independent fine-tuning",

@@ -11,17 +11,15 @@ import torch
 from torch import Tensor
 
 from graftwork.methods.contracts.card import Card, State
-from graftwork.methods.contracts.exemplars import Budget, Selection
 from graftwork.methods.contracts.fused import Branches
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.mixtures.promptfusion_clip import Stabiliser
-from graftwork.methods.mixtures.promptfusion_parts import PAPER, rules
+from graftwork.methods.mixtures.promptfusion_parts import PAPER, Common, rules
 from graftwork.methods.mixtures.promptfusion_vit import Booster
-from graftwork.methods.parts import optim
 
 
 @dataclass(frozen=True, kw_only=True)
-class PromptFusion:
+class PromptFusion(Common):
     """Blends the scores of a prompted CLIP and a prompted ViT by one learned weight.
 
     Chen et al., https://arxiv.org/abs/2303.07223; without its Lite variant, which spares the ViT
@@ -30,22 +28,13 @@ class PromptFusion:
     it at once by the loss of the blended scores. Defaults are those for CIFAR-100.
 
     Args:
-        epochs: passes over the images of a task and its exemplars.
-        batch_size: images per step, of all workers together.
         lr: learning rate of both branches.
-        weight_decay: of everything that is trained.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
         clip: largest norm of all gradients of a branch together; 0 does not clip.
-        exemplars: images of earlier tasks that are kept.
-        exemplar_budget: of all classes together, or of each class.
         exemplar_selection: how the images are chosen, by features of CLIP.
         context_length: M, learned vectors before a class's name; 0 leaves the name alone.
         image_prompt_length: learned tokens beside an image's patches in CLIP.
         vit_prompt_length: learned tokens beside an image's patches in the ViT.
         legacy_double_x: keep M placeholders behind the context, as the authors' code does.
-        legacy_mask: weights of old and new classes for each place in the batch, as in the authors'
-            code; otherwise one for each class.
     """
 
     card: ClassVar[Card] = Card(
@@ -60,21 +49,10 @@ class PromptFusion:
         contract="fused",
     )
 
-    epochs: int = 3
-    batch_size: int = 32
-    lr: float = 2e-3
-    weight_decay: float = 1e-4
-    optimizer: optim.OptimizerName = "adamw"
-    schedule: optim.ScheduleName = "cosine"
-    clip: float = 1.0
-    exemplars: int = 5000
-    exemplar_budget: Budget = "total"
-    exemplar_selection: Selection = "herding"
     context_length: int = 30
     image_prompt_length: int = 30
     vit_prompt_length: int = 30
     legacy_double_x: bool = False
-    legacy_mask: bool = False
 
     def __post_init__(self) -> None:
         require(self, rules(self))

@@ -11,37 +11,23 @@ import torch
 from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
-from graftwork.methods.contracts.exemplars import Budget, Selection
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Learner, Recipe, Task
-from graftwork.methods.mixtures.promptfusion_parts import PAPER, Mask, recipe, rules
+from graftwork.methods.mixtures.promptfusion_parts import PAPER, Common, Mask, recipe, rules
 from graftwork.methods.networks.clip import Clip, ends, phrases, unit
-from graftwork.methods.parts import optim
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stabiliser:
+class Stabiliser(Common):
     """The CLIP branch of PromptFusion: a context of its own for every class, an image prompt.
 
     Chen et al., https://arxiv.org/abs/2303.07223; see `promptfusion.py`. Contexts of earlier
     classes are frozen, those of a task's classes and the image prompt learn.
 
     Args:
-        epochs: passes over the images of a task and its exemplars.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
-        weight_decay: of everything that is trained.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
-        clip: largest norm of all gradients together; 0 does not clip.
-        exemplars: images of earlier tasks that are kept.
-        exemplar_budget: of all classes together, or of each class.
-        exemplar_selection: how the images are chosen.
         context_length: M, learned vectors before a class's name; 0 leaves the name alone.
         image_prompt_length: learned tokens beside an image's patches.
         legacy_double_x: keep M placeholders behind the context, as the authors' code does.
-        legacy_mask: weights of old and new classes for each place in the batch, as in the authors'
-            code; otherwise one for each class.
     """
 
     card: ClassVar[Card] = Card(
@@ -56,20 +42,9 @@ class Stabiliser:
         contract="trained",
     )
 
-    epochs: int = 3
-    batch_size: int = 32
-    lr: float = 2e-3
-    weight_decay: float = 1e-4
-    optimizer: optim.OptimizerName = "adamw"
-    schedule: optim.ScheduleName = "cosine"
-    clip: float = 1.0
-    exemplars: int = 5000
-    exemplar_budget: Budget = "total"
-    exemplar_selection: Selection = "herding"
     context_length: int = 30
     image_prompt_length: int = 30
     legacy_double_x: bool = False
-    legacy_mask: bool = False
 
     def __post_init__(self) -> None:
         require(self, rules(self))

@@ -1,19 +1,46 @@
-"""What the two branches of PromptFusion share: the weights of the loss, the recipe, the ranges.
+"""What PromptFusion and its branches share: fields, their ranges, recipe, weights of the loss.
 
 Shapes: B batch, C classes seen.
 """
 
-from typing import Any
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graftwork.methods.contracts import exemplars
+from graftwork.methods.contracts.exemplars import Budget, Selection
 from graftwork.methods.contracts.trained import Recipe, Task
-from graftwork.methods.parts import optim
+from graftwork.methods.parts import epochs, optim
+from graftwork.methods.parts.epochs import Clipped, Decayed, Scheduled, usual_recipe
 
 PAPER = "https://arxiv.org/abs/2303.07223"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Common(Scheduled, Decayed, Clipped):
+    """The hyper-parameters that the method and both branches have.
+
+    Args:
+        epochs: passes over the images of a task and its exemplars.
+        exemplars: images of earlier tasks that are kept.
+        exemplar_budget: of all classes together, or of each class.
+        exemplar_selection: how the images are chosen.
+        legacy_mask: weights of old and new classes for each place in the batch, as in the authors'
+            code; otherwise one for each class.
+    """
+
+    epochs: int = 3
+    batch_size: int = 32
+    lr: float = 2e-3
+    weight_decay: float = 1e-4
+    optimizer: optim.OptimizerName = "adamw"
+    clip: float = 1.0
+    exemplars: int = 5000
+    exemplar_budget: Budget = "total"
+    exemplar_selection: Selection = "herding"
+    legacy_mask: bool = False
 
 
 class Mask(nn.Module):
@@ -54,27 +81,14 @@ class Mask(nn.Module):
         return F.nll_loss(logs * self(len(logs)) if self._theta else logs, targets)
 
 
-def recipe(method: Any) -> Recipe:
+def recipe(method: Common) -> Recipe:
     """How a task of either branch is trained."""
-    return Recipe(
-        epochs=method.epochs,
-        batch_size=method.batch_size,
-        augmentation="none",
-        optimizer=optim.optimizer(method.optimizer, method.lr, method.weight_decay),
-        schedule=optim.schedule(method.schedule),
-        clip=method.clip,
-        drop_last=True,
-    )
+    return replace(usual_recipe(method), drop_last=True)
 
 
-def rules(method: Any) -> dict[str, tuple[bool, str]]:
+def rules(method: Common) -> dict[str, tuple[bool, str]]:
     """What `require` needs for the fields that a method has."""
     wanted = {
-        "epochs": (lambda value: value >= 1, "at least 1"),
-        "batch_size": (lambda value: value >= 1, "at least 1"),
-        "lr": (lambda value: value > 0, "above 0"),
-        "weight_decay": (lambda value: value >= 0, "at least 0"),
-        "clip": (lambda value: value >= 0, "at least 0"),
         "context_length": (lambda value: 0 <= value <= 64, "in 0..64"),
         "image_prompt_length": (lambda value: value >= 1, "at least 1"),
         "vit_prompt_length": (lambda value: value >= 1, "at least 1"),
@@ -84,4 +98,4 @@ def rules(method: Any) -> dict[str, tuple[bool, str]]:
         for name, (kept, what) in wanted.items()
         if hasattr(method, name)
     }
-    return found | exemplars.rules(method)
+    return epochs.rules(method) | found | exemplars.rules(method)

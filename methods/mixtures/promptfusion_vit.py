@@ -11,35 +11,21 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
-from graftwork.methods.contracts.exemplars import Budget, Selection
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Learner, Recipe, Task
-from graftwork.methods.mixtures.promptfusion_parts import PAPER, Mask, recipe, rules
+from graftwork.methods.mixtures.promptfusion_parts import PAPER, Common, Mask, recipe, rules
 from graftwork.methods.networks.vit import forward_tokens
-from graftwork.methods.parts import optim
 from graftwork.methods.parts.heads import linear_head
 
 
 @dataclass(frozen=True, kw_only=True)
-class Booster:
+class Booster(Common):
     """The ViT branch of PromptFusion: one prompt for all tasks and a linear classifier.
 
     Chen et al., https://arxiv.org/abs/2303.07223; see `methods/mixtures/promptfusion.py`.
 
     Args:
-        epochs: passes over the images of a task and its exemplars.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
-        weight_decay: of everything that is trained.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
-        clip: largest norm of all gradients together; 0 does not clip.
-        exemplars: images of earlier tasks that are kept.
-        exemplar_budget: of all classes together, or of each class.
-        exemplar_selection: how the images are chosen.
         vit_prompt_length: learned tokens beside an image's patches.
-        legacy_mask: weights of old and new classes for each place in the batch, as in the authors'
-            code; otherwise one for each class.
     """
 
     card: ClassVar[Card] = Card(
@@ -52,18 +38,7 @@ class Booster:
         contract="trained",
     )
 
-    epochs: int = 3
-    batch_size: int = 32
-    lr: float = 2e-3
-    weight_decay: float = 1e-4
-    optimizer: optim.OptimizerName = "adamw"
-    schedule: optim.ScheduleName = "cosine"
-    clip: float = 1.0
-    exemplars: int = 5000
-    exemplar_budget: Budget = "total"
-    exemplar_selection: Selection = "herding"
     vit_prompt_length: int = 30
-    legacy_mask: bool = False
 
     def __post_init__(self) -> None:
         require(self, rules(self))

@@ -13,11 +13,11 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.mixtures.proof_fusion import Fusion
 from graftwork.methods.networks.clip import Clip, phrases
-from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Decayed, Scheduled, rules, usual_recipe
 
 
 @dataclass(frozen=True, kw_only=True)
-class PROOF:
+class PROOF(Scheduled, Decayed):
     """Linear projections per task behind both towers of a frozen CLIP, summed, then fused.
 
     Zhou et al., https://arxiv.org/abs/2305.19270. A score is the sum of three similarities: of
@@ -27,9 +27,7 @@ class PROOF:
 
     Args:
         epochs: passes over the features of a task and its exemplars.
-        batch_size: images per step, of all workers together.
         lr: learning rate of everything that is trained.
-        weight_decay: of everything that is trained.
         optimizer: optimiser.
         schedule: learning rate over the epochs.
         exemplars: images of earlier tasks that are kept.
@@ -66,8 +64,6 @@ class PROOF:
     batch_size: int = 64
     lr: float = 1e-3
     weight_decay: float = 0.05
-    optimizer: optim.OptimizerName = "sgd"
-    schedule: optim.ScheduleName = "cosine"
     exemplars: int = 2000
     exemplar_budget: Budget = "total"
     exemplar_selection: Selection = "herding"
@@ -83,11 +79,8 @@ class PROOF:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            rules(self)
+            | {
                 **exemplars.rules(self),
                 "context_length": (self.context_length >= 0, "at least 0"),
                 "dropout": (0 <= self.dropout < 1, "at least 0 and below 1"),
@@ -95,13 +88,7 @@ class PROOF:
         )
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation="none",
-            optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
-            schedule=optim.schedule(self.schedule),
-        )
+        return usual_recipe(self)
 
     def learner(self, vit: Clip, task: Task) -> "ProofLearner":
         return ProofLearner(vit, task, self)

@@ -17,13 +17,14 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks.clip import Clip, class_texts, cosines, phrases, unit
 from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Decayed, Steps, rules
 
 TEXTS = 64
 """Reference texts encoded at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZSCL:
+class ZSCL(Steps, Decayed):
     """Fine-tunes both towers of CLIP and keeps what it could do before.
 
     Zheng et al., https://arxiv.org/abs/2303.06628, sections 4.1 to 4.3. Defaults are those of the
@@ -32,11 +33,8 @@ class ZSCL:
     distillation are the spec's `reference`.
 
     Args:
-        epochs: passes over the images of a task.
         batch_size: images per step, of all workers together; as many reference images.
-        lr: learning rate.
         weight_decay: of all parameters.
-        optimizer: optimiser, new for every task.
         warmup: steps of every task in which the rate rises; a cosine per step follows.
         label_smoothing: of the cross-entropy over the current task's classes.
         distillation: weight of the distillation on reference data; 0 needs none.
@@ -74,11 +72,9 @@ class ZSCL:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
+            rules(self)
+            | {
                 "lr": (self.lr >= 0, "at least 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
                 "warmup": (self.warmup >= 0, "at least 0"),
                 "label_smoothing": (0 <= self.label_smoothing < 1, "in 0..1"),
                 "distillation": (self.distillation >= 0, "at least 0"),

@@ -2,6 +2,7 @@
 
 A method includes the dataclasses whose fields it has and declares again only what is different, a
 default or a sentence. They hold values and no behaviour; `rules` and `usual_recipe` are functions.
+A default is in the keys of all methods that do not declare it again.
 """
 
 from dataclasses import dataclass
@@ -40,7 +41,7 @@ class Scheduled(Steps):
 
 @dataclass(frozen=True, kw_only=True)
 class Epochs(Scheduled):
-    """Passes over images: what `usual_recipe` makes a recipe of.
+    """Passes over images, which may be augmented.
 
     Args:
         augmentation: of the training images.
@@ -85,14 +86,20 @@ def rules(method: Steps) -> dict[str, tuple[bool, str]]:
     return found
 
 
-def usual_recipe(method: Epochs) -> Recipe:
-    """The recipe that says what the fields say; without `Decayed`, nothing decays."""
-    decay = method.weight_decay if isinstance(method, Decayed) else 0.0
+def usual_recipe(method: Scheduled) -> Recipe:
+    """The recipe that says what the fields say; what has no field is left out.
+
+    Without `Decayed` nothing decays, and without `augmentation` images are as they are tested.
+    """
     return Recipe(
         epochs=method.epochs,
         batch_size=method.batch_size,
-        augmentation=method.augmentation,
-        optimizer=optim.optimizer(method.optimizer, method.lr, decay),
+        augmentation=method.augmentation if isinstance(method, Epochs) else "none",
+        optimizer=optim.optimizer(
+            method.optimizer,
+            method.lr,
+            method.weight_decay if isinstance(method, Decayed) else 0.0,
+        ),
         schedule=optim.schedule(method.schedule),
         clip=method.clip if isinstance(method, Clipped) else 0.0,
     )

@@ -10,9 +10,10 @@ from torch.nn import functional as F
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
-from graftwork.methods.parts import optim, peft
+from graftwork.methods.parts import peft
+from graftwork.methods.parts.epochs import Decayed, Epochs, usual_recipe
 from graftwork.methods.parts.heads import CosineHead
 from graftwork.methods.parts.prompt_tokens import PromptInit, PromptTokens
 
@@ -29,7 +30,7 @@ USED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstSession:
+class FirstSession(Epochs, Decayed):
     """Trains a copy of the backbone, or what is put into it, on the first task alone.
 
     Stage A of Zhou et al., https://arxiv.org/abs/2303.07338, and phase 1 of RanPAC. It is a part of
@@ -38,12 +39,10 @@ class FirstSession:
     Args:
         peft: what is trained: all weights, prompts, scales and shifts, or adapters.
         epochs: passes over the images of the first task.
-        batch_size: images per step, of all workers together.
         lr: learning rate of everything that is trained, classifier included.
         weight_decay: of everything that is trained, classifier included.
         optimizer: optimiser.
         schedule: learning rate over the epochs.
-        augmentation: of the training images.
         prompt_length: prompt tokens of VPT, in every block if deep.
         vpt_init: start of the prompts: uniform as VPT, zeros as LAMDA-PILOT.
         bottleneck: width of the adapters.
@@ -60,13 +59,7 @@ class FirstSession:
     )
 
     peft: Peft = "adapter"
-    epochs: int = 20
     batch_size: int = 48
-    lr: float = 0.01
-    weight_decay: float = 5e-4
-    optimizer: optim.OptimizerName = "sgd"
-    schedule: optim.ScheduleName = "cosine"
-    augmentation: Augmentation = "lamda"
     prompt_length: int = 5
     vpt_init: PromptInit = "uniform"
     bottleneck: int = 64
@@ -76,13 +69,7 @@ class FirstSession:
         require(self, rules(self))
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
-            schedule=optim.schedule(self.schedule),
-        )
+        return usual_recipe(self)
 
     def learner(self, vit: VisionTransformer, task: Task) -> "FirstSessionLearner":
         return FirstSessionLearner(vit, task, self)

@@ -4,7 +4,7 @@ Shapes: B batch, D width, L prompt length (keys and values together), R blocks w
 M components so far, n of them new, C classes seen, H heads, K = D / H.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -17,25 +17,21 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
 from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import EPS, current_cross_entropy
 
 Orthogonalisation = Literal["least_squares", "sequential"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CodaPrompt:
+class CodaPrompt(Epochs):
     """Adds prompt components with every task and freezes the old ones; no hard selection.
 
     Smith et al., https://arxiv.org/abs/2211.13218. Defaults are those of the authors' code for
     CIFAR-100 in 10 tasks; for ImageNet-R it trains 50 epochs, for DomainNet 5.
 
     Args:
-        epochs: passes over the images of a task.
         batch_size: images per step, of all workers together; a smaller last batch is left out.
-        lr: learning rate.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
-        augmentation: of the training images.
         pool_size: components of all tasks together; each task gets an equal share, so that it
             must be at least the number of tasks. Components beyond the width of the ViT cannot
             be orthogonal to all others and start in random directions.
@@ -47,8 +43,6 @@ class CodaPrompt:
             orthogonal to each other.
     """
 
-    epochs: int = 20
-    batch_size: int = 128
     lr: float = 1e-3
     optimizer: optim.OptimizerName = "adam"
     schedule: optim.ScheduleName = "half_cosine"
@@ -72,10 +66,8 @@ class CodaPrompt:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
+            rules(self)
+            | {
                 "pool_size": (self.pool_size >= 1, "at least 1"),
                 "prompt_length": (
                     self.prompt_length >= 2 and self.prompt_length % 2 == 0,
@@ -87,16 +79,9 @@ class CodaPrompt:
         )
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            # No weight decay: it would shrink the frozen components, which share their tensor
-            # with the new ones.
-            optimizer=optim.optimizer(self.optimizer, self.lr),
-            schedule=optim.schedule(self.schedule),
-            drop_last=True,
-        )
+        # No weight decay: it would shrink the frozen components, which share their tensor with the
+        # new ones.
+        return replace(usual_recipe(self), drop_last=True)
 
     def learner(self, vit: VisionTransformer, task: Task) -> "CodaPromptLearner":
         return CodaPromptLearner(vit, task, self)

@@ -3,7 +3,7 @@
 Shapes: B batch, C classes seen, E joint width, L context length, W width of the text tower.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -14,11 +14,12 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks.clip import Clip, context_tokens, cosines, text_with_context
 from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoOp:
+class CoOp(Epochs, Decayed):
     """Learns the context of a prompt `[context] name.` by cross-entropy.
 
     Zhou et al., https://arxiv.org/abs/2109.01134, section 3. Defaults are those of the authors'
@@ -27,26 +28,18 @@ class CoOp:
     while class-specific contexts are frozen when their classes are no longer in the task.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
         weight_decay: of the context.
-        optimizer: optimiser, new for every task.
         schedule: learning rate over the epochs of a task after the warm-up.
         warmup_epochs: first epochs of every task, at a constant rate.
         warmup_lr: learning rate of the warm-up.
         context_length: L, learned vectors before the name.
         class_specific: a context for each class; otherwise one for all.
         loss: columns of the cross-entropy: those of the current task, or all seen.
-        augmentation: of the training images.
     """
 
     epochs: int = 50
     batch_size: int = 32
     lr: float = 2e-3
-    weight_decay: float = 5e-4
-    optimizer: optim.OptimizerName = "sgd"
-    schedule: optim.ScheduleName = "cosine"
     warmup_epochs: int = 1
     warmup_lr: float = 1e-5
     context_length: int = 16
@@ -68,11 +61,8 @@ class CoOp:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            rules(self)
+            | {
                 "warmup_epochs": (self.warmup_epochs >= 0, "at least 0"),
                 "warmup_lr": (self.warmup_lr > 0, "above 0"),
                 "context_length": (1 <= self.context_length <= 64, "in 1..64"),
@@ -88,13 +78,7 @@ class CoOp:
             # The cosine spans all epochs and is cut off, as in the authors' code.
             return after(epoch - self.warmup_epochs, epochs)
 
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
-            schedule=schedule,
-        )
+        return replace(usual_recipe(self), schedule=schedule)
 
     def learner(self, vit: Clip, task: Task) -> "CoOpLearner":
         return CoOpLearner(vit, task, self)

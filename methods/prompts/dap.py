@@ -6,7 +6,7 @@ C classes seen.
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -19,6 +19,7 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks.vit import DeepPrompt, forward_tokens, read_out
 from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Clipped, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import EPS, current_cross_entropy
 from graftwork.methods.parts.prompt_tokens import uniform_bound
 
@@ -27,7 +28,7 @@ FAR = -1e11
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAP:
+class DAP(Epochs, Clipped):
     """Generates the prompts of every block from the image, modulated by its inferred task.
 
     Jung et al., "Generating Instance-level Prompts for Rehearsal-free Continual Learning",
@@ -39,13 +40,6 @@ class DAP:
     `pull: 256`, `skip_last_block: true`, and masks the logits.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
-        clip: largest norm of all gradients together; 0 does not clip.
-        augmentation: of the training images.
         shuffle: draw a new order in every epoch; otherwise the data set's own.
         prompt_length: P, prompt tokens of a block.
         embedding: E, width of a task's embedding.
@@ -63,8 +57,6 @@ class DAP:
     """
 
     epochs: int = 5
-    batch_size: int = 128
-    lr: float = 0.01
     optimizer: optim.OptimizerName = "amsgrad"
     schedule: optim.ScheduleName = "constant"
     clip: float = 1.0
@@ -94,11 +86,8 @@ class DAP:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "clip": (self.clip >= 0, "at least 0"),
+            rules(self)
+            | {
                 "prompt_length": (self.prompt_length >= 0, "at least 0"),
                 "embedding": (self.embedding >= 1, "at least 1"),
                 "pull": (self.pull >= 0, "at least 0"),
@@ -107,16 +96,8 @@ class DAP:
         )
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            # No weight decay: it would move the keys and embeddings of earlier tasks.
-            optimizer=optim.optimizer(self.optimizer, self.lr),
-            schedule=optim.schedule(self.schedule),
-            clip=self.clip,
-            shuffle=self.shuffle,
-        )
+        # No weight decay: it would move the keys and embeddings of earlier tasks.
+        return replace(usual_recipe(self), shuffle=self.shuffle)
 
     def learner(self, vit: VisionTransformer, task: Task) -> "DAPLearner":
         return DAPLearner(vit, task, self)

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
 from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Clipped, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import current_cross_entropy, linear_head
 from graftwork.methods.prompts.selection import Selection, nearest, select, similarity
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualPrompt:
+class DualPrompt(Epochs, Clipped):
     """Trains a prefix for all tasks (G) and one for each task (E), found by its key at test time.
 
     Wang et al., https://arxiv.org/abs/2204.04799. Defaults are LAMDA-PILOT's for CIFAR-100 in 10
@@ -30,13 +31,8 @@ class DualPrompt:
     instead; for ImageNet-R 0.005 per 256 images, `e_length: 20` and `epochs: 50`.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
         optimizer: optimiser, new for every task; without decay, which would move earlier tasks'
             prefixes.
-        schedule: learning rate over the epochs of a task.
-        clip: largest norm of all gradients together; 0 does not clip.
         g_length: keys, and as many values, of the prefix for all tasks; 0 leaves it out.
         g_first: first block with the prefix for all tasks, from 0.
         g_last: last block with the prefix for all tasks.
@@ -52,7 +48,6 @@ class DualPrompt:
             with the untrained keys of tasks to come, as published.
         eval_selection: the task of an image by its own nearest key, or by a vote of the test
             batch, which leaks what an image's neighbours are.
-        augmentation: of the training images.
     """
 
     epochs: int = 5
@@ -72,7 +67,6 @@ class DualPrompt:
     kv_layout: Literal["correct", "scrambled"] = "correct"
     candidate_keys: Literal["seen", "all"] = "seen"
     eval_selection: Selection = "instance"
-    augmentation: Augmentation = "lamda"
 
     card: ClassVar[Card] = Card(
         title="DualPrompt",
@@ -90,11 +84,8 @@ class DualPrompt:
         apart = self.g_last < self.e_first or self.e_last < self.g_first
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "clip": (self.clip >= 0, "at least 0"),
+            rules(self)
+            | {
                 "g_length": (self.g_length >= 0, "at least 0"),
                 "g_first": (self.g_first >= 0, "at least 0"),
                 "g_last": (self.g_last >= self.g_first, "at least g_first"),
@@ -106,14 +97,7 @@ class DualPrompt:
         )
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr),
-            schedule=optim.schedule(self.schedule),
-            clip=self.clip,
-        )
+        return usual_recipe(self)
 
     def learner(self, vit: VisionTransformer, task: Task) -> "DualPromptLearner":
         """A new learner for a task.

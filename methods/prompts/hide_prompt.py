@@ -17,13 +17,14 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
 from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Clipped, Steps, rules
 from graftwork.methods.parts.heads import current_cross_entropy, linear_head
 from graftwork.methods.prompts.contrast import contrast
 from graftwork.methods.prompts.gaussian_mixtures import Mixtures, Statistics, align
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiDePrompt:
+class HiDePrompt(Steps, Clipped):
     """Infers an image's task by a network on frozen features, then classifies it with its prefix.
 
     Wang et al., https://arxiv.org/abs/2310.07234. Defaults are those of the authors' code for
@@ -33,7 +34,6 @@ class HiDePrompt:
 
     Args:
         epochs: passes over the images of a task, for the prefix and the inference of tasks alike.
-        batch_size: images per step, of all workers together.
         lr: learning rate of a task's prefix.
         head_lr_scale: learning rate of the classifier as a part of `lr`.
         tii_lr: learning rate of the task inference.
@@ -41,7 +41,6 @@ class HiDePrompt:
             earlier tasks.
         schedule: learning rates over the epochs of a task; milestone divides them by 10 once.
         milestone: epoch from which on the learning rates are a tenth, with that schedule.
-        clip: largest norm of all gradients together; 0 does not clip.
         prompt_length: L, keys, and as many values, of a task's prefix.
         first_block: first block with a prefix, from 0.
         last_block: last block with a prefix.
@@ -107,14 +106,11 @@ class HiDePrompt:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
+            rules(self)
+            | {
                 "head_lr_scale": (self.head_lr_scale > 0, "above 0"),
                 "tii_lr": (self.tii_lr > 0, "above 0"),
                 "milestone": (self.milestone >= 0, "at least 0"),
-                "clip": (self.clip >= 0, "at least 0"),
                 "prompt_length": (self.prompt_length >= 1, "at least 1"),
                 "first_block": (self.first_block >= 0, "at least 0"),
                 "last_block": (self.last_block >= self.first_block, "at least first_block"),

@@ -13,15 +13,16 @@ from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import forward_tokens
 from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Clipped, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import current_cross_entropy, linear_head
 from graftwork.methods.prompts.selection import Selection, histogram, select, similarity
 
 
 @dataclass(frozen=True, kw_only=True)
-class L2P:
+class L2P(Epochs, Clipped):
     """Chooses prompts for the input of a frozen ViT, and classifies the mean of their outputs.
 
     Wang et al., https://arxiv.org/abs/2112.08654. Defaults are those of the PyTorch port
@@ -30,12 +31,7 @@ class L2P:
     `pull_weight: 1.0` and `prompt_init: narrow` instead. All of them test with `batch_vote`.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
         optimizer: optimiser, new for every task; without decay, which would move unused prompts.
-        schedule: learning rate over the epochs of a task.
-        clip: largest norm of all gradients together; 0 does not clip.
         pool_size: M, prompts to choose from, for all tasks together.
         top_n: N, prompts of an image.
         prompt_length: L, tokens of a prompt.
@@ -47,7 +43,6 @@ class L2P:
             block of N prompts for each task, started as a copy of the block before.
         eval_selection: by each image alone, or by a vote of the test batch, which leaks what an
             image's neighbours are.
-        augmentation: of the training images.
     """
 
     epochs: int = 5
@@ -64,7 +59,6 @@ class L2P:
     prompt_pos: Literal["none", "cls"] = "none"
     train_selection: Literal["batch_vote", "instance", "task"] = "batch_vote"
     eval_selection: Selection = "instance"
-    augmentation: Augmentation = "lamda"
 
     card: ClassVar[Card] = Card(
         title="L2P",
@@ -79,11 +73,8 @@ class L2P:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "clip": (self.clip >= 0, "at least 0"),
+            rules(self)
+            | {
                 "pool_size": (self.pool_size >= 1, "at least 1"),
                 "top_n": (1 <= self.top_n <= self.pool_size, "between 1 and pool_size"),
                 "prompt_length": (self.prompt_length >= 1, "at least 1"),
@@ -92,14 +83,7 @@ class L2P:
         )
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr),
-            schedule=optim.schedule(self.schedule),
-            clip=self.clip,
-        )
+        return usual_recipe(self)
 
     def learner(self, vit: VisionTransformer, task: Task) -> "L2PLearner":
         """A new learner for a task.

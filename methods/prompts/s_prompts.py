@@ -5,7 +5,7 @@ R rows of all tasks' classifiers together.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -19,6 +19,7 @@ from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, T
 from graftwork.methods.networks.vit import forward_tokens, read_out
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.clusters import k_means
+from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.prompt_tokens import without_prompt
 
 FAR = -1e9
@@ -26,7 +27,7 @@ FAR = -1e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPrompts:
+class SPrompts(Epochs, Decayed):
     """Learns every task on its own: nothing is shared, so nothing is forgotten.
 
     Wang et al., https://arxiv.org/abs/2207.12819, the variant for image models (S-iPrompts).
@@ -34,25 +35,15 @@ class SPrompts:
     whose settings files are all for CLIP; its CDDB runs train 10 epochs.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
         weight_decay: of the prompt and the classifier, on task 0.
         later_weight_decay: the same on later tasks.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
         augmentation: of the training images; centres are of images without it.
         prompt_length: L, tokens of a prompt.
         centres: K, clusters of a task's images.
     """
 
     epochs: int = 30
-    batch_size: int = 128
-    lr: float = 0.01
-    weight_decay: float = 5e-4
     later_weight_decay: float = 2e-4
-    optimizer: optim.OptimizerName = "sgd"
-    schedule: optim.ScheduleName = "cosine"
     augmentation: Augmentation = "imagenet"
     prompt_length: int = 10
     centres: int = 5
@@ -75,11 +66,8 @@ class SPrompts:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            rules(self)
+            | {
                 "later_weight_decay": (self.later_weight_decay >= 0, "at least 0"),
                 "prompt_length": (self.prompt_length >= 1, "at least 1"),
                 "centres": (self.centres >= 1, "at least 1"),
@@ -88,13 +76,8 @@ class SPrompts:
 
     def recipe(self, task: Task) -> Recipe:
         decay = self.later_weight_decay if task.index else self.weight_decay
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr, decay),
-            schedule=optim.schedule(self.schedule),
-        )
+        recipe = usual_recipe(self)
+        return replace(recipe, optimizer=optim.optimizer(self.optimizer, self.lr, decay))
 
     def learner(self, vit: VisionTransformer, task: Task) -> "SPromptsLearner":
         return SPromptsLearner(vit, task, self)

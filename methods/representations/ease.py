@@ -10,45 +10,34 @@ from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, read_out
-from graftwork.methods.parts import optim
+from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import CosineHead, cosine
 from graftwork.methods.parts.peft import adapters
 
 
 @dataclass(frozen=True, kw_only=True)
-class EASE:
+class EASE(Epochs, Decayed):
     """Trains a fresh adapter on every task; classes are prototypes in every adapter's subspace.
 
     Zhou et al., https://arxiv.org/abs/2403.12030. Defaults are the authors' for CIFAR-100.
     Prototypes of classes that came before an adapter are composed from those of later classes.
 
     Args:
-        epochs: passes over the images of a task.
-        batch_size: images per step, of all workers together.
-        lr: learning rate.
         weight_decay: of the adapter and of the temporary classifier.
-        optimizer: optimiser, new for every task.
-        schedule: learning rate over the epochs of a task.
         bottleneck: hidden units of an adapter.
         dropout: of the hidden units.
         alpha: weight of all subspaces together in which a class was not trained.
         beta: weight of the untouched backbone's prototypes; 0 leaves them out.
-        augmentation: of the training images.
     """
 
-    epochs: int = 20
     batch_size: int = 48
     lr: float = 0.025
-    weight_decay: float = 5e-4
-    optimizer: optim.OptimizerName = "sgd"
-    schedule: optim.ScheduleName = "cosine"
     bottleneck: int = 64
     dropout: float = 0.1
     alpha: float = 0.1
     beta: float = 0.0
-    augmentation: Augmentation = "lamda"
 
     card: ClassVar[Card] = Card(
         title="EASE",
@@ -64,11 +53,8 @@ class EASE:
     def __post_init__(self) -> None:
         require(
             self,
-            {
-                "epochs": (self.epochs >= 1, "at least 1"),
-                "batch_size": (self.batch_size >= 1, "at least 1"),
-                "lr": (self.lr > 0, "above 0"),
-                "weight_decay": (self.weight_decay >= 0, "at least 0"),
+            rules(self)
+            | {
                 "bottleneck": (self.bottleneck >= 1, "at least 1"),
                 "dropout": (0 <= self.dropout < 1, "between 0 and below 1"),
                 "alpha": (self.alpha >= 0, "at least 0"),
@@ -77,13 +63,7 @@ class EASE:
         )
 
     def recipe(self, task: Task) -> Recipe:
-        return Recipe(
-            epochs=self.epochs,
-            batch_size=self.batch_size,
-            augmentation=self.augmentation,
-            optimizer=optim.optimizer(self.optimizer, self.lr, self.weight_decay),
-            schedule=optim.schedule(self.schedule),
-        )
+        return usual_recipe(self)
 
     def learner(self, vit: VisionTransformer, task: Task) -> "EASELearner":
         return EASELearner(vit, task, self)
