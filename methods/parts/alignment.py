@@ -7,7 +7,7 @@ Shapes: B batch, C classes seen, D width.
 """
 
 import math
-from typing import Any, Literal, Protocol
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from graftwork.methods.contracts.trained import Learner, Task, TaskImages
-from graftwork.methods.parts import averaging, gaussians, optim
+from graftwork.methods.parts import gaussians, optim
 from graftwork.methods.parts.gaussians import Gaussians
 from graftwork.methods.parts.heads import linear_head
 
@@ -78,14 +78,6 @@ def prepare(learner: Learner) -> None:
     learner.register_buffer("mean", torch.zeros(classes, width))
     learner.register_buffer("covariance", torch.zeros(classes, width, width))
     learner.register_buffer("task_of", torch.full((classes,), learner.task.index))
-
-
-def slow_groups(vit: VisionTransformer, head: nn.Linear, lr: float) -> list[dict[str, Any]]:
-    """Parameter groups: the backbone with a learning rate of its own, and the head."""
-    return [
-        {"params": [p for p in vit.parameters() if p.requires_grad], "lr": lr},
-        {"params": list(head.parameters())},
-    ]
 
 
 def measure(learner: Aligned, features: Tensor, data: TaskImages) -> None:
@@ -165,37 +157,3 @@ def reset_final_norm(vit: VisionTransformer) -> None:
     # In place: a tensor of the backbone must not vanish while the learner lives.
     norm.reset_parameters()
     norm.eps = 1e-5
-
-
-Average = Literal["fixed", "uniform"]
-
-
-OldHeads = Literal["keep", "merge"]
-
-
-def copies(vit: VisionTransformer) -> dict[str, Tensor]:
-    """The weights that are trained, by name, as they are now."""
-    return {n: p.detach().clone() for n, p in vit.named_parameters() if p.requires_grad}
-
-
-def weight_of(weight: float, average: Average, task: Task) -> float:
-    """The share of the weights of a task in the merge after it."""
-    return 1 / (task.index + 1) if average == "uniform" else weight
-
-
-def heads_to_align(learner: Aligned, share: float, old: OldHeads) -> tuple[Tensor, Tensor]:
-    """Weight [C, D] and bias [C] where the alignment starts; rows of the current task as trained.
-
-    Args:
-        share: of the newly trained weights, if the others are merged.
-        old: `merge` averages earlier heads, aligned and not aligned.
-    """
-    # Differs from IemProg/CoFiMA: it averages classifiers after the alignment (those stored) with
-    # classifiers before it. CoFiMA weighs them by what is left of a gradient of the alignment, and
-    # multiplies the new head by its Fisher information.
-    weight, bias = learner.head.weight.detach().clone(), learner.head.bias.detach().clone()
-    rest = sorted(set(range(learner.task.before)) - set(learner.task.current))
-    if old == "merge" and rest:
-        weight[rest] = averaging.lerp(learner.aligned_weight[rest], weight[rest], share)
-        bias[rest] = averaging.lerp(learner.aligned_bias[rest], bias[rest], share)
-    return weight, bias
