@@ -135,7 +135,7 @@ def passes(
     learner.eval()
     inputs, columns = pixels.to(device), targets.to(device)
     with torch.autocast(device, torch.bfloat16, enabled=precision == "bf16"):
-        query = frozen_features(learner.vit, inputs) if learner.needs_query else None
+        query = frozen_features(learner.network, inputs) if learner.needs_query else None
         loss = learner(inputs, columns, query)["loss"]
     loss.backward()
     gradients = [p.grad for p in learner.parameters() if p.grad is not None]

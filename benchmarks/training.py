@@ -111,8 +111,8 @@ class Bare:
         with torch.autocast(self._device, dtype=self._dtype, enabled=self._dtype is not None):
             if query is None and self.learner.needs_query:
                 with torch.no_grad():
-                    tokens = self.learner.vit.forward_features(images)
-                    query = seams.read_out(self.learner.vit, tokens).float()
+                    tokens = self.learner.network.forward_features(images)
+                    query = seams.read_out(self.learner.network, tokens).float()
             loss = self.learner(images, targets, query)["loss"]
         loss.backward()
         if self._clip:

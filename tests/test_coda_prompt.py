@@ -53,7 +53,7 @@ def test_c1_old_components_get_no_gradient_and_keep_their_bits(states, batch):
         assert (gradient[3:].flatten(2).abs().amax(dim=2) > 0).all(), name
         assert torch.equal(states[1][name][:3], states[0][name]), name
         assert (states[1][name][3:] != 0).all(), name
-    assert all(p.grad is None for p in learner.vit.parameters())
+    assert all(p.grad is None for p in learner.network.parameters())
 
 
 @pytest.mark.parametrize("gs", ["least_squares", "sequential"])
@@ -168,7 +168,7 @@ def test_domain_incremental_tasks_add_components_and_keep_the_classes():
     assert isinstance(learner, CodaPromptLearner)
     learner.begin()
     data = tiny.images(task)
-    query = forward.frozen_features(learner.vit, data.pixels)
+    query = forward.frozen_features(learner.network, data.pixels)
     scores = learner.logits(data.pixels, query)
     assert scores.shape == (12, 3)
     torch.testing.assert_close(

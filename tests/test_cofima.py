@@ -73,7 +73,7 @@ def by_hand(state: State, index: int, batch_size: int) -> State:
         features = learner.features(data.batch(rows, SMALL.epochs, "slca"))
         scores = F.linear(features, state["head.weight"], state["head.bias"])
         F.cross_entropy(scores, data.targets[rows]).backward()
-        for name, weight in learner.vit.named_parameters():
+        for name, weight in learner.network.named_parameters():
             assert weight.grad is not None
             total[name] = total.get(name, 0) + weight.grad**2 / len(batches)
     return total

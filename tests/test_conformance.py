@@ -307,7 +307,7 @@ def opened(case: Case, task: Task, state: State | None, **changes: Any) -> Learn
 
 @torch.no_grad()
 def scores(learner: Learner, pixels: Tensor) -> Tensor:
-    query = forward.frozen_features(learner.vit, pixels) if learner.needs_query else None
+    query = forward.frozen_features(learner.network, pixels) if learner.needs_query else None
     return learner.logits(pixels, query)
 
 
@@ -450,7 +450,7 @@ def test_bf16_autocast_trains_with_a_loss_in_float32(case: Case) -> None:
     pixels = images(task).pixels
     learner.eval().begin()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        query = forward.frozen_features(learner.vit, pixels) if learner.needs_query else None
+        query = forward.frozen_features(learner.network, pixels) if learner.needs_query else None
         terms = learner(pixels, images(task).targets, query)
     assert {name: term.dtype for name, term in terms.items()} == dict.fromkeys(terms, torch.float32)
 

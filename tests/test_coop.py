@@ -25,7 +25,7 @@ def opened(method: CoOp, index: int = 0) -> CoOpLearner:
 @pytest.mark.parametrize("specific", [False, True])
 def test_a_context_of_known_words_gives_the_text_with_these_words(specific: bool) -> None:
     learner = opened(dataclasses.replace(SMALL, class_specific=specific))
-    clip = learner.vit
+    clip = learner.network
     words = clip.embed(clip.tokenise(["a photo of a"]))[:, 1:5]
     with torch.no_grad():
         learner.context.copy_(words.expand_as(learner.context))
@@ -35,11 +35,13 @@ def test_a_context_of_known_words_gives_the_text_with_these_words(specific: bool
 
 def test_scores_are_scaled_cosines_with_the_query() -> None:
     learner, images = opened(SMALL), tiny.images(tiny.task(0)).pixels
-    query = learner.vit.image(images)
+    query = learner.network.image(images)
     found = learner.logits(images, query)
-    assert torch.allclose(found, learner.vit.logit_scale.exp() * cosines(query, learner.texts()))
+    assert torch.allclose(
+        found, learner.network.logit_scale.exp() * cosines(query, learner.texts())
+    )
     assert torch.equal(learner.features(images), query)
-    assert math.exp(float(learner.vit.logit_scale)) == pytest.approx(1 / 0.07)
+    assert math.exp(float(learner.network.logit_scale)) == pytest.approx(1 / 0.07)
 
 
 def test_contexts_of_earlier_classes_stay_to_the_bit_and_others_move() -> None:

@@ -133,7 +133,7 @@ def test_p4_every_block_sees_the_prompts_of_its_own_alone(mixed, skip):
     images, query = mixed
     learner = _learner(0, None, skip_last_block=skip)
     lengths: list[int] = []
-    for block in learner.vit.blocks:
+    for block in learner.network.blocks:
         # The seam calls a block's parts; its first norm sees what enters the attention.
         block.get_submodule("norm1").register_forward_pre_hook(
             lambda _, inputs: lengths.append(inputs[0].shape[1])
@@ -173,7 +173,7 @@ def test_p5_keys_get_their_gradient_from_the_pull_alone(states):
 def test_p6_no_prompts_is_the_plain_backbone(mixed):
     images, query = mixed
     learner = _learner(0, None, prompt_length=0)
-    plain = read_out(learner.vit, forward_tokens(learner.vit, images))
+    plain = read_out(learner.network, forward_tokens(learner.network, images))
     assert torch.equal(learner.logits(images, query), learner.head(plain))
 
 

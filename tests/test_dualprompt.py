@@ -56,7 +56,7 @@ def test_d1_each_image_gets_the_keys_and_values_of_its_own_task(states):
         pair = found[block]
         assert pair is not None
         for part, given in enumerate(pair):
-            assert given.shape == (4, *heads(learner.vit)[:1], 3, heads(learner.vit)[1])
+            assert given.shape == (4, *heads(learner.network)[:1], 3, heads(learner.network)[1])
             for row, task in enumerate(ids):
                 for position in range(3):
                     expected = learner.e[task, block - 1, part, position]
@@ -134,7 +134,7 @@ def test_d3_who_gets_a_gradient_from_which_term():
     assert learner.g.grad.flatten(2).any(dim=2).all()
     assert learner.head.weight.grad is not None
     assert learner.head.weight.grad.any(dim=1).tolist() == [False] * 3 + [True] * 3
-    assert all(p.grad is None for p in learner.vit.parameters())
+    assert all(p.grad is None for p in learner.network.parameters())
 
 
 def test_the_loss_and_its_terms():
@@ -143,8 +143,10 @@ def test_the_loss_and_its_terms():
     with torch.no_grad():
         learner.key[0] = query[:4].mean(dim=0)
     terms = learner(images, targets, query)
-    tokens = forward_tokens(learner.vit, images, prefixes=learner.prefixes(torch.tensor([1]), 6))
-    scores = learner.head(read_out(learner.vit, tokens))
+    tokens = forward_tokens(
+        learner.network, images, prefixes=learner.prefixes(torch.tensor([1]), 6)
+    )
+    scores = learner.head(read_out(learner.network, tokens))
     entropy = torch.nn.functional.cross_entropy(scores[:, 3:], targets - 3)
     cosines = torch.nn.functional.cosine_similarity(query[:, None], learner.key[None], dim=2)
     torch.testing.assert_close(terms["cross_entropy"], entropy)
@@ -213,7 +215,7 @@ def test_d6_number_of_parameters(length, count):
 def test_without_prefixes_it_is_the_plain_model_and_zeros_are_not_nothing(states):
     images, _, query = batch()
     learner = opened(0, g_length=0, e_length=0)
-    plain = learner.head(learner.vit.forward_features(images)[:, 0])
+    plain = learner.head(learner.network.forward_features(images)[:, 0])
     torch.testing.assert_close(learner.logits(images, query), plain, rtol=0, atol=1e-6)
     zeros = opened(0)
     zeros.head.load_state_dict(learner.head.state_dict())
@@ -223,7 +225,7 @@ def test_without_prefixes_it_is_the_plain_model_and_zeros_are_not_nothing(states
     assert (zeros.logits(images, query) - plain).abs().max() > 1e-3
     # And such a prefix can be left out of training.
     trained = tiny.train(DualPrompt(**{**SMALL, "e_length": 0}), depth=3)[1]
-    assert trained["e"].shape == (2, 2, 2, 0, *heads(learner.vit)) and trained["g"].any()
+    assert trained["e"].shape == (2, 2, 2, 0, *heads(learner.network)) and trained["g"].any()
 
 
 def test_the_prefixes_stand_in_their_blocks_and_the_sequence_keeps_its_length():
@@ -231,7 +233,7 @@ def test_the_prefixes_stand_in_their_blocks_and_the_sequence_keeps_its_length():
     found = made.prefixes(torch.tensor([0]), 2)
     assert [pair is not None for pair in found] == [True] * 5 + [False]
     lengths = []
-    for block in made.vit.blocks:
+    for block in made.network.blocks:
         norm = block.get_submodule("norm1")
         norm.register_forward_pre_hook(lambda norm, args: lengths.append(args[0].shape[1]))
     images, _, query = batch(2)

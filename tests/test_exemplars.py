@@ -90,7 +90,7 @@ class ReplayLearner(Learner):
         return {"loss": F.cross_entropy(self.logits(images, query).float(), targets)}
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
-        return self.head(read_out(self.vit, self.vit.forward_features(images)))
+        return self.head(read_out(self.network, self.network.forward_features(images)))
 
 
 @pytest.fixture(scope="module", autouse=True)

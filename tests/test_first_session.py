@@ -135,7 +135,7 @@ def test_b_scales_and_shifts_at_the_start_are_not_the_backbone():
     learner = fresh(session("ssf"))
     assert (learner.features(images) - frozen(tiny.vit(), images)).abs().max() > 1e-2
     values = {end: [] for end in ("scale", "shift")}
-    for name, p in learner.vit.named_parameters():
+    for name, p in learner.network.named_parameters():
         if p.requires_grad:
             values[name.rpartition(".")[2]].append(p.detach())
     for end, mean in (("scale", 1.0), ("shift", 0.0)):

@@ -96,8 +96,8 @@ def test_the_task_of_an_image_is_that_of_its_best_class(states):
     assert make_infer(learner, query) == learner.inferred(query).tolist() == [0, 1, 2] * 3
     for task in range(3):
         prefixes = learner.prefixes(learner.e[[task]], 3)
-        tokens = forward_tokens(learner.vit, images[task::3], prefixes=prefixes)
-        expected = learner.head(read_out(learner.vit, tokens))
+        tokens = forward_tokens(learner.network, images[task::3], prefixes=prefixes)
+        expected = learner.head(read_out(learner.network, tokens))
         found = learner.logits(images, query)[task::3]
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
 
@@ -111,7 +111,7 @@ def test_each_image_gets_the_keys_and_values_of_its_own_task(states):
         pair = found[block]
         assert pair is not None
         for part, given in enumerate(pair):
-            assert given.shape == (4, heads(learner.vit)[0], 3, heads(learner.vit)[1])
+            assert given.shape == (4, heads(learner.network)[0], 3, heads(learner.network)[1])
             for row, task in enumerate(tasks):
                 assert torch.equal(given[row].transpose(0, 1), learner.e[task, block, part])
 
@@ -264,7 +264,7 @@ def test_what_is_stored_of_a_class_is_without_and_with_the_prefix_of_its_task(st
     task = tiny.task(1, count=3)
     learner, data = opened(1, states[1]), tiny.images(task)
     with torch.no_grad():
-        query = forward.frozen_features(learner.vit, data.pixels)
+        query = forward.frozen_features(learner.network, data.pixels)
         prompted = learner._features(data.pixels, learner.e[[1]])
     for part, features in (("plain", query), ("prompted", prompted)):
         count, mean = states[1][f"{part}.count"], states[1][f"{part}.mean"]

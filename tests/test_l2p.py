@@ -106,7 +106,7 @@ def test_l2_only_the_chosen_prompts_get_a_gradient_from_the_cross_entropy():
     made(images, targets, query)["cross_entropy"].backward()
     assert touched(made.pool.grad) == {2, 5}
     assert made.key.grad is None
-    assert all(p.grad is None for p in made.vit.parameters())
+    assert all(p.grad is None for p in made.network.parameters())
 
 
 def test_l2_prompts_that_a_task_never_chose_stay_to_the_last_bit():
@@ -164,10 +164,10 @@ def test_the_prompts_have_the_position_of_the_class_token_if_wanted():
     images, _, query = batch()
     plain, placed = learner(), learner(prompt_pos="cls")
     placed.load_state_dict(plain.state_dict())
-    assert placed.vit.pos_embed is not None
+    assert placed.network.pos_embed is not None
     assert not torch.equal(placed.logits(images, query), plain.logits(images, query))
     with torch.no_grad():
-        plain.pool.add_(placed.vit.pos_embed[0, 0])
+        plain.pool.add_(placed.network.pos_embed[0, 0])
     torch.testing.assert_close(placed.logits(images, query), plain.logits(images, query))
     for changes in ({"class_token": False, "global_pool": "avg"}, {"no_embed_class": True}):
         with pytest.raises(ValueError, match="prompt_pos: must be none"):

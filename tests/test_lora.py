@@ -62,7 +62,7 @@ def test_features_are_those_of_merged_weights(states: list[dict[str, torch.Tenso
     opened, merged = learner(scaled, 0, states[0]), tiny.vit()
     for index in range(6):
         name = f"blocks.{index}.attn.qkv"
-        update = opened.vit.get_submodule(name)
+        update = opened.network.get_submodule(name)
         assert isinstance(update, LowRank)
         change = 2.0 * update.up.weight @ update.down.weight
         assert torch.linalg.matrix_rank(change) == 4

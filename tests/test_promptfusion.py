@@ -176,7 +176,7 @@ def test_without_a_context_texts_are_the_plain_template() -> None:
     learner = stabiliser(1, context_length=0)
     names = [name.replace("_", " ") + "." for name in task(1).names]
     with torch.no_grad():
-        expected = unit(learner.vit.text(learner.vit.tokenise(names)))
+        expected = unit(learner.network.text(learner.network.tokenise(names)))
         torch.testing.assert_close(learner.texts(), expected)
 
 
@@ -192,7 +192,7 @@ def test_twice_the_placeholders_stay_behind_the_context_if_asked() -> None:
 
 def test_the_feature_of_the_vit_is_the_mean_of_the_prompt() -> None:
     learner, images = booster(), tiny.images(task(0)).pixels[:2]
-    vit = learner.vit
+    vit = learner.network
     assert vit.pos_embed is not None
     with torch.no_grad():
         tokens = vit._pos_embed(vit.patch_embed(images))

@@ -120,7 +120,7 @@ def test_every_class_has_a_column_and_a_prototype() -> None:
             METHOD, tiny.clip(), task(index), state, settings.Settings(seed=0)
         )
         images = tiny.images(task(index))
-        query = forward.frozen_features(learner.vit, images.pixels)
+        query = forward.frozen_features(learner.network, images.pixels)
         assert learner.eval().logits(images.pixels, query).shape == (12, 3 * index + 3)
         assert bool((state["fusion.prototypes"].norm(dim=1) > 0.1).all())
         own = F.normalize(query, dim=1).view(3, 4, -1).mean(1)

@@ -128,14 +128,14 @@ def test_every_image_chooses_alone_and_gets_its_task_s_prompt_and_classifier(dom
     learner = _opened(_domain(2), domains[2])
     parts = [_images(_domain(index)).pixels for index in range(3)]
     images = torch.cat(parts)
-    query = forward.frozen_features(learner.vit, images)
+    query = forward.frozen_features(learner.network, images)
     task = learner.chosen(F.normalize(query, dim=1))
     assert (task == torch.arange(3).repeat_interleave(12)).float().mean() > 0.9
     scores = learner.logits(images, query)
     for row in range(0, 36, 5):
         own = int(task[row])
         prompt = learner.prompts[own : own + 1]
-        token = forward_tokens(learner.vit, images[row : row + 1], prompt=prompt)[:, 0]
+        token = forward_tokens(learner.network, images[row : row + 1], prompt=prompt)[:, 0]
         rows = slice(3 * own, 3 * own + 3)
         expected = F.linear(token, learner.weight[rows], learner.bias[rows])
         torch.testing.assert_close(scores[row : row + 1], expected, atol=1e-5, rtol=0)
@@ -144,7 +144,7 @@ def test_every_image_chooses_alone_and_gets_its_task_s_prompt_and_classifier(dom
 def test_class_incremental_rules_out_the_classes_of_other_tasks(classes):
     learner = _opened(tiny.task(1), classes[1])
     images = torch.cat([_images(tiny.task(index)).pixels for index in range(2)])
-    query = forward.frozen_features(learner.vit, images)
+    query = forward.frozen_features(learner.network, images)
     task, scores = learner.chosen(F.normalize(query, dim=1)), learner.logits(images, query)
     assert scores.isfinite().all()
     assert task.unique().tolist() == [0, 1]
@@ -155,7 +155,7 @@ def test_class_incremental_rules_out_the_classes_of_other_tasks(classes):
 def test_the_loss_is_that_of_the_task_s_own_classifier(classes):
     task = tiny.task(1)
     learner, data = _opened(task, classes[1]), _images(task)
-    token = forward_tokens(learner.vit, data.pixels, prompt=learner.prompts[1:])[:, 0]
+    token = forward_tokens(learner.network, data.pixels, prompt=learner.prompts[1:])[:, 0]
     scores = F.linear(token, learner.weight[3:], learner.bias[3:])
     loss = learner(data.pixels, data.targets, None)["loss"]
     torch.testing.assert_close(loss, F.cross_entropy(scores, data.targets - 3))
@@ -224,7 +224,7 @@ def test_a_domain_may_lack_a_class() -> None:
     learner = _opened(tasks[-1], states[-1])
     for task in tasks:
         pixels = _images(task).pixels
-        query = forward.frozen_features(learner.vit, pixels)
+        query = forward.frozen_features(learner.network, pixels)
         with torch.no_grad():
             scores, chosen = learner.logits(pixels, query), learner.chosen(_unit(query))
         for row, own in zip(scores, chosen.tolist(), strict=True):

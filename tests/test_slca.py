@@ -227,8 +227,8 @@ def test_the_final_norm_is_as_new(network: dict[str, Any]) -> None:
 def test_the_final_norm_of_the_backbone_may_stay() -> None:
     keep = dataclasses.replace(SMALL, reset_final_norm=False)
     learner = tiny.opened(keep, tiny.task(0), None, depth=2)
-    assert isinstance(learner.vit.norm, torch.nn.LayerNorm)
-    assert learner.vit.norm.eps == 1e-6
+    assert isinstance(learner.network.norm, torch.nn.LayerNorm)
+    assert learner.network.norm.eps == 1e-6
 
 
 def test_wrong_values_are_refused_together() -> None:

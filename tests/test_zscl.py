@@ -34,7 +34,7 @@ def run(method: ZSCL, index: int = 0, state: State | None = None) -> tuple[ZSCLL
 
 
 def weights(learner: ZSCLLearner) -> list[Tensor]:
-    return [p.detach().clone() for p in learner.vit.parameters() if p.requires_grad]
+    return [p.detach().clone() for p in learner.network.parameters() if p.requires_grad]
 
 
 def iterates(method: ZSCL) -> tuple[ZSCLLearner, list[list[Tensor]]]:
@@ -68,12 +68,14 @@ def test_iii_the_zero_shot_model_is_where_distillation_has_no_gradient() -> None
     learner.eval()
     term = learner._distilled()
     term.backward()
-    largest = max(float(p.grad.abs().max()) for p in learner.vit.parameters() if p.grad is not None)
+    largest = max(
+        float(p.grad.abs().max()) for p in learner.network.parameters() if p.grad is not None
+    )
     assert largest <= 1e-5
     images = learner._reference_images()
-    texts = unit(learner.vit.text(learner.vit.tokenise(tiny.Reference.texts)))
+    texts = unit(learner.network.text(learner.network.tokenise(tiny.Reference.texts)))
     scores = (
-        learner.vit.logit_scale.exp() * unit(learner.vit.image(images)) @ texts.T / 2
+        learner.network.logit_scale.exp() * unit(learner.network.image(images)) @ texts.T / 2
     ).detach()
     entropy = sum(
         -(4 * s.softmax(dim=1) * s.log_softmax(dim=1)).sum(dim=1).mean() for s in (scores, scores.T)
@@ -85,8 +87,8 @@ def test_iii_the_zero_shot_model_is_where_distillation_has_no_gradient() -> None
 def test_iv_the_scale_of_the_logits_stays() -> None:
     start = tiny.clip().logit_scale.clone()
     learner, _ = iterates(SMALL)
-    assert torch.equal(learner.vit.logit_scale, start)
-    assert not learner.vit.logit_scale.requires_grad
+    assert torch.equal(learner.network.logit_scale, start)
+    assert not learner.network.logit_scale.requires_grad
 
 
 def test_v_what_the_reference_gives_is_constant() -> None:
@@ -96,7 +98,7 @@ def test_v_what_the_reference_gives_is_constant() -> None:
     assert texts is not None
     kept = texts.clone()
     for _ in steps.steps():
-        assert not torch.equal(learner.vit.image(images), before)
+        assert not torch.equal(learner.network.image(images), before)
     assert torch.equal(zero_shot.image(images), before)
     assert torch.equal(texts, kept)
     assert torch.equal(before, tiny.clip().image(images))
@@ -107,10 +109,12 @@ def test_v_of_a_later_task_the_reference_still_is_the_untouched_model() -> None:
     for _ in steps.steps():
         pass
     learner.finish(None)
-    state = {f"vit.{n}": p.detach() for n, p in learner.vit.named_parameters() if p.requires_grad}
+    state = {
+        f"vit.{n}": p.detach() for n, p in learner.network.named_parameters() if p.requires_grad
+    }
     later, _ = run(SMALL, 1, state)
     images = tiny.Reference().pixels
-    assert torch.equal(later.vit.image(images), learner.vit.image(images))
+    assert torch.equal(later.network.image(images), learner.network.image(images))
     assert torch.equal(later._zero_shot[0].image(images), tiny.clip().image(images))
     assert all(torch.equal(a, p) for a, p in zip(later._anchor, later._trained(), strict=True))
 
@@ -133,7 +137,7 @@ def test_the_loss_is_the_sum_of_its_terms() -> None:
     images, task = tiny.images(learner.task), learner.task
     learner.eval()
     terms = learner(images.pixels, images.targets, None)
-    clip = learner.vit
+    clip = learner.network
     texts = class_texts(clip, task.names, ["a photo of a {}."])
     scores = clip.logit_scale.exp() * unit(clip.image(images.pixels)) @ texts.T
     expected = torch.nn.functional.cross_entropy(scores, images.targets, label_smoothing=0.2)
@@ -162,8 +166,8 @@ def test_only_the_current_classes_are_told_apart() -> None:
     learner, _ = run(SMALL, 1)
     images, targets = _batch(learner)
     assert targets.unique().tolist() == [3, 4, 5]
-    texts = class_texts(learner.vit, tiny.NAMES[3:6], ["a photo of a {}."])
-    scores = learner.vit.logit_scale.exp() * unit(learner.vit.image(images)) @ texts.T
+    texts = class_texts(learner.network, tiny.NAMES[3:6], ["a photo of a {}."])
+    scores = learner.network.logit_scale.exp() * unit(learner.network.image(images)) @ texts.T
     expected = torch.nn.functional.cross_entropy(scores, targets - 3, label_smoothing=0.2)
     found = learner(images, targets, None)["cross_entropy"]
     assert found.item() == pytest.approx(expected.item(), rel=1e-5)
@@ -177,7 +181,7 @@ def test_scores_use_the_mean_of_all_templates() -> None:
     texts = class_texts(tiny.clip(), task.names, task.templates)
     with torch.no_grad():
         scores = learner.logits(images, None)
-        expected = learner.vit.logit_scale.exp() * unit(learner.vit.image(images)) @ texts.T
+        expected = learner.network.logit_scale.exp() * unit(learner.network.image(images)) @ texts.T
     assert torch.allclose(scores, expected, atol=1e-4)
 
 

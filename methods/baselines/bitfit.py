@@ -69,7 +69,7 @@ class BitFitLearner(Learner):
     def groups(self) -> list[dict[str, Any]]:
         """The head without decay, which would shrink the rows of earlier classes."""
         return [
-            {"params": [p for p in self.vit.parameters() if p.requires_grad]},
+            {"params": [p for p in self.network.parameters() if p.requires_grad]},
             {"params": list(self.head.parameters()), "weight_decay": 0.0},
         ]
 
@@ -80,4 +80,4 @@ class BitFitLearner(Learner):
         return self.head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        return read_out(self.vit, forward_tokens(self.vit, images))
+        return read_out(self.network, forward_tokens(self.network, images))

@@ -84,4 +84,4 @@ class FinetuneLearner(Learner):
         return self.head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        return read_out(self.vit, forward_tokens(self.vit, images))
+        return read_out(self.network, forward_tokens(self.network, images))

@@ -77,7 +77,7 @@ class JointLearner(Learner):
     def groups(self) -> list[dict[str, Any]]:
         return [
             {
-                "params": [p for p in self.vit.parameters() if p.requires_grad],
+                "params": [p for p in self.network.parameters() if p.requires_grad],
                 "lr": self._backbone_lr,
             },
             {"params": list(self.head.parameters())},
@@ -90,4 +90,4 @@ class JointLearner(Learner):
         return self.head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        return read_out(self.vit, forward_tokens(self.vit, images))
+        return read_out(self.network, forward_tokens(self.network, images))

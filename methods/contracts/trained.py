@@ -1,8 +1,8 @@
 """The contract of trained methods: a recipe, and a network that learns task after task.
 
 A method is a frozen dataclass of hyper-parameters, as everywhere. For every task it makes a new
-`Learner` on a fresh copy of the pre-trained ViT; `restore` fills in what earlier tasks left, and
-what is stored afterwards is what the learner holds beyond the untouched backbone. Nothing else
+`Learner` on a fresh copy of the pre-trained network; `restore` fills in what earlier tasks left,
+and what is stored afterwards is what the learner holds beyond the untouched backbone. Nothing else
 passes from task to task, so that a run may stop after any task and continue in another process.
 
 Tasks of an independent method (`Independent`) do not wait for each other: each trains an expert of
@@ -128,6 +128,14 @@ class Reference(Protocol):
         ...
 
 
+NETWORK = "vit"
+"""Name of the network in a learner's state, before that of a tensor in it.
+
+It is no longer what the network is called, but results that were stored under it are found and read
+as before: states, what is measured for merges, and snapshots all have the names of a learner's
+tensors.
+"""
+
 N = TypeVar("N", bound=Network, default=VisionTransformer)
 """The network that a learner builds on: a ViT unless it says `Learner[Clip]`."""
 
@@ -135,8 +143,8 @@ N = TypeVar("N", bound=Network, default=VisionTransformer)
 class Learner(nn.Module, Generic[N]):
     """The network of one task: a ViT or a CLIP, and what the method adds to it.
 
-    Parameters are on the device and trained as they stand with `requires_grad`; the ViT arrives
-    frozen, and a method that trains it says so (`vit.requires_grad_(True)`). Parameters and
+    Parameters are on the device and trained as they stand with `requires_grad`; the network arrives
+    frozen, and a method that trains it says so (`network.requires_grad_(True)`). Parameters and
     buffers that grow with the tasks grow along their first axis. New ones are initialised from
     torch's global generator, which was seeded for the run's seed and the task.
     """
@@ -144,18 +152,21 @@ class Learner(nn.Module, Generic[N]):
     needs_query: ClassVar[bool] = False
     """Whether `query` is given: the feature [B, D] of the untouched backbone on the same image."""
 
-    vit: N
-    """The pre-trained network; of a method on CLIP, both towers."""
     task: Task
     reference: Reference | None = None
     """Set before `begin`, for methods whose card asks for it."""
     images_beside = 0
     """Images that a step sends through a network beside those of its batch."""
 
-    def __init__(self, vit: N, task: Task) -> None:
+    def __init__(self, network: N, task: Task) -> None:
         super().__init__()
-        self.vit = vit
+        self.add_module(NETWORK, network)
         self.task = task
+
+    @property
+    def network(self) -> N:
+        """The pre-trained network; of a method on CLIP, both towers."""
+        return getattr(self, NETWORK)
 
     def begin(self) -> None:
         """Before the first step of a task, after `restore`: copy, orthogonalise, freeze."""
@@ -212,8 +223,8 @@ class Learner(nn.Module, Generic[N]):
     def train(self, mode: bool = True) -> Self:
         """As always; a frozen backbone stays in eval mode, or its dropout would blur queries."""
         super().train(mode)
-        if not any(p.requires_grad for p in self.vit.parameters()):
-            self.vit.eval()
+        if not any(p.requires_grad for p in self.network.parameters()):
+            self.network.eval()
         return self
 
 
@@ -231,11 +242,11 @@ class Trained(Protocol):
         """How the task is trained."""
         ...
 
-    def learner(self, vit: Any, task: Task) -> Learner[Any]:
+    def learner(self, network: Any, task: Task, /) -> Learner[Any]:
         """A new learner for a task, before `restore`, on a frozen network of its own.
 
         Args:
-            vit: of the kind that the card names.
+            network: of the kind that the card names.
         """
         ...
 
@@ -247,7 +258,7 @@ class Independent(Trained, Protocol):
     made of the experts so far, and predicts.
     """
 
-    def expert(self, vit: VisionTransformer, task: Task) -> Learner:
+    def expert(self, vit: VisionTransformer, task: Task, /) -> Learner:
         """What trains on one task alone, on a frozen ViT of its own.
 
         Tensors that the card calls `shared` are restored in experts of later tasks, and have the
@@ -308,7 +319,7 @@ def learned(learner: Learner[Any], backbone: Iterable[Tensor]) -> State:
     """What a learner holds beyond the untouched backbone: what is stored after a task.
 
     Args:
-        backbone: tensors of the ViT as it arrived.
+        backbone: tensors of the network as it arrived.
     """
     own = {id(tensor) for tensor in backbone}
     return {

@@ -106,7 +106,7 @@ class CoFiMALearner(MergingLearner[CoFiMA]):
                 kept.copy_(averaging.lerp(kept, found[name], share if accumulated else 1))
 
     def _weights(self) -> dict[str, nn.Parameter]:
-        return {name: p for name, p in self.vit.named_parameters() if p.requires_grad}
+        return {name: p for name, p in self.network.named_parameters() if p.requires_grad}
 
     def _measured(self, data: TaskImages) -> dict[str, Tensor]:
         """The Fisher information of every weight as trained, before the merge."""

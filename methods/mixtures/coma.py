@@ -50,5 +50,5 @@ class CoMALearner(MergingLearner[CoMA]):
     def merge(self, data: TaskImages, share: float) -> None:
         with torch.no_grad():
             for name, before in self._before.items():
-                new = self.vit.get_parameter(name)
+                new = self.network.get_parameter(name)
                 new.copy_(averaging.lerp(before, new, share))

@@ -161,7 +161,7 @@ class ESNExpert(Learner):
 
     def own_logits(self, images: Tensor) -> Tensor:
         """Scores [B, N] float32 of the task's classes."""
-        return self.head(self.stage(tokens_of(self.vit, images, self.prompt))).float()
+        return self.head(self.stage(tokens_of(self.network, images, self.prompt))).float()
 
 
 class ESNLearner(Learner):
@@ -209,7 +209,7 @@ class ESNLearner(Learner):
 
     def stage_logits(self, images: Tensor) -> Tensor:
         """Scores [B, S, C] of all stages, minus infinity where one did not have a class."""
-        tokens = tokens_of(self.vit, images, self.prompt)
+        tokens = tokens_of(self.network, images, self.prompt)
         return self.heads([stage(tokens) for stage in self.stages])
 
     def _claimed(self, images: Tensor, candidates: tuple[float, ...]) -> Tensor:

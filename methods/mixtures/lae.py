@@ -221,7 +221,7 @@ class LAELearner(Learner):
         return F.log_softmax(self.head(self._through(modules, images)).float(), dim=1)
 
     def _through(self, modules: nn.ModuleList, images: Tensor) -> Tensor:
-        network = self.vit
+        network = self.network
         rest = [None] * (len(network.blocks) - len(modules))
         own = [*modules, *rest]
         if self._pet == "adapter":

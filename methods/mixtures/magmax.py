@@ -99,20 +99,20 @@ class MagMaxLearner(Learner):
         self.head = linear_head(vit.num_features, task.seen)
 
     def groups(self) -> list[dict[str, Any]]:
-        return groups(self.vit, self.head, self._method)
+        return groups(self.network, self.head, self._method)
 
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        scores = self.head(read_out(self.vit, forward_tokens(self.vit, images)))
+        scores = self.head(read_out(self.network, forward_tokens(self.network, images)))
         return {"loss": current_cross_entropy(scores, targets, self.task)}
 
     def finish(self, data: TaskImages) -> None:
-        self.tau.copy_(max_magnitude(self.tau, flat(self.vit) - self.start))
+        self.tau.copy_(max_magnitude(self.tau, flat(self.network) - self.start))
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         return self.head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        return features(self.vit, self.start + self._method.scale * self.tau, images)
+        return features(self.network, self.start + self._method.scale * self.tau, images)
 
 
 def rules(method: Changes) -> Mapping[str, tuple[bool, str]]:

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.trained import NETWORK, Learner, Recipe, Task, TaskImages
 from graftwork.methods.mixtures import magmax
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import averaging
@@ -74,10 +74,10 @@ class MagMaxExpert(Learner):
         self.register_buffer("place", place, persistent=False)
 
     def groups(self) -> list[dict[str, Any]]:
-        return magmax.groups(self.vit, self.head, self._method)
+        return magmax.groups(self.network, self.head, self._method)
 
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        scores = self.head(read_out(self.vit, forward_tokens(self.vit, images)))
+        scores = self.head(read_out(self.network, forward_tokens(self.network, images)))
         return {"loss": F.cross_entropy(scores.float(), self.place[targets])}
 
 
@@ -102,10 +102,8 @@ class MagMaxJoined(Learner):
     def join(self, expert: State, data: TaskImages) -> None:
         change = torch.cat(
             [
-                (expert[f"vit.{name}"].to(own) - own if f"vit.{name}" in expert else own * 0)
-                .detach()
-                .flatten()
-                for name, own in self.vit.named_parameters()
+                (expert[name].to(own) - own if name in expert else own * 0).detach().flatten()
+                for name, own in self.network.named_parameters(NETWORK)
             ]
         )
         self.tau.copy_(averaging.max_magnitude(self.tau, change))
@@ -122,5 +120,5 @@ class MagMaxJoined(Learner):
         return torch.where(unknown, lowest, mean)
 
     def features(self, images: Tensor) -> Tensor:
-        weights = magmax.flat(self.vit) + self._scale * self.tau
-        return magmax.features(self.vit, weights, images)
+        weights = magmax.flat(self.network) + self._scale * self.tau
+        return magmax.features(self.network, weights, images)

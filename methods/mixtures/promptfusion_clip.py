@@ -52,26 +52,26 @@ class Stabiliser(Common):
     def recipe(self, task: Task) -> Recipe:
         return recipe(self)
 
-    def learner(self, vit: Clip, task: Task) -> "StabiliserLearner":
-        return StabiliserLearner(vit, task, self)
+    def learner(self, network: Clip, task: Task) -> "StabiliserLearner":
+        return StabiliserLearner(network, task, self)
 
 
 class StabiliserLearner(Learner[Clip]):
     """A frozen CLIP, a context for each class, and an image prompt.
 
     Args:
-        vit: frozen.
+        network: frozen.
         task: the task.
         method: hyper-parameters.
     """
 
-    def __init__(self, vit: Clip, task: Task, method: Stabiliser) -> None:
-        super().__init__(vit, task)
+    def __init__(self, network: Clip, task: Task, method: Stabiliser) -> None:
+        super().__init__(network, task)
         length = method.context_length
-        self._tokens = tokens(vit, task.names, length, method.legacy_double_x)
-        self.context = nn.Parameter(torch.empty(task.seen, length, vit.text_width))
+        self._tokens = tokens(network, task.names, length, method.legacy_double_x)
+        self.context = nn.Parameter(torch.empty(task.seen, length, network.text_width))
         nn.init.normal_(self.context, std=0.01)
-        self.prompt = nn.Parameter(torch.randn(1, method.image_prompt_length, vit.image_width))
+        self.prompt = nn.Parameter(torch.randn(1, method.image_prompt_length, network.image_width))
         self.mask = Mask(task, method.batch_size if method.legacy_mask else 1)
         self._old = sorted(set(range(task.seen)) - set(task.current))
         self._kept: tuple[Tensor, Tensor] | None = None
@@ -109,18 +109,18 @@ class StabiliserLearner(Learner[Clip]):
         return both[places.argsort()]
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
-        features = unit(self.vit.image_with_prompt(images, self.prompt))
-        return self.vit.logit_scale.exp() * features @ self.texts().T
+        features = unit(self.network.image_with_prompt(images, self.prompt))
+        return self.network.logit_scale.exp() * features @ self.texts().T
 
     def _features(self, columns: list[int], context: Tensor) -> Tensor:
         """Text features of some classes; of each, the context in place of its placeholders."""
         if not columns:
-            return context.new_zeros(0, self.vit.num_features)
+            return context.new_zeros(0, self.network.num_features)
         chosen = self._tokens[columns]
-        embedded = self.vit.embed(chosen)
+        embedded = self.network.embed(chosen)
         rest = embedded[:, 1 + context.shape[1] :]
         prompted = torch.cat([embedded[:, :1], context.to(embedded.dtype), rest], dim=1)
-        return unit(self.vit.text_from(prompted, ends(chosen)))
+        return unit(self.network.text_from(prompted, ends(chosen)))
 
 
 def tokens(clip: Clip, names: tuple[str, ...], length: int, double: bool) -> Tensor:

@@ -74,12 +74,12 @@ class BoosterLearner(Learner[VisionTransformer]):
         return {"loss": self.mask.loss(self.logits(images, query), targets)}
 
     def features(self, images: Tensor) -> Tensor:
-        start, prompt = self.vit.num_prefix_tokens, self.prompt[None]
-        positions = None if self.vit.no_embed_class else self.vit.pos_embed
-        if self.vit.cls_token is not None and positions is not None:
+        start, prompt = self.network.num_prefix_tokens, self.prompt[None]
+        positions = None if self.network.no_embed_class else self.network.pos_embed
+        if self.network.cls_token is not None and positions is not None:
             prompt = prompt + positions[:, :1]
-        found = forward_tokens(self.vit, images, prompt=prompt)
-        return self.vit.fc_norm(found[:, start : start + len(self.prompt)].mean(dim=1))
+        found = forward_tokens(self.network, images, prompt=prompt)
+        return self.network.fc_norm(found[:, start : start + len(self.prompt)].mean(dim=1))
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         return self.head(self.features(images))

@@ -90,25 +90,25 @@ class PROOF(Scheduled, Decayed):
     def recipe(self, task: Task) -> Recipe:
         return usual_recipe(self)
 
-    def learner(self, vit: Clip, task: Task) -> "ProofLearner":
-        return ProofLearner(vit, task, self)
+    def learner(self, network: Clip, task: Task) -> "ProofLearner":
+        return ProofLearner(network, task, self)
 
 
 class ProofLearner(Learner[Clip]):
     """CLIP's features of images and texts, and what is trained behind them.
 
     Args:
-        vit: frozen; images come as queries, so that only its text tower is run, once.
+        network: frozen; images come as queries, so that only its text tower is run, once.
         task: t.
         method: hyper-parameters.
     """
 
     needs_query = True
 
-    def __init__(self, vit: Clip, task: Task, method: PROOF) -> None:
-        super().__init__(vit, task)
-        self.fusion = Fusion(vit.num_features, task.index + 1, task.seen, method)
-        self.scale = nn.Parameter(vit.logit_scale.detach().clone())
+    def __init__(self, network: Clip, task: Task, method: PROOF) -> None:
+        super().__init__(network, task)
+        self.fusion = Fusion(network.num_features, task.index + 1, task.seen, method)
+        self.scale = nn.Parameter(network.logit_scale.detach().clone())
         self._texts: Tensor | None = None
 
     def prepare(self, data: TaskImages) -> None:
@@ -123,7 +123,7 @@ class ProofLearner(Learner[Clip]):
             names = self.task.names
             with torch.no_grad():
                 parts = [
-                    self.vit.text(self.vit.tokenise(phrases(names, template)))
+                    self.network.text(self.network.tokenise(phrases(names, template)))
                     for template in self.task.templates
                 ]
             self._texts = torch.stack(parts, dim=1).float()

@@ -51,7 +51,7 @@ class MergingLearner(SlowLearner[M]):
 
     def begin(self) -> None:
         super().begin()
-        self._before = _copies(self.vit) if self.task.index else {}
+        self._before = _copies(self.network) if self.task.index else {}
 
     def finish(self, data: TaskImages) -> None:
         method = self._method

@@ -99,15 +99,15 @@ class ZSCL(Steps, Decayed):
             step_schedule=optim.warmup_cosine(self.warmup),
         )
 
-    def learner(self, vit: Clip, task: Task) -> "ZSCLLearner":
-        return ZSCLLearner(vit, task, self)
+    def learner(self, network: Clip, task: Task) -> "ZSCLLearner":
+        return ZSCLLearner(network, task, self)
 
 
 class ZSCLLearner(Learner[Clip]):
     """All of CLIP but its logit scale; beside it the zero-shot model, anchor and average.
 
     Args:
-        vit: all of it is trained.
+        network: all of it is trained.
         task: the task.
         method: hyper-parameters.
     """
@@ -117,15 +117,17 @@ class ZSCLLearner(Learner[Clip]):
     steps: Tensor | None
     """Steps taken; in snapshots, so that an interrupted task goes on with the same average."""
 
-    def __init__(self, vit: Clip, task: Task, method: ZSCL) -> None:
-        super().__init__(vit, task)
+    def __init__(self, network: Clip, task: Task, method: ZSCL) -> None:
+        super().__init__(network, task)
         self._method = method
         # A tuple hides it from state, optimiser and workers. Made now: `restore` comes next.
-        self._zero_shot: tuple[Clip, ...] = (copy.deepcopy(vit),) if method.needs_reference else ()
-        vit.requires_grad_(True)
-        vit.logit_scale.requires_grad_(False)
+        self._zero_shot: tuple[Clip, ...] = (
+            (copy.deepcopy(network),) if method.needs_reference else ()
+        )
+        network.requires_grad_(True)
+        network.logit_scale.requires_grad_(False)
         current = [task.names[column] for column in task.current]
-        self._tokens = vit.tokenise(phrases(current, task.templates[0]))
+        self._tokens = network.tokenise(phrases(current, task.templates[0]))
         self._seed = int(torch.randint(2**62, ()))
         self._anchor: list[Tensor] = []
         self._reference_texts: Tensor | None = None
@@ -147,8 +149,8 @@ class ZSCLLearner(Learner[Clip]):
             self.images_beside = 2 * min(self._method.batch_size, len(self.reference))
 
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        method, scale = self._method, self.vit.logit_scale.exp()
-        scores = scale * cosines(self.vit.image(images), self.vit.text(self._tokens))
+        method, scale = self._method, self.network.logit_scale.exp()
+        scores = scale * cosines(self.network.image(images), self.network.text(self._tokens))
         current = torch.tensor(self.task.current, device=targets.device)
         loss = F.cross_entropy(
             scores,
@@ -189,15 +191,15 @@ class ZSCLLearner(Learner[Clip]):
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         texts = None if torch.is_grad_enabled() else self._texts
         if texts is None:
-            texts = class_texts(self.vit, self.task.names, self.task.templates)
+            texts = class_texts(self.network, self.task.names, self.task.templates)
         self._texts = texts.detach()
-        return self.vit.logit_scale.exp() * cosines(self.vit.image(images), texts)
+        return self.network.logit_scale.exp() * cosines(self.network.image(images), texts)
 
     def features(self, images: Tensor) -> Tensor:
-        return self.vit.image(images)
+        return self.network.image(images)
 
     def _trained(self) -> Iterator[Tensor]:
-        return (p for p in self.vit.parameters() if p.requires_grad)
+        return (p for p in self.network.parameters() if p.requires_grad)
 
     def _reference_images(self) -> Tensor:
         """The reference images of this step, the same on all workers."""
@@ -212,9 +214,9 @@ class ZSCLLearner(Learner[Clip]):
         # Reading images is nothing to compile.
         read = cast("Callable[[], Tensor]", torch.compiler.disable(self._reference_images))
         images, zero_shot = read(), self._zero_shot[0]
-        texts, scale = self._reference_texts, self.vit.logit_scale.exp()
+        texts, scale = self._reference_texts, self.network.logit_scale.exp()
         assert texts is not None, "begin comes first"
-        own = scale * cosines(self.vit.image(images), texts)
+        own = scale * cosines(self.network.image(images), texts)
         with torch.no_grad():
             target = scale * cosines(zero_shot.image(images), texts)
         temperature = self._method.temperature

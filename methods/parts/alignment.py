@@ -70,7 +70,7 @@ class Aligned(Protocol):
 
 def prepare(learner: Learner) -> None:
     """Adds a fresh head and empty statistics to a learner that is being made."""
-    classes, width = learner.task.seen, learner.vit.num_features
+    classes, width = learner.task.seen, learner.network.num_features
     learner.head = linear_head(width, classes)
     learner.register_buffer("aligned_weight", torch.zeros(classes, width))
     learner.register_buffer("aligned_bias", torch.zeros(classes))

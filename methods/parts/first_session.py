@@ -109,9 +109,9 @@ class FirstSessionLearner(Learner):
 
     def features(self, images: Tensor) -> Tensor:
         if self.prompt is not None:
-            return self.prompt(self.vit, images)
+            return self.prompt(self.network, images)
         added = None if self.adapters is None else list(self.adapters)
-        return read_out(self.vit, forward_tokens(self.vit, images, adapters=added))
+        return read_out(self.network, forward_tokens(self.network, images, adapters=added))
 
 
 def of(kind: Peft, method: object) -> FirstSession:

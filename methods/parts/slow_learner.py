@@ -103,7 +103,7 @@ class SlowLearner(Learner, Generic[M]):
         """The backbone with a learning rate of its own, and the head."""
         lr = self._method.lr * self._method.backbone_lr_scale
         return [
-            {"params": [p for p in self.vit.parameters() if p.requires_grad], "lr": lr},
+            {"params": [p for p in self.network.parameters() if p.requires_grad], "lr": lr},
             {"params": list(self.head.parameters())},
         ]
 
@@ -121,7 +121,7 @@ class SlowLearner(Learner, Generic[M]):
         return F.linear(self.features(images), self.aligned_weight, self.aligned_bias)
 
     def features(self, images: Tensor) -> Tensor:
-        return read_out(self.vit, forward_tokens(self.vit, images))
+        return read_out(self.network, forward_tokens(self.network, images))
 
     def measure(self, data: TaskImages) -> None:
         """Adds the task's features to the Gaussians of its classes."""

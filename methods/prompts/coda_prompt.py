@@ -165,15 +165,15 @@ class CodaPromptLearner(Learner):
     def _features(
         self, images: Tensor, query: Tensor, components: Tensor, keys: Tensor, masks: Tensor
     ) -> Tensor:
-        prefixes: list[Prefix | None] = [None] * len(self.vit.blocks)
-        count, size = heads(self.vit)
+        prefixes: list[Prefix | None] = [None] * len(self.network.blocks)
+        count, size = heads(self.network)
         for layer in range(self._method.layers):
             weights = attention_weights(query, keys[:, layer], masks[:, layer])
             prompt = torch.einsum("bm,mld->bld", weights, components[:, layer])
             prompt = prompt.unflatten(2, (count, size)).transpose(1, 2)  # [B, H, L, K]
             key, value = prompt.chunk(2, dim=2)
             prefixes[layer] = key, value
-        return read_out(self.vit, forward_tokens(self.vit, images, prefixes=prefixes))
+        return read_out(self.network, forward_tokens(self.network, images, prefixes=prefixes))
 
 
 def attention_weights(query: Tensor, keys: Tensor, masks: Tensor) -> Tensor:

@@ -80,27 +80,27 @@ class CoOp(Epochs, Decayed):
 
         return replace(usual_recipe(self), schedule=schedule)
 
-    def learner(self, vit: Clip, task: Task) -> "CoOpLearner":
-        return CoOpLearner(vit, task, self)
+    def learner(self, network: Clip, task: Task) -> "CoOpLearner":
+        return CoOpLearner(network, task, self)
 
 
 class CoOpLearner(Learner[Clip]):
     """A frozen CLIP and the context.
 
     Args:
-        vit: frozen.
+        network: frozen.
         task: the task.
         method: hyper-parameters.
     """
 
     needs_query = True
 
-    def __init__(self, vit: Clip, task: Task, method: CoOp) -> None:
-        super().__init__(vit, task)
+    def __init__(self, network: Clip, task: Task, method: CoOp) -> None:
+        super().__init__(network, task)
         self._method = method
-        self._tokens = context_tokens(vit, task.names, method.context_length)
+        self._tokens = context_tokens(network, task.names, method.context_length)
         groups = task.seen if method.class_specific else 1
-        self.context = nn.Parameter(torch.empty(groups, method.context_length, vit.text_width))
+        self.context = nn.Parameter(torch.empty(groups, method.context_length, network.text_width))
         nn.init.normal_(self.context, std=0.02)
         others = set(range(task.seen)) - set(task.current)
         self._frozen = sorted(others) if method.class_specific else []
@@ -126,14 +126,14 @@ class CoOpLearner(Learner[Clip]):
     def texts(self) -> Tensor:
         """Text features [C, E] of all classes seen."""
         if torch.is_grad_enabled():
-            return text_with_context(self.vit, self._tokens, self.context)
+            return text_with_context(self.network, self._tokens, self.context)
         if self._texts is None:
-            self._texts = text_with_context(self.vit, self._tokens, self.context)
+            self._texts = text_with_context(self.network, self._tokens, self.context)
         return self._texts
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         assert query is not None, "needs_query is set"
-        return self.vit.logit_scale.exp() * cosines(query, self.texts())
+        return self.network.logit_scale.exp() * cosines(query, self.texts())
 
     def features(self, images: Tensor) -> Tensor:
-        return self.vit.image(images)
+        return self.network.image(images)

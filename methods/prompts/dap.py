@@ -208,10 +208,10 @@ class DAPLearner(Learner):
 
     def _features(self, images: Tensor, task: Tensor) -> Tensor:
         embedding = self.embeddings[task]
-        prompts: list[DeepPrompt | None] = [None] * len(self.vit.blocks)
+        prompts: list[DeepPrompt | None] = [None] * len(self.network.blocks)
         for number, generator in enumerate(self.generators):
             prompts[number] = _prompt(generator, embedding)
-        return read_out(self.vit, forward_tokens(self.vit, images, deep_prompts=prompts))
+        return read_out(self.network, forward_tokens(self.network, images, deep_prompts=prompts))
 
 
 def _prompt(generator: nn.Module, embedding: Tensor) -> Callable[[Tensor], Tensor]:

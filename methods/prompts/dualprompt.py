@@ -167,7 +167,7 @@ class DualPromptLearner(Learner):
     def prefixes(self, ids: Tensor, batch: int) -> list[Prefix | None]:
         """What each block's attention sees in front, by the tasks' ids [B or 1] of the images."""
         method = self._method
-        found: list[Prefix | None] = [None] * len(self.vit.blocks)
+        found: list[Prefix | None] = [None] * len(self.network.blocks)
         shared = self.g.transpose(2, 3)[:, :, None]  # [R, 2, 1, H, L, K]
         own = self.e[ids].permute(1, 2, 0, 4, 3, 5)  # [R, 2, B or 1, H, L, K]
         if method.kv_layout == "scrambled":
@@ -184,4 +184,6 @@ class DualPromptLearner(Learner):
     def _scores(self, images: Tensor, ids: Tensor) -> Tensor:
         """Logits [B, C] with the prefixes of the tasks with ids [B or 1]."""
         prefixes = self.prefixes(ids, len(images))
-        return self.head(read_out(self.vit, forward_tokens(self.vit, images, prefixes=prefixes)))
+        return self.head(
+            read_out(self.network, forward_tokens(self.network, images, prefixes=prefixes))
+        )

@@ -290,7 +290,7 @@ class HiDePromptLearner(Learner):
 
     def prefixes(self, own: Tensor, batch: int) -> list[Prefix | None]:
         """What each block's attention sees in front, of prefixes [B or 1, R, 2, L, H, K]."""
-        found: list[Prefix | None] = [None] * len(self.vit.blocks)
+        found: list[Prefix | None] = [None] * len(self.network.blocks)
         own = own.permute(1, 2, 0, 4, 3, 5)  # [R, 2, B or 1, H, L, K]
         if self._method.kv_layout == "scrambled":
             own = own.expand(-1, -1, batch, -1, -1, -1)
@@ -301,7 +301,7 @@ class HiDePromptLearner(Learner):
 
     def _features(self, images: Tensor, own: Tensor) -> Tensor:
         prefixes = self.prefixes(own, len(images))
-        return read_out(self.vit, forward_tokens(self.vit, images, prefixes=prefixes))
+        return read_out(self.network, forward_tokens(self.network, images, prefixes=prefixes))
 
     def _both(self, images: Tensor, query: Tensor | None) -> Tensor:
         """Features without and with the task's prefix [B, 2, D]."""

@@ -166,8 +166,8 @@ class L2PLearner(Learner):
         """Mean [B, D] of the outputs of the prompts with ids [B or 1, N]; not the class token."""
         prompt = self.pool[chosen].flatten(1, 2)
         if self._method.prompt_pos == "cls":
-            assert self.vit.pos_embed is not None
-            prompt = prompt + self.vit.pos_embed[:, :1]
-        tokens = forward_tokens(self.vit, images, prompt=prompt)
-        start = self.vit.num_prefix_tokens
-        return self.vit.fc_norm(tokens[:, start : start + prompt.shape[1]].mean(dim=1))
+            assert self.network.pos_embed is not None
+            prompt = prompt + self.network.pos_embed[:, :1]
+        tokens = forward_tokens(self.network, images, prompt=prompt)
+        start = self.network.num_prefix_tokens
+        return self.network.fc_norm(tokens[:, start : start + prompt.shape[1]].mean(dim=1))

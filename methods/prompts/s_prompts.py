@@ -166,8 +166,8 @@ class SPromptsLearner(Learner):
         return distances.unflatten(1, self.centres.shape[:2]).amin(dim=2).argmin(dim=1)
 
     def _features(self, images: Tensor, prompt: Tensor) -> Tensor:
-        tokens = forward_tokens(self.vit, images, prompt=prompt)
-        return read_out(self.vit, without_prompt(self.vit, tokens, prompt.shape[1]))
+        tokens = forward_tokens(self.network, images, prompt=prompt)
+        return read_out(self.network, without_prompt(self.network, tokens, prompt.shape[1]))
 
 
 def _queries(query: Tensor | None) -> Tensor:

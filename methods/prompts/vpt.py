@@ -117,4 +117,4 @@ class VPTLearner(Learner):
         return self.head(self.features(images))
 
     def features(self, images: Tensor) -> Tensor:
-        return self.prompt(self.vit, images)
+        return self.prompt(self.network, images)

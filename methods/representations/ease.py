@@ -138,7 +138,7 @@ class EASELearner(Learner):
         old = self._counts()[:, index]
         sums = features.new_zeros(self.task.seen, features.shape[1], dtype=torch.float64)
         sums.index_add_(0, targets, features.double())
-        means = (sums[index] / new[:, None]).unflatten(1, (-1, self.vit.num_features))
+        means = (sums[index] / new[:, None]).unflatten(1, (-1, self.network.num_features))
 
         def pooled(kept: Tensor, number: int, before: Tensor) -> None:
             # An image of an earlier task counts if it was seen in this subspace at all.
@@ -176,7 +176,7 @@ class EASELearner(Learner):
 
     def _through(self, space: Space | None, images: Tensor) -> Tensor:
         own = None if space is None else list(space.adapters)
-        return read_out(self.vit, forward_tokens(self.vit, images, adapters=own))
+        return read_out(self.network, forward_tokens(self.network, images, adapters=own))
 
     def _all(self) -> list[Space]:
         return list(self.spaces)  # type: ignore[arg-type]

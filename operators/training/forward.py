@@ -37,7 +37,7 @@ def query_of(
     if not learner.needs_query:
         return None
     if known is None:
-        return frozen_features(learner.vit, inputs)
+        return frozen_features(learner.network, inputs)
     return known[rows].to(inputs.device)
 
 
