@@ -56,7 +56,7 @@ ABROAD = {
 }
 """What no file of a package imports."""
 
-MOST_FILES, MOST_LINES = 16, 400
+MOST_FILES, MOST_LINES = 15, 400
 
 
 def modules() -> dict[str, Path]:
