@@ -1,5 +1,6 @@
 """The public face: its names, their examples, and that importing it costs nothing."""
 
+import doctest
 import inspect
 import os
 import subprocess
@@ -7,8 +8,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import timm
+import torch
 
 import graftwork
+from graftwork import methods
 
 ROOT = Path(__file__).parent.parent
 FUNCTIONS = ("load_spec", "plan", "run", "results", "predict")
@@ -39,6 +43,27 @@ def test_every_public_name_is_there_and_documented() -> None:
     places = [name for names in graftwork._PLACES.values() for name in names]
     assert sorted([*places, "__version__"]) == sorted(graftwork.__all__)
     assert all(source.count(f" {name}") >= 1 for name in places)
+
+
+CONTRACTS = (
+    *("Card", "HyperparameterError", "require", "Rows", "Fitted", "Task", "Recipe", "Learner"),
+    *("Trained", "Parts", "Adapted", "Branches", "Fused"),
+)
+
+
+def test_the_examples_of_the_contracts_work_in_their_order() -> None:
+    vit = timm.create_model("vit_tiny_patch16_224", img_size=32, depth=1, num_classes=0)
+    given = {"graftwork": graftwork, "build": methods.build, "torch": torch, "vit": vit}
+    assert {*CONTRACTS, *FUNCTIONS, "GraftworkError", "METHODS", "__version__"} == set(
+        graftwork.__all__
+    )
+    flags = doctest.IGNORE_EXCEPTION_DETAIL | doctest.ELLIPSIS
+    finder, runner = doctest.DocTestFinder(recurse=False), doctest.DocTestRunner(optionflags=flags)
+    for name in CONTRACTS:
+        [example] = finder.find(getattr(graftwork, name), name, globs={})
+        assert example.examples, name
+        example.globs, said = given, list[str]()
+        assert runner.run(example, out=said.append, clear_globs=False).failed == 0, "".join(said)
 
 
 EXAMPLES = """

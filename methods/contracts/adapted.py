@@ -21,6 +21,15 @@ class Parts:
             its hyper-parameters; None if the method itself is the `Fitted`.
         keeps_frozen: rows [N, 2 D] are the features of the frozen backbone and then those of the
             adapted one, neither normalised; otherwise the adapted ones [N, D] alone.
+
+    Example:
+        >>> parts = graftwork.Parts(
+        ...     first_session=build("first_session", {"peft": "ssf"}),
+        ...     classifier=("simplecil", {}),
+        ...     keeps_frozen=True,
+        ... )
+        >>> parts == build("aper_ssf", {}).parts()
+        True
     """
 
     first_session: Trained | None
@@ -29,7 +38,13 @@ class Parts:
 
 
 class Adapted(Protocol):
-    """A method in two parts; a frozen keyword-only dataclass."""
+    """A method in two parts; a frozen keyword-only dataclass.
+
+    Example:
+        >>> method: graftwork.Adapted = build("aper_ssf", {"epochs": 3})
+        >>> method.parts().first_session.epochs
+        3
+    """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
     card: ClassVar[Card]

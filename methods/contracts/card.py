@@ -48,6 +48,16 @@ class Card:
             learns on images, task after task), `adapted` (`Adapted`: trains on the first task,
             then is fitted on the features of the adapted backbone) or `fused` (`Fused`: two trained
             branches on two networks, and a blend of their scores).
+
+    Example:
+        >>> card = graftwork.Card(
+        ...     title="NCM",
+        ...     paper="https://arxiv.org/abs/2210.04428",
+        ...     summary="The nearest class mean.",
+        ...     memory="C * D floats",
+        ... )
+        >>> card.contract, card.growth
+        ('fitted', 'constant')
     """
 
     title: str

@@ -21,6 +21,14 @@ class Rows:
         num_classes: K.
         texts: [T, K, E] features of every class's name in T templates, from CLIP's text tower;
             only for methods whose card asks for CLIP.
+
+    Example:
+        >>> rows = graftwork.Rows(
+        ...     features=torch.tensor([[1.0, 0.0], [0.9, 0.1], [0.0, 1.0]]),
+        ...     labels=torch.tensor([0, 0, 1]),
+        ...     samples=torch.arange(3),
+        ...     num_classes=2,
+        ... )
     """
 
     features: Tensor
@@ -36,6 +44,13 @@ class Fitted(Protocol):
     `statistics` and `add` make a commutative monoid: any sharding, order or task split of the rows
     gives the same sum up to rounding. The implementing class is a frozen keyword-only dataclass
     whose fields are the hyper-parameters with the paper's defaults. All sums are float64.
+
+    Example:
+        >>> method: graftwork.Fitted = build("simplecil", {})
+        >>> total = method.statistics(rows, seed=0)
+        >>> state = method.solve(total, total, classes=[1, 0], seed=0)  # class 1 was learned first
+        >>> method.logits(state, rows.features, seed=0).argmax(dim=1).tolist()
+        [1, 1, 0]
     """
 
     card: ClassVar[Card]

@@ -22,6 +22,10 @@ class Branches:
     Args:
         clip: on the spec's `backbone`.
         vit: on the spec's `vit`.
+
+    Example:
+        >>> graftwork.Branches(clip=("promptfusion_clip", {}), vit=("promptfusion_vit", {})).vit[0]
+        'promptfusion_vit'
     """
 
     clip: tuple[str, dict[str, Any]]
@@ -29,7 +33,13 @@ class Branches:
 
 
 class Fused(Protocol):
-    """A method of two branches; a frozen keyword-only dataclass."""
+    """A method of two branches; a frozen keyword-only dataclass.
+
+    Example:
+        >>> method: graftwork.Fused = build("promptfusion", {})
+        >>> method.branches().clip[0], method.branches().vit[0]
+        ('promptfusion_clip', 'promptfusion_vit')
+    """
 
     card: ClassVar[Card]
 

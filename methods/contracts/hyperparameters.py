@@ -18,6 +18,11 @@ class HyperparameterError(ValueError):
 
     Args:
         problems: (field, message) pairs; a message reads `must be ..., got <value>`.
+
+    Example:
+        >>> build("ranpac", {"projection_dim": -1})
+        Traceback (most recent call last):
+        HyperparameterError: projection_dim: must be ...
     """
 
     def __init__(self, problems: Iterable[tuple[str, str]]) -> None:
@@ -54,6 +59,14 @@ def require(owner: object, rules: Mapping[str, tuple[bool, str]]) -> None:
 
     Raises:
         HyperparameterError: at least one rule is broken.
+
+    Example:
+        In `__post_init__` of a method's dataclass, where `self` is the owner:
+
+        >>> from types import SimpleNamespace
+        >>> graftwork.require(SimpleNamespace(lr=0.0), {"lr": (False, "above 0")})
+        Traceback (most recent call last):
+        HyperparameterError: lr: must be above 0, got 0.0
     """
     problems = [
         (name, f"must be {what}, got {getattr(owner, name)!r}")

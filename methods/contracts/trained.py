@@ -39,6 +39,9 @@ class Task:
         seen: C, columns that exist after it.
         names: of the classes of all C columns; only for methods on CLIP.
         templates: texts with one `{}` for a name, likewise.
+
+    Example:
+        >>> task = graftwork.Task(index=1, count=5, current=(2, 3), before=2, seen=4)
     """
 
     index: int
@@ -65,6 +68,17 @@ class Recipe:
         clip: largest norm of all gradients together; 0 does not clip.
         drop_last: leave out a last batch that is smaller than the others.
         shuffle: draw a new order in every epoch; otherwise the data set's own.
+
+    Example:
+        >>> recipe = graftwork.Recipe(
+        ...     epochs=5,
+        ...     batch_size=16,
+        ...     augmentation="flip",
+        ...     optimizer=lambda groups: torch.optim.SGD(groups, lr=0.1, momentum=0.9),
+        ...     schedule=lambda epoch, epochs: 1 - epoch / epochs,
+        ... )
+        >>> recipe.schedule(1, 5)
+        0.8
     """
 
     epochs: int
@@ -147,6 +161,21 @@ class Learner(nn.Module, Generic[N]):
     frozen, and a method that trains it says so (`network.requires_grad_(True)`). Parameters and
     buffers that grow with the tasks grow along their first axis. New ones are initialised from
     torch's global generator, which was seeded for the run's seed and the task.
+
+    Example:
+        >>> class Probe(graftwork.Learner):
+        ...     def __init__(self, network, task):
+        ...         super().__init__(network, task)
+        ...         self.head = torch.nn.Linear(network.num_features, task.seen)
+        ...
+        ...     def forward(self, images, targets, query):
+        ...         scores = self.logits(images, query)
+        ...         return {"loss": torch.nn.functional.cross_entropy(scores, targets)}
+        ...
+        ...     def logits(self, images, query):
+        ...         return self.head(self.network(images))
+        >>> Probe(vit.requires_grad_(False), task).logits(torch.zeros(2, 3, 32, 32), None).shape
+        torch.Size([2, 4])
     """
 
     needs_query: ClassVar[bool] = False
@@ -233,6 +262,13 @@ class Trained(Protocol):
 
     A method that keeps exemplars has the fields of `methods/contracts/exemplars.py`: who plans the
     run reads them, and hands over the images of earlier tasks together with the task's own.
+
+    Example:
+        >>> method: graftwork.Trained = build("bitfit", {"epochs": 2})
+        >>> method.recipe(task).epochs
+        2
+        >>> type(method.learner(vit.requires_grad_(False), task)).__name__
+        'BitFitLearner'
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
