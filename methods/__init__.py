@@ -1,4 +1,4 @@
-"""What is learned: plain PyTorch on tensors. One method, one class, one line in `METHODS`.
+"""Methods as plain PyTorch on tensors. One method, one class, one line in `METHODS`.
 
 Importing this package does not import torch; `load` does.
 """

@@ -175,7 +175,7 @@ def logs(
     address: JobAddress,
     follow: Annotated[bool, typer.Option(help="Keep printing until the job ends.")] = False,
 ) -> None:
-    """What a submitted job printed."""
+    """Print what a submitted job printed."""
     from graftwork.cluster import jobs
 
     for piece in jobs.logs(job, address=address, follow=follow):
@@ -307,7 +307,7 @@ def ui(
 
 @cache_app.command("ls", epilog="Example: graftwork cache ls --store /data/store")
 def cache_ls(store: StoreUrl = DEFAULT_STORE, as_json: AsJson = False) -> None:
-    """What the store holds, by kind of stage."""
+    """Count what the store holds, by kind of stage."""
     from graftwork.operators import housekeeping
     from graftwork.pipelines.reporting import terminal
 

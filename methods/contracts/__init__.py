@@ -1,1 +1,1 @@
-"""What a method is: its card, its hyper-parameters, and what the operators call."""
+"""Contracts of methods: card, hyper-parameters, and the functions that operators call."""

@@ -12,7 +12,7 @@ from graftwork.methods.contracts.trained import Trained
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """What an adapted method consists of.
+    """Parts that an adapted method consists of.
 
     Args:
         first_session: trains on the first task; None adapts nothing, and the features are the

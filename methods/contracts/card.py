@@ -1,4 +1,4 @@
-"""What a method is: the contracts that the operators rely on.
+"""Card of a method: the facts by which operators and readers tell methods apart.
 
 Shapes: N rows, D feature width, M projection width, C classes seen so far, K all classes.
 """
@@ -17,7 +17,7 @@ Growth = Literal["constant", "classes", "tasks", "rows"]
 
 @dataclass(frozen=True, kw_only=True)
 class Card:
-    """What a reader must know before comparing a method with another; data, not prose.
+    """Facts to know before comparing a method with another; data, not prose.
 
     Args:
         title: name as the paper writes it.

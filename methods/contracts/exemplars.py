@@ -15,5 +15,5 @@ Selection = Literal["herding", "random"]
 
 
 def rules(method: object) -> dict[str, tuple[bool, str]]:
-    """What `methods.contracts.hyperparameters.require` needs for the fields."""
+    """Rules of the fields for `methods.contracts.hyperparameters.require`."""
     return {"exemplars": (method.exemplars >= 0, "at least 0")}  # type: ignore[attr-defined]

@@ -64,7 +64,7 @@ class Fitted(Protocol):
         ...
 
     def solve(self, total: State, task: State, classes: Sequence[int], seed: int) -> State:
-        """What `logits` needs, after a task.
+        """Solves for the tensors that `logits` needs, after a task.
 
         Args:
             total: statistics of all tasks seen so far.

@@ -17,7 +17,7 @@ from graftwork.methods.contracts.card import Card
 
 @dataclass(frozen=True, kw_only=True)
 class Branches:
-    """What a fused method consists of; each a key of `PARTS` with its hyper-parameters.
+    """Branches that a fused method consists of; each a key of `PARTS` with its hyper-parameters.
 
     Args:
         clip: on the spec's `backbone`.

@@ -38,7 +38,7 @@ class Registry:
         return getattr(importlib.import_module(module), attribute)
 
     def build(self, name: str, values: Mapping[str, Any]) -> Any:
-        """What a name stands for, with some hyper-parameters given and the others at defaults.
+        """Builds the value of a name, with some hyper-parameters given and the others at defaults.
 
         Args:
             values: plain values; an int is accepted where a float belongs.

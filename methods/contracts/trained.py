@@ -29,7 +29,7 @@ Augmentation = Literal["none", "flip", "lamda", "imagenet", "slca"]
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """What a method may know of a task: positions, never class ids.
+    """Facts that a method may know about a task: positions, never class ids.
 
     Args:
         index: t, from 0.
@@ -55,7 +55,7 @@ class Task:
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe:
-    """How a task is trained.
+    """Recipe by which a task is trained.
 
     Args:
         epochs: passes over the task's images.
@@ -275,7 +275,7 @@ class Trained(Protocol):
     card: ClassVar[Card]
 
     def recipe(self, task: Task) -> Recipe:
-        """How the task is trained."""
+        """Recipe by which the task is trained."""
         ...
 
     def learner(self, network: Any, task: Task, /) -> Learner[Any]:
@@ -295,7 +295,7 @@ class Independent(Trained, Protocol):
     """
 
     def expert(self, vit: VisionTransformer, task: Task, /) -> Learner:
-        """What trains on one task alone, on a frozen ViT of its own.
+        """A learner that trains on one task alone, on a frozen ViT of its own.
 
         Tensors that the card calls `shared` are restored in experts of later tasks, and have the
         same names and shapes in expert and learner.
@@ -319,7 +319,7 @@ class _Experts:
 
 
 def trains(method: Trained) -> Trained:
-    """What the training loop is given: the method, or the experts of an independent one."""
+    """The method that the training loop is given: itself, or the experts of an independent one."""
     if not method.card.independent:
         return method
     # The card says what the type checker cannot see.
@@ -327,7 +327,7 @@ def trains(method: Trained) -> Trained:
 
 
 def shared(method: Trained, first: State) -> State:
-    """What later experts of an independent method start from, of what the first task left."""
+    """Tensors of the first task that later experts of an independent method start from."""
     return {name: first[name] for name in method.card.shared}
 
 
@@ -352,7 +352,7 @@ def restore(learner: Learner[Any], state: Mapping[str, Tensor]) -> None:
 
 
 def learned(learner: Learner[Any], backbone: Iterable[Tensor]) -> State:
-    """What a learner holds beyond the untouched backbone: what is stored after a task.
+    """Tensors of a learner beyond the untouched backbone: those that are stored after a task.
 
     Args:
         backbone: tensors of the network as it arrived.

@@ -213,7 +213,7 @@ class ESNLearner(Learner):
         return self.heads([stage(tokens) for stage in self.stages])
 
     def _claimed(self, images: Tensor, candidates: tuple[float, ...]) -> Tensor:
-        """Whether the newest stage has the lowest energy [B, candidates], as 0 and 1."""
+        """Tells whether the newest stage has the lowest energy [B, candidates], as 0 and 1."""
         scores, newest = self.stage_logits(images), self.task.index
         return torch.stack([(winners(scores, t) == newest).float() for t in candidates], dim=1)
 

@@ -127,7 +127,7 @@ class KeyValueUpdate(nn.Module):
             nn.init.kaiming_uniform_(half, a=math.sqrt(5))
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """What is added [B, N, 3 D] to queries (nothing), keys and values."""
+        """Addends [B, N, 3 D] to queries (nothing), keys and values."""
         parts = [
             scale * F.linear(F.linear(tokens, down), up)
             for scale, down, up in zip(self.scale, self.down, self.up, strict=True)

@@ -116,7 +116,7 @@ class MagMaxLearner(Learner):
 
 
 def rules(method: Changes) -> Mapping[str, tuple[bool, str]]:
-    """What `require` needs for both variants."""
+    """Rules of both variants for `require`."""
     return epochs.rules(method) | {
         "head_lr": (method.head_lr > 0, "above 0"),
         "scale": (method.scale >= 0, "at least 0"),
@@ -124,7 +124,7 @@ def rules(method: Changes) -> Mapping[str, tuple[bool, str]]:
 
 
 def recipe(method: Changes) -> Recipe:
-    """How a task of either variant is trained."""
+    """Recipe of a task of either variant."""
     # Differs from danielm1405/magmax, whose learning rate rises for 500 steps and then follows a
     # cosine by steps: ours are functions of the epoch, so that a resumed task needs no state.
     return epochs.usual_recipe(method)

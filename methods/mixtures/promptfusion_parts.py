@@ -1,4 +1,4 @@
-"""What PromptFusion and its branches share: fields, their ranges, recipe, weights of the loss.
+"""Parts shared by PromptFusion's branches: fields, their ranges, recipe, weights of the loss.
 
 Shapes: B batch, C classes seen.
 """
@@ -82,12 +82,12 @@ class Mask(nn.Module):
 
 
 def recipe(method: Common) -> Recipe:
-    """How a task of either branch is trained."""
+    """Recipe of a task of either branch."""
     return replace(usual_recipe(method), drop_last=True)
 
 
 def rules(method: Common) -> dict[str, tuple[bool, str]]:
-    """What `require` needs for the fields that a method has."""
+    """Rules for `require` of the fields that a method has."""
     wanted = {
         "context_length": (lambda value: 0 <= value <= 64, "in 0..64"),
         "image_prompt_length": (lambda value: value >= 1, "at least 1"),

@@ -1,4 +1,4 @@
-"""What PROOF adds to a frozen CLIP: projections, an attention, prototypes; on features alone.
+"""Additions of PROOF to a frozen CLIP: projections, an attention, prototypes; on features alone.
 
 Shapes: B batch, N rows, C classes seen, P templates, E joint width, T tasks so far.
 """
@@ -84,7 +84,7 @@ class Attention(nn.Module):
 
 
 class Fusion(nn.Module):
-    """What PROOF adds to a frozen CLIP: tensors on features, without either tower.
+    """Additions of PROOF to a frozen CLIP: tensors on features, without either tower.
 
     Args:
         width: E.

@@ -36,7 +36,7 @@ class Merging(Slow):
 
 
 def rules(method: Merging) -> dict[str, tuple[bool, str]]:
-    """What `require` needs for the fields of `Merging`."""
+    """Rules for `require` of the fields of `Merging`."""
     return slow_learner.rules(method) | {"weight": (0 <= method.weight <= 1, "between 0 and 1")}
 
 

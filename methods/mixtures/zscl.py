@@ -86,7 +86,7 @@ class ZSCL(Steps, Decayed):
 
     @property
     def needs_reference(self) -> bool:
-        """Whether these hyper-parameters read the spec's `reference`."""
+        """Tells whether these hyper-parameters read the spec's `reference`."""
         return self.distillation > 0
 
     def recipe(self, task: Task) -> Recipe:

@@ -235,7 +235,7 @@ def check(model: nn.Module) -> nn.Module:
 
 
 def _text_tower(model: Any) -> Any:
-    """Where the text tower's parts are; `open_clip.CLIP` holds them itself."""
+    """The module that holds the text tower's parts; `open_clip.CLIP` holds them itself."""
     return model.text if hasattr(model, "text") else model
 
 

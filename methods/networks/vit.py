@@ -110,7 +110,7 @@ def read_out(vit: VisionTransformer, tokens: Tensor) -> Tensor:
 
 
 def pooling(vit: VisionTransformer) -> str:
-    """What `read_out` reads, as specs call it: "token" or "avg"."""
+    """Name of what `read_out` reads, as specs call it: "token" or "avg"."""
     return "token" if vit.cls_token is not None else "avg"
 
 

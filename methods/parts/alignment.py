@@ -51,7 +51,7 @@ class Alignment(Protocol):
 
 
 class Aligned(Protocol):
-    """What `prepare` adds to a learner."""
+    """Attributes that `prepare` adds to a learner."""
 
     task: Task
     head: nn.Linear

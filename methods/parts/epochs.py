@@ -73,7 +73,7 @@ class Clipped:
 
 
 def rules(method: Steps) -> dict[str, tuple[bool, str]]:
-    """What `require` needs for the fields of this module that a method has."""
+    """Rules for `require` of those fields of this module that a method has."""
     found = {
         "epochs": (method.epochs >= 1, "at least 1"),
         "batch_size": (method.batch_size >= 1, "at least 1"),

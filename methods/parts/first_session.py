@@ -129,7 +129,7 @@ def of(kind: Peft, method: object) -> FirstSession:
 
 
 def rules(method: object) -> dict[str, tuple[bool, str]]:
-    """What `require` needs for the fields that a method has in common with `FirstSession`."""
+    """Rules for `require` of the fields that a method has in common with `FirstSession`."""
     wanted: dict[str, tuple[Callable[[float], bool], str]] = {
         "epochs": (lambda value: value >= 1, "at least 1"),
         "batch_size": (lambda value: value >= 1, "at least 1"),

@@ -36,7 +36,7 @@ class Adapter(nn.Module):
             nn.init.zeros_(zero)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """What is added [B, N, D] to the output of a block that `tokens` [B, N, D] are in."""
+        """Addend [B, N, D] to the output of a block that `tokens` [B, N, D] are in."""
         hidden = F.dropout(F.relu(self.down(tokens)), self._dropout, self.training)
         return self._scale * self.up(hidden)
 

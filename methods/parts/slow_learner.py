@@ -44,7 +44,7 @@ class Slow(Steps, Decayed):
 
 
 def rules(method: Slow) -> dict[str, tuple[bool, str]]:
-    """What `require` needs for the fields of `Slow`."""
+    """Rules for `require` of the fields of `Slow`."""
     return epochs.rules(method) | {
         "backbone_lr_scale": (method.backbone_lr_scale > 0, "above 0"),
         "milestone": (method.milestone >= 0, "at least 0"),
@@ -55,7 +55,7 @@ def rules(method: Slow) -> dict[str, tuple[bool, str]]:
 
 
 def recipe(method: Slow) -> Recipe:
-    """How a task is trained, before its alignment."""
+    """Recipe of a task, before its alignment."""
     return Recipe(
         epochs=method.epochs,
         batch_size=method.batch_size,

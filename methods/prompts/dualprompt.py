@@ -165,7 +165,7 @@ class DualPromptLearner(Learner):
         return self._scores(images, chosen[:, 0])
 
     def prefixes(self, ids: Tensor, batch: int) -> list[Prefix | None]:
-        """What each block's attention sees in front, by the tasks' ids [B or 1] of the images."""
+        """Prefixes that each block's attention sees, by the tasks' ids [B or 1] of the images."""
         method = self._method
         found: list[Prefix | None] = [None] * len(self.network.blocks)
         shared = self.g.transpose(2, 3)[:, :, None]  # [R, 2, 1, H, L, K]

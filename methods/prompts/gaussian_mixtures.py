@@ -1,4 +1,4 @@
-"""What is kept of classes whose images are gone: components in feature space, to be sampled.
+"""Records of classes whose images are gone: components in feature space, to be sampled.
 
 Shapes: E entries (a class of a task), K components of an entry, D width, N rows, M components in
 use, S rows of a batch.
@@ -75,12 +75,12 @@ class Mixtures(nn.Module):
         return self.mean[self.count > 0]
 
     def used(self) -> Tensor:
-        """Which components are sampled [E, K]: those of several rows, or all if there are none."""
+        """Mask [E, K] of the components to sample: those of several rows, or all if none has."""
         several = self.count > 1
         return several | ((self.count > 0) & ~several.any(dim=1, keepdim=True))
 
     def factors(self) -> Tensor:
-        """What noise is multiplied with: deviations [M, D], or Cholesky factors [M, D, D]."""
+        """Factors of the noise: deviations [M, D], or Cholesky factors [M, D, D]."""
         spread = self.spread[self.used()]
         if self._kind == "centroids":
             return (spread + gaussians.JITTER).sqrt()

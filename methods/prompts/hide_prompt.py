@@ -289,7 +289,7 @@ class HiDePromptLearner(Learner):
         return (1 - part) * own + part * self.e[:now].detach().mean(dim=0, keepdim=True)
 
     def prefixes(self, own: Tensor, batch: int) -> list[Prefix | None]:
-        """What each block's attention sees in front, of prefixes [B or 1, R, 2, L, H, K]."""
+        """Keys and values in front of each attention, of prefixes [B or 1, R, 2, L, H, K]."""
         found: list[Prefix | None] = [None] * len(self.network.blocks)
         own = own.permute(1, 2, 0, 4, 3, 5)  # [R, 2, B or 1, H, L, K]
         if self._method.kv_layout == "scrambled":

@@ -1,4 +1,4 @@
-"""Which entries of a pool an image uses: by the cosine of its query to the entries' keys.
+"""Selection of the entries of a pool for an image, by the cosine of its query to their keys.
 
 Shapes: B batch, D width, M pool size, N entries chosen.
 """
@@ -28,7 +28,7 @@ def nearest(scores: Tensor, count: int) -> Tensor:
 
 
 def histogram(chosen: Tensor, size: int) -> Tensor:
-    """How often each of `size` entries stands in ids [B, N], over all workers: [M] int64."""
+    """Counts [M] int64 of each of `size` entries in ids [B, N], over all workers."""
     # Not bincount, which has no deterministic kernel on CUDA.
     entries = torch.arange(size, device=chosen.device)
     return all_sum((chosen.flatten()[:, None] == entries).sum(dim=0))

@@ -210,7 +210,7 @@ def compose(own: Tensor, similar: Tensor, there: Tensor) -> Tensor:
 
 
 def weights(counts: Tensor, alpha: float) -> Tensor:
-    """What a subspace's cosine counts for a class [S, C].
+    """Weights of a subspace's cosine for a class [S, C].
 
     1 together for the subspaces that the class was trained in, and `alpha` together, divided by
     the number of earlier tasks, for the others.
