@@ -25,6 +25,10 @@ from graftwork.operators.backbones import loading, resolve
 from graftwork.operators.data import dataset, sources
 from graftwork.operators.images.pixels import normalise, prepare
 from graftwork.operators.images.preprocessing import PRESETS
+from graftwork.operators.parameters.as_json import to_json
+from graftwork.operators.parameters.features import ShardParameters
+from graftwork.operators.parameters.hints import ImageHints, NetworkPlace, ShardHints
+from graftwork.operators.parameters.learners import Network, Numerics
 from graftwork.operators.stage import OPERATORS, Resources, Stage
 from graftwork.operators.store import Store
 
@@ -44,27 +48,38 @@ def stages(split: Any, about: Any, preset: str, precision: str, count: int) -> l
     return [
         Stage(
             operator="features",
-            parameters={
-                "images": split.images_digest(start, min(start + size, count)),
-                "architecture": about.model,
-                "backbone": about.fingerprint,
-                "preprocessing": PRESETS[preset].to_json(),
-                "pooling": "token",
-                "dtype": "float16",
-                "numerics": {"device": "cpu", "precision": precision, "torch": "benchmark"},
-            },
-            hints={
-                "places": split.places(start, min(start + size, count)),
-                "model": about.model,
-                "weights": about.weights,
-                "batch_size": None,
-                "cpus": 1,
-                "max_pixels": None,
-            },
+            parameters=to_json(
+                ShardParameters(
+                    digest=split.images_digest(start, stop),
+                    network=Network(architecture=about.model, fingerprint=about.fingerprint),
+                    preprocessing=PRESETS[preset],
+                    pooling="token",
+                    dtype="float16",
+                    numerics=Numerics(device="cpu", precision=precision, torch="benchmark"),
+                )
+            ),
+            hints=to_json(
+                ShardHints(
+                    reading=ImageHints(
+                        network=NetworkPlace(
+                            model=about.model,
+                            weights=about.weights,
+                            pooling="token",
+                            image_size=None,
+                        ),
+                        cpus=1,
+                        max_pixels=None,
+                        images=stop - start,
+                        places=split.places(start, stop),
+                    ),
+                    batch_size=None,
+                )
+            ),
             resources=Resources(),
             label=f"features {start}",
         )
         for start in range(0, count, size)
+        for stop in [min(start + size, count)]
     ]
 
 

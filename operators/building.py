@@ -1,17 +1,22 @@
-"""Methods built from the descriptions that keys hold."""
-
-from typing import Any
+"""Methods built from what keys hold of them."""
 
 from graftwork import methods
 from graftwork.methods.contracts.fitted import Fitted
+from graftwork.methods.contracts.fused import Fused
 from graftwork.methods.contracts.trained import Trained
+from graftwork.operators.parameters.learners import MethodRef
 
 
-def fitted(method: dict[str, Any]) -> Fitted:
-    """The method of a key's description `{name, version, hyperparameters}`."""
-    return methods.build(method["name"], method["hyperparameters"])
+def fitted(method: MethodRef) -> Fitted:
+    """The closed-form method of a key."""
+    return methods.build(method.name, method.hyperparameters)
 
 
-def trained(method: dict[str, Any]) -> Trained:
-    """The method of a key's description `{name, version, hyperparameters}`."""
-    return methods.build(method["name"], method["hyperparameters"])  # type: ignore[return-value]
+def trained(method: MethodRef) -> Trained:
+    """The trained method of a key."""
+    return methods.build(method.name, method.hyperparameters)  # type: ignore[return-value]
+
+
+def fused(method: MethodRef) -> Fused:
+    """The fused method of a key."""
+    return methods.build(method.name, method.hyperparameters)  # type: ignore[return-value]

@@ -46,6 +46,8 @@ class Stage:
             (places of files, batch sizes).
         resources: what the stage occupies while it runs.
         label: what people see, for example `features train 3/20`.
+        group: what people see of several stages as one, for example `features train`: the shards of
+            a split, the tasks of a run; empty for a stage that stands for itself.
         chain: name shared by stages that one worker group computes one after the other, unique
             in the graph and seen by people, for example `l2p order 1993 seed 0`; empty for a
             stage on its own.
@@ -57,6 +59,7 @@ class Stage:
     hints: Mapping[str, Any] = field(default_factory=dict)
     resources: Resources = Resources()
     label: str = ""
+    group: str = ""
     chain: str = ""
 
     def __post_init__(self) -> None:

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Iterable, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ from timm.models import build_model_with_cfg, generate_default_cfgs, register_mo
 from timm.models.vision_transformer import ParallelScalingBlock, VisionTransformer
 
 from graftwork.cluster.execution.worker import Done, run_stage
+from graftwork.methods.contracts.trained import Task
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.hints import ImageHints, TrainHints
+from graftwork.operators.parameters.learners import LearnerRef
+from graftwork.operators.parameters.training import JoinParameters, TrainParameters
 from graftwork.operators.stage import OPERATORS, Stage
 from graftwork.operators.store import Store
+from graftwork.operators.training import opening
+from graftwork.operators.training.rows import FeatureRows, TaskRows
 from graftwork.pipelines.planning.plan import Plan, make_plan
 from graftwork.pipelines.spec.loading import load_resolved
 
@@ -145,6 +153,29 @@ def plan(store: Store, folder: Path, *overrides: str, **sections: Any) -> Plan:
 def compute(stages: Iterable[Stage], store: Store) -> list[Done]:
     """Runs stages as workers do, in the given order."""
     return [run_stage(OPERATORS[stage.operator], stage.assignment(), store) for stage in stages]
+
+
+def learner_of(stage: Stage) -> LearnerRef:
+    """What the state of a training, a join, a merge or a prediction belongs to."""
+    names = {part.name for part in fields(LearnerRef)} - {"network"} | {"architecture", "backbone"}
+    return from_json(LearnerRef, {k: v for k, v in stage.parameters.items() if k in names})
+
+
+def task_of(stage: Stage) -> Task:
+    """What a method knows of the task of a stage."""
+    return opening.task_of(learner_of(stage).task)
+
+
+def training_rows(stage: Stage, store: Store) -> TaskRows | FeatureRows:
+    """The images that a training or a join works with."""
+    work = stage.assignment()
+    if stage.operator == "join":
+        reading = from_json(ImageHints, work.hints)
+        data = from_json(JoinParameters, work.parameters).data
+    else:
+        reading = from_json(TrainHints, work.hints).reading
+        data = from_json(TrainParameters, work.parameters).data
+    return opening.task_rows(work, store, learner_of(stage), data, reading)
 
 
 def of(made: Plan, operator: str) -> list[Stage]:

@@ -28,6 +28,8 @@ from graftwork.operators.errors import ConfigError, DamagedStage, Diverged, Inco
 from graftwork.operators.evaluation.fitted_scores import fitted_scores as scores_of_fit
 from graftwork.operators.formats import predictions
 from graftwork.operators.formats.index import load_index
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.hints import ImageHints
 from graftwork.operators.stage import Stage
 from graftwork.operators.stages import statistics
 from graftwork.operators.store import Store
@@ -106,9 +108,8 @@ def start_of(made: Plan, stage: Stage) -> dict[str, Tensor]:
     """The state before the training of a stage."""
     network = loading.load(made.backbone.model, made.backbone.weights, "token")
     learner, backbone = loop.open_learner(
-        building.trained(dict(stage.parameters["method"])), network,  # type: ignore[arg-type]
-        opening.task_of(dict(stage.parameters)), None,
-        Settings(seed=stage.parameters["seed"]),
+        building.trained(pngs.learner_of(stage).method), network,  # type: ignore[arg-type]
+        pngs.task_of(stage), None, Settings(seed=stage.parameters["seed"]),
     )  # fmt: skip
     return learned(learner, backbone)
 
@@ -147,13 +148,15 @@ def test_a_merged_state_predicts_like_the_learner_that_holds_it(whole: tuple[Sto
     network = loading.load(made.backbone.model, made.backbone.weights, "token")
     learner, _ = loop.open_learner(
         methods.build("finetune", FINETUNE), network,  # type: ignore[arg-type]
-        opening.task_of(dict(model.parameters)), state(store, model), Settings(seed=0),
+        pngs.task_of(model), state(store, model), Settings(seed=0),
     )  # fmt: skip
     order = last.assignment()
     index = load_index(store, *order.inputs("dataset")[0])
     rows = np.arange(len(index.labels))
     targets = torch.from_numpy(columns_of(index.labels, model.parameters["learned"]))
-    images = opening.open_rows(order, index, rows, targets, None)
+    images = opening.open_rows(
+        pngs.learner_of(last), from_json(ImageHints, order.hints), index, rows, targets, None
+    )
     expected = forward.forward_plain(
         learner.eval().logits, learner, images, Settings(seed=0), Log()
     )
@@ -453,7 +456,8 @@ def test_gram_matrices_are_of_inputs_in_the_precision_of_the_training(
 
 
 def fitted_scores(store: Store, run: Run, number: int, rows: Any, classes: Any) -> np.ndarray:
-    return scores_of_fit(run.evaluate.assignment(), store, number, rows, classes)
+    given, work = run.evaluated, run.evaluate.assignment()
+    return scores_of_fit(given, given.tasks, work, store, number, rows, classes)
 
 
 def test_an_ensemble_is_what_numpy_makes_of_the_scores(whole: tuple[Store, Plan]) -> None:

@@ -27,9 +27,12 @@ from graftwork.operators.data.scenario import rows_of
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.formats.index import load_index
 from graftwork.operators.formats.ranks import load
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.tasks import Memory, TaskData
+from graftwork.operators.parameters.training import TrainParameters
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
-from graftwork.operators.training import opening, snapshots
+from graftwork.operators.training import snapshots
 from graftwork.operators.training.rows import TaskRows
 from graftwork.pipelines.planning.plan import Plan
 from tests import pngs
@@ -156,8 +159,8 @@ def test_a_random_order_follows_from_image_and_seed_alone() -> None:
 # --- the budget -------------------------------------------------------------------------------
 
 
-def described(*tasks: tuple[list[int], list[int]]) -> list[dict[str, list[int]]]:
-    return [{"classes": classes, "domains": domains} for classes, domains in tasks]
+def described(*tasks: tuple[list[int], list[int]]) -> list[TaskData]:
+    return [TaskData(classes=tuple(classes), domains=tuple(domains)) for classes, domains in tasks]
 
 
 def test_the_budget_is_shared_by_the_classes_so_far() -> None:
@@ -184,7 +187,8 @@ def test_a_class_in_several_domains_shares_its_part_among_them() -> None:
 def test_chosen_are_the_first_ranks_of_earlier_blocks() -> None:
     labels = np.array([0, 1, 0, 1, 0, 2, 1, 2])
     ranks = np.array([2, 0, 0, 2, 1, 0, 1, 1])
-    memory = {"earlier": described(([1], [0]), ([0], [0])), "exemplars": 4, "budget": "total"}
+    earlier = tuple(described(([1], [0]), ([0], [0])))
+    memory = Memory(earlier=earlier, exemplars=4, budget="total")
     found = exemplars.chosen(labels, np.zeros(8, int), ranks, memory)
     assert found.tolist() == [1, 2, 4, 6]
 
@@ -259,9 +263,9 @@ def test_without_exemplars_there_is_no_memory(store: Store, folder: Path) -> Non
     assert of(made, "exemplars") == []
     assert all("memory" not in stage.parameters for stage in of(made, "train"))
     [run] = made.runs
-    assert run.method.card["exemplars"] == 0
-    assert planned(store, folder).runs[0].method.card["exemplars"] == 12
-    assert planned(store, folder, exemplars=30).runs[0].method.card["exemplars"] == 30
+    assert run.method.facts.exemplars == 0
+    assert planned(store, folder).runs[0].method.facts.exemplars == 12
+    assert planned(store, folder, exemplars=30).runs[0].method.facts.exemplars == 30
 
 
 def test_a_budget_that_leaves_classes_without_an_image_is_refused(
@@ -276,7 +280,7 @@ def test_a_budget_that_leaves_classes_without_an_image_is_refused(
 def kept_by(store: Store, made: Plan, stage: Stage) -> tuple[list[int], list[int]]:
     """Rows of a task's own images and of its exemplars, by what the worker hands over."""
     order = stage.assignment()
-    rows = opening.task_rows(order, store)
+    rows = pngs.training_rows(stage, store)
     assert isinstance(rows, TaskRows)
     index = load_index(store, *order.inputs("dataset")[0])
     places = {sample: row for row, sample in enumerate(index.sample_ids(np.arange(len(TRAIN))))}
@@ -305,14 +309,9 @@ def test_a_task_trains_on_its_images_and_the_best_of_earlier_ones(
         assert len(kept) == min(share, PER_CLASS) * len(earlier)
         assert store.manifest("train", stage.key)["facts"]["exemplars"] == len(kept)
         assert stage.hints["images"] == 2 * (len(own) + len(kept))
-        known = rows_of(
-            labels,
-            made.dataset.train.domains,
-            [
-                *([] if not number else stage.parameters["memory"]["earlier"]),
-                stage.parameters["images"],
-            ],
-        )
+        data = from_json(TrainParameters, stage.parameters).data
+        earlier_tasks = data.memory.earlier if data.memory else ()
+        known = rows_of(labels, made.dataset.train.domains, [*earlier_tasks, data.task])
         assert sources.count(stage.hints["places"]) == len(known)
 
 
@@ -336,7 +335,7 @@ def test_domains_give_exemplars_of_the_domains_before(store: Store, tmp_path: Pa
         methods=[{"replay": {}}],
     )  # fmt: skip
     compute([*of(made, "dataset"), *of(made, "features"), *of(made, "exemplars")], store)
-    rows = opening.task_rows(of(made, "train")[1].assignment(), store)
+    rows = pngs.training_rows(of(made, "train")[1], store)
     assert len(rows.targets) == 18 + 12
     assert int(rows.exemplars.sum()) == 12
     assert Counter(rows.targets[rows.exemplars].tolist()) == dict.fromkeys(range(6), 2)

@@ -280,6 +280,9 @@ def test_the_operator_refuses_images_that_changed(tmp_path: Path) -> None:
             "numerics": {"device": "cpu", "precision": "fp32", "torch": "x"},
         },
         hints={
+            "pooling": "token",
+            "image_size": None,
+            "images": 3,
             "places": {"kind": "files", "files": [str(p) for p in paths]},
             "model": found.model,
             "weights": found.weights,

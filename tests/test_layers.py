@@ -28,6 +28,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         ".",
         "assignment errors keys live seeds versions backbones.shipped",
         "files images store",
+        "parameters",
         "backbones building ensembling stage tracking",
         "data housekeeping merging",
         "catalogue formats backbones.recipes",

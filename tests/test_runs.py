@@ -23,7 +23,7 @@ from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.pipelines.planning import trained
 from graftwork.pipelines.planning.expand import make_runs
-from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.planning.methods import Method, method_of
 from graftwork.pipelines.planning.plan import Plan
 from graftwork.pipelines.planning.runs import Run
 from graftwork.pipelines.planning.shared import Shared
@@ -419,7 +419,7 @@ def described(name: str, card: dict[str, Any] | None = None, **given: Any) -> Me
     facts, problems = catalogue.method(name, given)
     assert not problems
     facts["card"] = facts["card"] | (card or {})
-    return Method(name=name, label=name, **facts)
+    return method_of(name, name, facts)
 
 
 def planned(made: Plan, method: Method) -> Run:
@@ -475,12 +475,12 @@ def test_the_card_of_every_registered_method_is_followed(
         "adapted": {"fit", "train"} if method.trains else {"fit"},
         "fused": {"train", "predict", "score", "blend"},
     }
-    joins = {"join"} if method.card["independent"] else set()
-    assert operators == expected[method.card["contract"]] | joins
-    if method.card["contract"] == "trained":
+    joins = {"join"} if method.facts.independent else set()
+    assert operators == expected[method.facts.contract] | joins
+    if method.facts.contract == "trained":
         predicts = [stage for stage in run.own if stage.operator == "predict"]
-        assert all(bool(s.inputs["features"]) == method.card["query"] for s in predicts)
-        assert len(predicts) == (1 if method.card["upper_bound"] else 3)
+        assert all(bool(s.inputs["features"]) == method.facts.query for s in predicts)
+        assert len(predicts) == (1 if method.facts.upper_bound else 3)
 
 
 def test_a_vote_is_taken_in_batches_of_the_reference(store: Store, folder: Path) -> None:
@@ -496,7 +496,7 @@ def test_a_vote_is_taken_in_batches_of_the_reference(store: Store, folder: Path)
         _, _, by_batch = kind.partition("instance | ")
         for selection, size in (("instance", None), (by_batch, 7)):
             method = described(name, eval_selection=selection, batch_size=7)
-            assert method.card["batch_information_at_test"] is (size is not None)
+            assert method.facts.batch_information_at_test is (size is not None)
             run = planned(made, method)
             found = {s.parameters["vote_batch"] for s in run.own if s.operator == "predict"}
             assert found == {size}

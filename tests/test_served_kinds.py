@@ -21,6 +21,8 @@ from graftwork.operators.backbones import loading
 from graftwork.operators.ensembling.scores import align
 from graftwork.operators.errors import ConfigError, IncompatibleError
 from graftwork.operators.formats import features, predictions, states
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
 from graftwork.operators.training import forward
@@ -112,7 +114,9 @@ class Made(NamedTuple):
         rows = features.matrix(self.store, features.roles(order))[self.rows(run)]
         state = states.load_states(self.store, "fit", run.model.key)[-1]
         given = torch.from_numpy(rows.astype(np.float32))
-        scores = building.fitted(keyed["method"]).logits(state, given, keyed["seed"] or 0)
+        scores = building.fitted(from_json(MethodRef, keyed["method"])).logits(
+            state, given, keyed["seed"] or 0
+        )
         learned = [c for task in keyed["tasks"] for c in task["classes"]]
         return scores[:, [learned.index(c) for c in run.classes]]
 

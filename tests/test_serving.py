@@ -27,6 +27,8 @@ from graftwork.operators.backbones.names import place as place_of
 from graftwork.operators.errors import ConfigError, DamagedStage, IncompatibleError
 from graftwork.operators.formats import features, predictions, states
 from graftwork.operators.images.preprocessing import resolve
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.serving import inference, inputs, lookup, model_files
 from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
@@ -117,7 +119,7 @@ def pipeline_scores(made: Made, run: Run) -> torch.Tensor:
         matrix = features.matrix(store, features.roles(order)).astype(np.float32)
         state = states.load_states(store, "fit", run.model.key)[-1]
         keyed = run.model.parameters
-        method = building.fitted(keyed["method"])
+        method = building.fitted(from_json(MethodRef, keyed["method"]))
         scores = method.logits(state, torch.from_numpy(matrix), keyed["seed"] or 0)
         learned = [c for task in keyed["tasks"] for c in task["classes"]]
     return scores[:, np.argsort(learned)]

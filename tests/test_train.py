@@ -28,7 +28,7 @@ from graftwork.operators.formats import predictions
 from graftwork.operators.images import pixels
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
-from graftwork.operators.training import loop, opening, snapshots
+from graftwork.operators.training import loop, snapshots
 from graftwork.operators.training.rows import TaskRows
 from graftwork.operators.training.settings import Log, Settings
 from graftwork.pipelines.planning.plan import Plan
@@ -546,8 +546,8 @@ def test_tasks_side_by_side_are_those_of_the_loop(
     method = methods.build(made.runs[0].method.name, made.runs[0].method.hyperparameters)
     states: list[State] = []
     for expert, join in zip([first, *others], joins, strict=True):
-        task = opening.task_of(dict(expert.parameters))
-        rows, settings = opening.task_rows(join.assignment(), store), Settings(seed=0)
+        task = pngs.task_of(expert)
+        rows, settings = pngs.training_rows(join, store), Settings(seed=0)
         start = shared(method, states[0]) if states else None
         state, log = loop.train_task(trains(method), network(made), task, rows, start, settings)
         assert same(load_tensors(state_of(store, expert)), state)
@@ -566,7 +566,7 @@ def test_tasks_side_by_side_are_those_of_the_loop(
     test, images = index_of(store, made, "test"), given_pixels(made, encoded(folder, "test"))
     learned = learned_of(made)
     for number, stage in enumerate(of(made, "predict")):
-        task = opening.task_of(dict(stage.parameters))
+        task = pngs.task_of(stage)
         learner, _ = loop.open_learner(
             method, network(made), task, states[number], Settings(seed=0)
         )
@@ -595,9 +595,9 @@ def test_queries_are_the_cached_features_of_the_rows(store: Store, folder: Path)
     with torch.inference_mode():
         frozen = loading.embedder(network(made), "token")(inputs)
     for stage in of(made, "train"):
-        assert opening.task_rows(stage.assignment(), store).query is None
+        assert pngs.training_rows(stage, store).query is None
         asks = replace(stage, inputs={**stage.inputs, "features": made.features["train"]})
-        images = opening.task_rows(asks.assignment(), store)
+        images = pngs.training_rows(asks, store)
         labels = made.dataset.train.labels
         rows = np.flatnonzero(np.isin(labels, stage.parameters["images"]["classes"]))
         assert images.query is not None and images.query.dtype == torch.float32

@@ -33,6 +33,9 @@ from graftwork.operators.data.index_file import (
 from graftwork.operators.data.sources import Places
 from graftwork.operators.errors import BadDataError, together
 from graftwork.operators.keys import digest
+from graftwork.operators.parameters.as_json import to_json
+from graftwork.operators.parameters.features import DatasetParameters
+from graftwork.operators.parameters.hints import SourceHints
 from graftwork.operators.stage import Stage
 from graftwork.operators.store.memo import Memo
 
@@ -86,16 +89,18 @@ class Split:
         whole.update(self.domains.astype("<i4").tobytes())
         return whole.hexdigest()
 
+    def parameters(self) -> DatasetParameters:
+        """What the stage's key holds."""
+        return DatasetParameters(
+            digest=self.digest, classes=len(self.classes), domains=tuple(self.domain_names)
+        )
+
     def stage(self) -> Stage:
         """The stage that stores this split. Its key holds content only: no place, no class name."""
         return Stage(
             operator="dataset",
-            parameters={
-                "split": self.digest,
-                "classes": len(self.classes),
-                "domains": list(self.domain_names),
-            },
-            hints={"source": dict(self.description), "split": self.name},
+            parameters=to_json(self.parameters()),
+            hints=to_json(SourceHints(source=dict(self.description), split=self.name)),
             label=f"dataset {self.name}",
         )
 

@@ -7,16 +7,13 @@ many as its method's budget allows. Test images are never ranked.
 Shapes: N rows of the data set or of a block, D width of the frozen features.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
+from graftwork.operators.parameters.tasks import Budget, Memory, TaskData
 from graftwork.operators.seeds import derive
 
-Budget = Literal["total", "per_class"]
-Described = Sequence[Mapping[str, Sequence[int]]]
-"""Tasks as keys hold them: classes and domains of each."""
 Block = tuple[int, int]
 """A class and a domain."""
 
@@ -62,7 +59,9 @@ def shuffle(digests: np.ndarray, seed: int) -> np.ndarray:
     return np.argsort(np.array(drawn, dtype=np.int64), kind="stable")
 
 
-def shares(counts: np.ndarray, earlier: Described, budget: int, kind: Budget) -> dict[Block, int]:
+def shares(
+    counts: np.ndarray, earlier: Sequence[TaskData], budget: int, kind: Budget
+) -> dict[Block, int]:
     """Number of images that are kept of each block of earlier tasks.
 
     A class may keep `budget // classes so far` images (`total`) or `budget` (`per_class`). Where
@@ -75,8 +74,8 @@ def shares(counts: np.ndarray, earlier: Described, budget: int, kind: Budget) ->
     """
     of: dict[int, list[Block]] = {}
     for task in earlier:
-        for label in task["classes"]:
-            here = [(label, domain) for domain in task["domains"] if counts[label, domain]]
+        for label in task.classes:
+            here = [(label, domain) for domain in task.domains if counts[label, domain]]
             of.setdefault(label, []).extend(here)
     quota = budget // max(1, len(of)) if kind == "total" else budget
     return {
@@ -97,7 +96,7 @@ def blocks(labels: np.ndarray, domains: np.ndarray) -> Iterator[tuple[Block, np.
 
 
 def chosen(
-    labels: np.ndarray, domains: np.ndarray, ranks: np.ndarray, memory: Mapping[str, Any]
+    labels: np.ndarray, domains: np.ndarray, ranks: np.ndarray, memory: Memory
 ) -> np.ndarray:
     """Rows of the exemplars of a task, ascending.
 
@@ -105,14 +104,14 @@ def chosen(
         labels: [N] of the training images.
         domains: [N].
         ranks: [N], place of each row within its block.
-        memory: of the task's key: `earlier` tasks, `exemplars` and `budget`.
+        memory: of the task's key.
     """
-    earlier = memory["earlier"]
-    classes = [int(labels.max()), *(c for task in earlier for c in task["classes"])]
-    places = [int(domains.max()), *(d for task in earlier for d in task["domains"])]
+    earlier = memory.earlier
+    classes = [int(labels.max()), *(c for task in earlier for c in task.classes)]
+    places = [int(domains.max()), *(d for task in earlier for d in task.domains)]
     counts = np.zeros((max(classes) + 1, max(places) + 1), dtype=np.int64)
     np.add.at(counts, (labels, domains), 1)
     most = np.zeros_like(counts)
-    for block, share in shares(counts, earlier, memory["exemplars"], memory["budget"]).items():
+    for block, share in shares(counts, earlier, memory.exemplars, memory.budget).items():
         most[block] = share
     return np.flatnonzero(ranks < most[labels, domains])

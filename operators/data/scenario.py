@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from graftwork.operators.errors import ConfigError
+from graftwork.operators.parameters.tasks import TaskData
 
 if TYPE_CHECKING:
     import numpy as np
@@ -199,20 +200,19 @@ def task_of(
     return found
 
 
-def stream_of(described: Sequence[Mapping[str, Sequence[int]]]) -> list[StreamTask]:
-    """The tasks that a key describes as `{classes, domains}`, in learning order."""
+def stream_of(described: Sequence[TaskData]) -> list[StreamTask]:
+    """The tasks of a key, in learning order."""
     return [
-        StreamTask(index=i, classes=tuple(t["classes"]), domains=tuple(t["domains"]))
-        for i, t in enumerate(described)
+        StreamTask(index=i, classes=t.classes, domains=t.domains) for i, t in enumerate(described)
     ]
 
 
 def rows_of(
     labels: "np.ndarray",
     domains: "np.ndarray",
-    described: Sequence[Mapping[str, Sequence[int]]],
+    described: Sequence[TaskData],
 ) -> "np.ndarray":
-    """Rows of the samples of some tasks that a key describes as `{classes, domains}`, ascending.
+    """Rows of the samples of some tasks, ascending.
 
     Args:
         labels: [N] integer class ids.
@@ -220,7 +220,7 @@ def rows_of(
     """
     import numpy as np
 
-    member = [np.isin(labels, t["classes"]) & np.isin(domains, t["domains"]) for t in described]
+    member = [np.isin(labels, t.classes) & np.isin(domains, t.domains) for t in described]
     return np.flatnonzero(np.any(member, axis=0))
 
 

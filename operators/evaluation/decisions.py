@@ -29,7 +29,7 @@ def files(
     stream: Sequence[StreamTask],
     after: Sequence[int],
     rows: np.ndarray,
-    learned: list[int],
+    learned: Sequence[int],
     scores: np.ndarray,
 ) -> Files:
     """What is stored of predictions: the decisions after some tasks, and the scores.

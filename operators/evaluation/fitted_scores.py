@@ -1,6 +1,7 @@
 """Scores of fitted methods on cached features."""
 
 import json
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -11,6 +12,11 @@ from graftwork.operators import building
 from graftwork.operators.assignment import Assignment
 from graftwork.operators.data.scenario import seen_classes, stream_of
 from graftwork.operators.formats import features, states
+from graftwork.operators.parameters.as_json import from_json, to_json
+from graftwork.operators.parameters.combining import Member
+from graftwork.operators.parameters.fitting import EvaluateParameters
+from graftwork.operators.parameters.learners import MethodRef
+from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.store import Store
 
 CHUNK = 4096
@@ -18,19 +24,32 @@ CHUNK = 4096
 
 
 def fitted_scores(
-    work: Assignment, store: Store, number: int, rows: np.ndarray[Any, Any], classes: Any
+    fitted: EvaluateParameters | Member,
+    tasks: Sequence[TaskData],
+    work: Assignment,
+    store: Store,
+    number: int,
+    rows: np.ndarray[Any, Any],
+    classes: Any,
 ) -> np.ndarray[Any, Any]:
-    """Scores [N, C] of a fitted method on test rows after a task; columns as in `classes`."""
-    keyed, [model] = work.parameters, work.inputs("model")
-    roles = features.roles(work)
-    if keyed["separable"]:
+    """Scores [N, C] of a fitted method on test rows after a task; columns as in `classes`.
+
+    Args:
+        fitted: the method.
+        tasks: in learning order.
+        work: whose inputs are the fit and the test features.
+        number: of the task.
+    """
+    [model], roles = work.inputs("model"), features.roles(work)
+    if fitted.separable:
         # Each class's scores are the same after every task and in every class order.
-        full = _separable_scores(store, model, roles, _frozen(keyed["method"]), keyed["seed"] or 0)
+        method = json.dumps(to_json(fitted.method), sort_keys=True)
+        full = _separable_scores(store, model, roles, method, fitted.seed)
         return full[np.ix_(rows, classes)]
-    learned = seen_classes(stream_of(keyed["tasks"]), number)
+    learned = seen_classes(stream_of(tasks), number)
     state = states.load_states(store, *model)[number]
     matrix = features.matrix(store, roles)[rows]
-    scores = _logits(keyed["method"], state, matrix, keyed["seed"] or 0)
+    scores = _logits(fitted.method, state, matrix, fitted.seed)
     return scores[:, np.argsort(learned)]
 
 
@@ -39,20 +58,16 @@ def _separable_scores(
     store: Store,
     model: tuple[str, str],
     roles: tuple[tuple[tuple[str, str], ...], ...],
-    method: tuple[str, str],
+    method: str,
     seed: int,
 ) -> np.ndarray[Any, Any]:
     [state] = states.load_states(store, *model)
-    description = {"name": method[0], "hyperparameters": json.loads(method[1])}
-    return _logits(description, state, features.matrix(store, roles), seed)
-
-
-def _frozen(method: dict[str, Any]) -> tuple[str, str]:
-    return method["name"], json.dumps(method["hyperparameters"], sort_keys=True)
+    described = from_json(MethodRef, json.loads(method))
+    return _logits(described, state, features.matrix(store, roles), seed)
 
 
 def _logits(
-    method: dict[str, Any], state: dict[str, torch.Tensor], matrix: Any, seed: int
+    method: MethodRef, state: dict[str, torch.Tensor], matrix: Any, seed: int
 ) -> np.ndarray[Any, Any]:
     learner = building.fitted(method)
     parts = []

@@ -19,9 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from graftwork import methods
 from graftwork.methods.contracts.card import State
-from graftwork.methods.contracts.fused import Fused
 from graftwork.methods.contracts.trained import Learner
 from graftwork.methods.networks import network as networks
 from graftwork.methods.networks.network import Network
@@ -30,6 +28,14 @@ from graftwork.operators.backbones import loading, names
 from graftwork.operators.ensembling.rules import RuleOf
 from graftwork.operators.ensembling.scores import align
 from graftwork.operators.errors import IncompatibleError
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.predictors import (
+    EnsemblePart,
+    FittedPart,
+    FusedPart,
+    GraftPart,
+    TrainedPart,
+)
 from graftwork.operators.serving.model_files import BESIDE, MAIN
 from graftwork.operators.training import loop, opening, settings
 
@@ -131,14 +137,14 @@ class Model:
         """The precision of the pipeline's forward passes."""
         return loading.autocast(self.device, self._network["precision"])
 
-    def learner(self, described: Mapping[str, Any]) -> Learner:
-        """The learner of `{method, task, seed, state}`, in eval mode."""
+    def learner(self, part: TrainedPart | GraftPart) -> Learner:
+        """The learner of a part, in eval mode."""
         learner, _ = loop.open_learner(
-            building.trained(described["method"]),
+            building.trained(part.method),
             self.own_backbone(),
-            opening.task_of(dict(described)),
-            self.state(described["state"]),
-            settings.Settings(seed=described["seed"], device=self.device),
+            opening.task_of(part.task),
+            self.state(part.state),
+            settings.Settings(seed=part.seed, device=self.device),
         )
         return learner.eval()
 
@@ -148,54 +154,57 @@ def open_predictor(model: Model) -> Scores:
     return open_part(model.about["predictor"], model)
 
 
-def open_part(part: Mapping[str, Any], model: Model) -> Scores:
+def open_part(described: Mapping[str, Any], model: Model) -> Scores:
     """A predictor of a description, or one within it; columns as in the model's `columns`.
 
     Raises:
         IncompatibleError: the kind is not known to this version of the program.
     """
-    if part["kind"] not in KINDS:
+    if described["kind"] not in KINDS:
         raise IncompatibleError(
-            f"model: unknown kind of predictor {part['kind']!r} (known: {', '.join(KINDS)}); "
+            f"model: unknown kind of predictor {described['kind']!r} (known: {', '.join(KINDS)}); "
             "update graftwork"
         )
-    module, _, name = KINDS[part["kind"]].partition(":")
-    score = getattr(importlib.import_module(module), name)(part, model)
-    place = {label: column for column, label in enumerate(part["learned"])}
+    module, _, name = KINDS[described["kind"]].partition(":")
+    score = getattr(importlib.import_module(module), name)(described, model)
+    place = {label: column for column, label in enumerate(described["learned"])}
     columns = [place[label] for label in model.about["columns"]]
     return lambda images: score(images)[:, columns]
 
 
-def fitted(part: Mapping[str, Any], model: Model) -> Scores:
+def fitted(described: Mapping[str, Any], model: Model) -> Scores:
     """A closed-form classifier on features of the frozen backbone, an adapted one, or both.
 
     Args:
-        part: `method`, `seed` and `state` of the classifier; `graft`, None or the `{method, task,
-            seed, state}` of the first session; `keeps_frozen`, whether the frozen features stand
-            before the adapted ones.
+        described: a `FittedPart`.
     """
-    method, state = building.fitted(part["method"]), model.state(part["state"])
+    part = from_json(FittedPart, described)
+    method, state = building.fitted(part.method), model.state(part.state)
     embeds: list[Callable[[Tensor], Tensor]] = []
-    if part["graft"] is None or part["keeps_frozen"]:
+    if part.graft is None or part.keeps_frozen:
         embeds.append(model.frozen)
-    if part["graft"] is not None:
-        adapted = model.learner(part["graft"]).features
+    if part.graft is not None:
+        adapted = model.learner(part.graft).features
         embeds.append(lambda images: model.features(adapted, images))
 
     def score(images: Images) -> Tensor:
         features = torch.cat([embed(images[model.network]) for embed in embeds], dim=1)
-        return method.logits(state, features.cpu(), part["seed"]).float()
+        return method.logits(state, features.cpu(), part.seed).float()
 
     return score
 
 
-def trained(part: Mapping[str, Any], model: Model) -> Scores:
+def trained(described: Mapping[str, Any], model: Model) -> Scores:
     """A trained method after its last task; also joined or merged.
 
     Args:
-        part: `method`, `task`, `seed` and `state`.
+        described: a `TrainedPart`.
     """
-    learner, reads_images = model.learner(part), building.trained(part["method"]).card.images
+    return _learned(from_json(TrainedPart, described), model)
+
+
+def _learned(part: TrainedPart, model: Model) -> Scores:
+    learner, reads_images = model.learner(part), building.trained(part.method).card.images
 
     def score(images: Images) -> Tensor:
         own = images[model.network]
@@ -207,28 +216,27 @@ def trained(part: Mapping[str, Any], model: Model) -> Scores:
     return score
 
 
-def fused(part: Mapping[str, Any], model: Model) -> Scores:
+def fused(described: Mapping[str, Any], model: Model) -> Scores:
     """The blend of two branches: one on the backbone, one on the network next to it.
 
     Args:
-        part: `method` and `state` of the blend after the last task; `clip` and `vit`, the branches
-            as parts of kind `trained`.
+        described: a `FusedPart`.
     """
-    given, state = part["method"], model.state(part["state"])
-    method: Fused = methods.build(given["name"], given["hyperparameters"])
-    clip, vit = trained(part["clip"], model), trained(part["vit"], model.beside())
+    part = from_json(FusedPart, described)
+    method, state = building.fused(part.method), model.state(part.state)
+    clip, vit = _learned(part.clip, model), _learned(part.vit, model.beside())
     return lambda images: method.blend(state, clip(images), vit(images))
 
 
-def ensemble(part: Mapping[str, Any], model: Model) -> Scores:
+def ensemble(described: Mapping[str, Any], model: Model) -> Scores:
     """A rule over the scores of several models, each over the classes of `columns`.
 
     Args:
-        part: `rule`, its name and hyper-parameters; `members`, predictors of any kind.
+        described: an `EnsemblePart`.
     """
-    given, columns = part["rule"], model.about["columns"]
-    rule: RuleOf = ensembling.build(given["name"], given["hyperparameters"])
-    members = [open_part(member, model) for member in part["members"]]
+    part, columns = from_json(EnsemblePart, described), model.about["columns"]
+    rule: RuleOf = ensembling.build(part.rule.name, part.rule.hyperparameters)
+    members = [open_part(member, model) for member in part.members]
 
     def score(images: Images) -> Tensor:
         stack, _ = align([member(images) for member in members], [columns] * len(members))

@@ -10,13 +10,15 @@ import torch
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
-from graftwork import methods
 from graftwork.methods.contracts.card import State
-from graftwork.methods.contracts.fused import Fused
+from graftwork.operators import building
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.data.scenario import stream_of
 from graftwork.operators.evaluation import decisions
 from graftwork.operators.formats.index import load_index
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.hints import CpuHints
+from graftwork.operators.parameters.training import BlendParameters
 from graftwork.operators.store import Store
 
 
@@ -27,9 +29,9 @@ def run(work: Assignment, store: Store) -> Result:
         DamagedStage: an input is damaged.
         Diverged: a score is NaN or infinite.
     """
-    keyed = work.parameters
-    torch.set_num_threads(max(1, int(work.hints["cpus"])))
-    method: Fused = methods.build(keyed["method"]["name"], keyed["method"]["hyperparameters"])
+    parameters = from_json(BlendParameters, work.parameters)
+    torch.set_num_threads(max(1, int(from_json(CpuHints, work.hints).cpus)))
+    method = building.fused(parameters.method)
     clip, vit = (_scores(work, store, role) for role in ("clip", "vit"))
     assert torch.equal(clip["targets"], vit["targets"]), "branches train on the same rows"
     state = method.fit(clip["scores"], vit["scores"], clip["targets"])
@@ -37,9 +39,11 @@ def run(work: Assignment, store: Store) -> Result:
     assert torch.equal(clip["rows"], vit["rows"]), "branches are tested on the same rows"
     scores = method.blend(state, clip["scores"], vit["scores"])
     decisions.require_finite(scores, work.label)
-    [dataset], stream = work.inputs("dataset"), stream_of(keyed["tasks"])
+    [dataset], stream = work.inputs("dataset"), stream_of(parameters.tasks)
     index, rows = load_index(store, *dataset), clip["rows"].numpy()
-    made = decisions.files(index, stream, keyed["after"], rows, keyed["learned"], scores.numpy())
+    made = decisions.files(
+        index, stream, parameters.after, rows, parameters.learned, scores.numpy()
+    )
     return Result(
         files={**made, "state.safetensors": save_tensors(state)},
         facts={name: np.round(tensor.tolist(), 6).tolist() for name, tensor in state.items()},

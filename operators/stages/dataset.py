@@ -10,6 +10,9 @@ from graftwork.operators.data.index_file import (
     encode_index,
 )
 from graftwork.operators.errors import BadDataError
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.features import DatasetParameters
+from graftwork.operators.parameters.hints import SourceHints
 
 
 def run(work: Assignment, store: Any) -> Result:
@@ -18,9 +21,10 @@ def run(work: Assignment, store: Any) -> Result:
     Raises:
         BadDataError: the data is not what it was when the run was planned.
     """
-    dataset = index(work.hints["source"], store.memo)
-    split: Split = getattr(dataset, work.hints["split"])
-    if dict(split.stage().parameters) != work.parameters:
+    hints = from_json(SourceHints, work.hints)
+    dataset = index(hints.source, store.memo)
+    split: Split = getattr(dataset, hints.split)
+    if split.parameters() != from_json(DatasetParameters, work.parameters):
         raise BadDataError(f"{work.label}: the data changed since the run was planned; run again")
     counts = np.bincount(split.labels, minlength=len(dataset.classes)).tolist()
     per_domain = np.bincount(split.domains, minlength=len(dataset.domains)).tolist()

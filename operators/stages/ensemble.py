@@ -6,6 +6,7 @@ scores cached features again.
 Shapes: N rows, K classes seen, K_e those of one model.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -23,6 +24,11 @@ from graftwork.operators.errors import DamagedStage, Diverged
 from graftwork.operators.evaluation import fitted_scores
 from graftwork.operators.formats import predictions
 from graftwork.operators.formats.index import load_index
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.combining import EnsembleParameters, Member
+from graftwork.operators.parameters.hints import CpuHints
+from graftwork.operators.parameters.tasks import TaskData
+from graftwork.operators.parameters.training import BlendParameters, PredictParameters
 from graftwork.operators.store import Store
 
 
@@ -33,17 +39,20 @@ def run(work: Assignment, store: Store) -> Result:
         DamagedStage: an input is damaged.
         Diverged: a model's score is NaN.
     """
-    keyed, [dataset] = work.parameters, work.inputs("dataset")
-    torch.set_num_threads(max(1, int(work.hints["cpus"])))
-    rule: RuleOf = ensembling.build(keyed["rule"]["name"], keyed["rule"]["hyperparameters"])
-    index, stream = load_index(store, *dataset), stream_of(keyed["tasks"])
+    parameters, [dataset] = from_json(EnsembleParameters, work.parameters), work.inputs("dataset")
+    torch.set_num_threads(max(1, int(from_json(CpuHints, work.hints).cpus)))
+    rule: RuleOf = ensembling.build(parameters.rule.name, parameters.rule.hyperparameters)
+    index, stream = load_index(store, *dataset), stream_of(parameters.tasks)
     true_task = task_of(index.labels, index.domains, stream)
-    members = [_member(work, number) for number in range(len(keyed["members"]))]
+    parts = [_part(work, number) for number in range(len(parameters.members))]
     tables = []
     for number in range(len(stream)):
         rows = predictions.seen_rows(true_task, number)
         classes = np.array(sorted(seen_classes(stream, number)))
-        scores = [_scores(member, store, number, rows, classes) for member in members]
+        scores = [
+            _scores(member, parameters.tasks, part, store, number, rows, classes)
+            for member, part in zip(parameters.members, parts, strict=True)
+        ]
         stack, known = align(scores, [classes.tolist()] * len(scores))
         combined = rule.combine(stack)
         if bool(combined.isnan().any()):
@@ -53,19 +62,19 @@ def run(work: Assignment, store: Store) -> Result:
                 index, stream, true_task, number, rows, np.array(known), combined.numpy()
             )
         )
-    facts = [store.manifest(*stage)["facts"] for m in members for stage in _models(m)]
+    facts = [store.manifest(*stage)["facts"] for part in parts for stage in _models(part)]
     return Result(
         files={"predictions.parquet": predictions.encode(predictions.join(tables))},
         facts={
-            "models": len(members),
+            "models": len(parts),
             "trainable_parameters": sum(f.get("trainable_parameters", 0) for f in facts),
             "state_bytes": sum(f.get("state_bytes", 0) for f in facts),
         },
     )
 
 
-def _member(work: Assignment, number: int) -> Assignment:
-    """One model's part of the order: its evaluation, as if it stood alone."""
+def _part(work: Assignment, number: int) -> Assignment:
+    """One model's inputs, under the roles that they have in its own evaluation."""
     prefix = f"{number} "
     roles = work.preimage["inputs"]
     own = {name.removeprefix(prefix): name for name in roles if name.startswith(prefix)}
@@ -73,10 +82,6 @@ def _member(work: Assignment, number: int) -> Assignment:
         work,
         preimage={
             **work.preimage,
-            "parameters": {
-                **work.parameters["members"][number],
-                "tasks": work.parameters["tasks"],
-            },
             "inputs": {short: roles[name] for short, name in own.items()},
         },
         input_operators={
@@ -87,25 +92,39 @@ def _member(work: Assignment, number: int) -> Assignment:
     )
 
 
-def _models(member: Assignment) -> list[tuple[str, str]]:
+def _models(part: Assignment) -> list[tuple[str, str]]:
     """What the model predicts with after the last task."""
-    return member.inputs("model")[-1:]
+    return part.inputs("model")[-1:]
 
 
 def _scores(
-    member: Assignment, store: Store, number: int, rows: np.ndarray, classes: np.ndarray
+    member: Member,
+    tasks: Sequence[TaskData],
+    part: Assignment,
+    store: Store,
+    number: int,
+    rows: np.ndarray,
+    classes: np.ndarray,
 ) -> Tensor:
     """Scores [N, K] of the given rows after a task; columns as in `classes`."""
-    stored = member.inputs("predictions")
+    stored = part.inputs("predictions")
     if not stored:
-        return torch.from_numpy(fitted_scores.fitted_scores(member, store, number, rows, classes))
+        return torch.from_numpy(
+            fitted_scores.fitted_scores(member, tasks, part, store, number, rows, classes)
+        )
     # A method that trains on all tasks at once predicts once.
     operator, key = stored[number if len(stored) > 1 else 0]
-    preimage: dict[str, Any] = store.manifest(operator, key)["preimage"]
-    learned = preimage["parameters"]["learned"]
+    learned = _columns(store.manifest(operator, key)["preimage"])
     kept = load_tensors(store.read(operator, key, "scores.safetensors"))
     place = {int(row): at for at, row in enumerate(kept["rows"])}
     if any(int(row) not in place for row in rows):
         raise DamagedStage(operator, key, "scores.safetensors lacks rows")
     columns = [learned.index(label) for label in classes.tolist()]
     return kept["scores"][[place[int(row)] for row in rows]][:, columns]
+
+
+def _columns(preimage: Mapping[str, Any]) -> tuple[int, ...]:
+    """Class ids of the columns of stored scores."""
+    if preimage["operator"] == "blend":
+        return from_json(BlendParameters, preimage["parameters"]).learned
+    return from_json(PredictParameters, preimage["parameters"]).learner.learned

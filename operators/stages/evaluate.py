@@ -19,6 +19,9 @@ from graftwork.operators.evaluation.fitted_scores import fitted_scores
 from graftwork.operators.formats import predictions
 from graftwork.operators.formats.index import load_index
 from graftwork.operators.keys import canonical
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.fitting import EvaluateParameters
+from graftwork.operators.parameters.hints import CpuHints
 from graftwork.operators.store import Store
 
 
@@ -31,14 +34,14 @@ def run(work: Assignment, store: Store) -> Result:
     Raises:
         DamagedStage: an input is damaged.
     """
-    keyed = work.parameters
-    torch.set_num_threads(max(1, int(work.hints["cpus"])))
+    parameters = from_json(EvaluateParameters, work.parameters)
+    torch.set_num_threads(max(1, int(from_json(CpuHints, work.hints).cpus)))
     if stored := work.inputs("predictions"):
         table = predictions.join(predictions.read(store, *stage) for stage in stored)
     else:
-        table = _predict(work, store)
-    summary = metrics.summarise(table, len(keyed["tasks"]), keyed["num_classes"])
-    encoded = predictions.encode(table, canonical(keyed["order"]), keyed["seed"])
+        table = _predict(parameters, work, store)
+    summary = metrics.summarise(table, len(parameters.tasks), parameters.num_classes)
+    encoded = predictions.encode(table, canonical(parameters.order), parameters.seed)
     return Result(
         files={
             "predictions.parquet": encoded,
@@ -48,16 +51,16 @@ def run(work: Assignment, store: Store) -> Result:
     )
 
 
-def _predict(work: Assignment, store: Store) -> predictions.Table:
+def _predict(parameters: EvaluateParameters, work: Assignment, store: Store) -> predictions.Table:
     """Predictions of a fitted method after every task."""
-    keyed, [dataset] = work.parameters, work.inputs("dataset")
-    index, stream = load_index(store, *dataset), stream_of(keyed["tasks"])
+    [dataset] = work.inputs("dataset")
+    index, stream = load_index(store, *dataset), stream_of(parameters.tasks)
     true_task = task_of(index.labels, index.domains, stream)
     tables = []
     for number in range(len(stream)):
         rows = predictions.seen_rows(true_task, number)
         classes = np.array(sorted(seen_classes(stream, number)))
-        scores = fitted_scores(work, store, number, rows, classes)
+        scores = fitted_scores(parameters, parameters.tasks, work, store, number, rows, classes)
         tables.append(predictions.decide(index, stream, true_task, number, rows, classes, scores))
     return predictions.join(tables)
 

@@ -8,7 +8,7 @@ Shapes: B batch, D width.
 
 import hashlib
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import Any
 
@@ -21,10 +21,14 @@ from graftwork.operators.backbones import loading
 from graftwork.operators.data import sources
 from graftwork.operators.errors import BadDataError, Diverged
 from graftwork.operators.formats.features import encode_shard
+from graftwork.operators.formats.states import load_state
 from graftwork.operators.images import codec
 from graftwork.operators.images.pixels import normalise, prepare
 from graftwork.operators.images.prefetch import batched, prefetch
 from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.features import ShardParameters
+from graftwork.operators.parameters.hints import ImageHints, NetworkPlace, ShardHints
 from graftwork.operators.store import Store
 
 BATCH_SIZES = {"cpu": 8, "cuda": 256}
@@ -83,62 +87,60 @@ def run(work: Assignment, store: Store) -> Result:
         IncompatibleError: the backbone's weights changed since the plan.
         Diverged: a feature is not finite.
     """
-    keyed, hints = work.parameters, work.hints
-    device = keyed["numerics"]["device"].split(":")[0]
-    torch.set_num_threads(max(1, int(hints["cpus"])))
-    embed = _embed(work, store, device)
+    parameters = from_json(ShardParameters, work.parameters)
+    hints = from_json(ShardHints, work.hints)
+    reading, device = hints.reading, parameters.numerics.device.split(":")[0]
+    torch.set_num_threads(max(1, int(reading.cpus)))
+    embed = _embed(work, store, parameters, reading.network, device)
     started = time.perf_counter()
     digests = hashlib.sha256()
     try:
         features = extract(
-            _hashed(sources.read(hints["places"]), digests),
+            _hashed(sources.read(reading.places), digests),
             embed,
-            Preprocessing.from_json(keyed["preprocessing"]),
+            parameters.preprocessing,
             device=device,
-            precision=keyed["numerics"]["precision"],
-            batch_size=hints["batch_size"] or BATCH_SIZES[device],
-            workers=max(1, int(hints["cpus"])),
-            max_pixels=hints["max_pixels"],
+            precision=parameters.numerics.precision,
+            batch_size=hints.batch_size or BATCH_SIZES[device],
+            workers=max(1, int(reading.cpus)),
+            max_pixels=reading.max_pixels,
         )
     except BadDataError as error:
-        raise _named(error, hints) from error
-    if digests.hexdigest() != keyed["images"]:
+        raise _named(error, reading) from error
+    if digests.hexdigest() != parameters.digest:
         raise BadDataError(f"{work.label}: images changed since they were indexed; run again")
     seconds = time.perf_counter() - started
     return Result(
-        files={"features.parquet": encode_shard(_cast(features, keyed["dtype"]))},
+        files={"features.parquet": encode_shard(_cast(features, parameters.dtype))},
         facts={"images_forwarded": len(features), "seconds_extracting": round(seconds, 4)}
         | _norms(features),
     )
 
 
-def _embed(work: Assignment, store: Store, device: str) -> Callable[[Tensor], Tensor]:
+def _embed(
+    work: Assignment, store: Store, parameters: ShardParameters, place: NetworkPlace, device: str
+) -> Callable[[Tensor], Tensor]:
     """The frozen backbone, or one that a first session adapted."""
-    keyed, hints = work.parameters, work.hints
     if grafts := work.inputs("graft"):
         from graftwork.operators.training import opening  # the frozen half does without
 
-        return opening.adapted(work, store, grafts[0])
+        return opening.adapted(parameters, place, load_state(store, *grafts[0]))
+    pooling, fingerprint = parameters.pooling, parameters.network.fingerprint
     return loading.embedder(
         loading.load_on_device(
-            hints["model"],
-            hints["weights"],
-            keyed["pooling"],
-            keyed["backbone"],
-            device,
-            hints.get("image_size"),
+            place.model, place.weights, pooling, fingerprint, device, place.image_size
         ),
-        keyed["pooling"],
+        pooling,
     )
 
 
-def _named(error: BadDataError, hints: Mapping[str, Any]) -> BadDataError:
+def _named(error: BadDataError, reading: ImageHints) -> BadDataError:
     """The error with the place of the image, which is looked for only now."""
-    for number, data in enumerate(sources.read(hints["places"])):
+    for number, data in enumerate(sources.read(reading.places)):
         try:
-            codec.rgb(data, hints["max_pixels"])
+            codec.rgb(data, reading.max_pixels)
         except BadDataError as reason:
-            place = sources.place_name(hints["places"], number)
+            place = sources.place_name(reading.places, number)
             return BadDataError(
                 f"{place}: {reason}; mend it, or leave it out with dataset.on_bad_image: skip"
             )

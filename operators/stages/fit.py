@@ -10,7 +10,6 @@ import json
 import time
 from collections.abc import Iterator
 from functools import lru_cache
-from typing import Any
 
 import numpy as np
 import torch
@@ -21,11 +20,15 @@ from graftwork.methods.contracts.fitted import Fitted, Rows
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.building import fitted
 from graftwork.operators.data.exemplars import blocks
-from graftwork.operators.data.scenario import seen_classes, stream_of
+from graftwork.operators.data.scenario import StreamTask, seen_classes, stream_of
 from graftwork.operators.errors import DamagedStage, Diverged
 from graftwork.operators.formats import features
 from graftwork.operators.formats.index import load_index
 from graftwork.operators.formats.texts import load
+from graftwork.operators.parameters.as_json import from_json, to_json
+from graftwork.operators.parameters.fitting import FitParameters
+from graftwork.operators.parameters.hints import CpuHints
+from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.store import Store
 
 BLOCK_CACHE_BYTES = 512 * 2**20
@@ -39,20 +42,20 @@ def run(work: Assignment, store: Store) -> Result:
         DamagedStage: an input is damaged.
         Diverged: the solution holds NaN or infinity.
     """
-    keyed = work.parameters
-    torch.set_num_threads(max(1, int(work.hints["cpus"])))
-    method = fitted(keyed["method"])
-    seed = keyed["seed"] or 0
-    stream = TrainingRows(store, work, keyed["num_classes"])
+    parameters = from_json(FitParameters, work.parameters)
+    torch.set_num_threads(max(1, int(from_json(CpuHints, work.hints).cpus)))
+    method = fitted(parameters.method)
+    seed = parameters.seed or 0
+    stream = TrainingRows(store, work, parameters.num_classes)
     total: State | None = None
     tensors: dict[str, torch.Tensor] = {}
     reports = []
-    tasks = stream_of(keyed["tasks"])
-    for number, task in enumerate(keyed["tasks"]):
+    tasks = stream_of(parameters.tasks)
+    for number, task in enumerate(tasks):
         started = time.perf_counter()
         newest: State | None = None
         for block in stream.blocks(task):
-            part = stream.statistics(method, keyed["method"], seed, block)
+            part = stream.statistics(method, parameters.method, seed, block)
             newest = part if newest is None else method.add(newest, part)
         assert newest is not None, "a task without training rows is refused before the run"
         total = newest if total is None else method.add(total, newest)
@@ -92,10 +95,10 @@ class TrainingRows:
                 f"{len(self._index.labels)} samples, but {len(self._features)} features",
             )
 
-    def blocks(self, task: dict[str, Any]) -> Iterator[tuple[int, int]]:
+    def blocks(self, task: StreamTask) -> Iterator[tuple[int, int]]:
         """(class, domain) of the blocks of a task that hold rows, in ascending order."""
-        for label in sorted(task["classes"]):
-            for domain in sorted(task["domains"]):
+        for label in sorted(task.classes):
+            for domain in sorted(task.domains):
                 if (label, domain) in self._blocks:
                     yield label, domain
 
@@ -111,10 +114,10 @@ class TrainingRows:
         )
 
     def statistics(
-        self, method: Fitted, description: dict[str, Any], seed: int, block: tuple[int, int]
+        self, method: Fitted, described: MethodRef, seed: int, block: tuple[int, int]
     ) -> State:
         """Statistics of a block, from the process's memory where it was summed before."""
-        kept = _kept_blocks(self._identity, json.dumps(description, sort_keys=True), seed)
+        kept = _kept_blocks(self._identity, json.dumps(to_json(described), sort_keys=True), seed)
         if block not in kept.states:
             state = method.statistics(self.rows(block), seed)
             size = sum(t.numel() * t.element_size() for t in state.values())

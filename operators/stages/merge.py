@@ -7,13 +7,12 @@ in the layout of the newest, and is predicted with like any other.
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import replace
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from graftwork.methods.contracts.card import State
-from graftwork.methods.contracts.trained import Task, learned
+from graftwork.methods.contracts.trained import Learner, Task, learned
 from graftwork.methods.networks import network as networks
 from graftwork.operators import building, merging
 from graftwork.operators.assignment import Assignment, Result
@@ -24,6 +23,10 @@ from graftwork.operators.merging.apply import Merged
 from graftwork.operators.merging.contract import Merge
 from graftwork.operators.merging.policy import Policy
 from graftwork.operators.merging.readers import InMemory, Mean, Reader, TensorFile
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.combining import MergeParameters
+from graftwork.operators.parameters.hints import NetworkHints, NetworkPlace
+from graftwork.operators.parameters.learners import LearnerRef
 from graftwork.operators.store import Store
 from graftwork.operators.training import loop, opening, settings
 
@@ -39,9 +42,10 @@ def run(work: Assignment, store: Store) -> Result:
         Diverged: a merged tensor holds NaN or infinity.
         IncompatibleError: the models do not fit together, or the backbone changed since the plan.
     """
-    keyed = work.parameters
-    torch.set_num_threads(max(1, int(work.hints["cpus"])))
-    merge: Merge = merging.build(keyed["merge"]["name"], keyed["merge"]["hyperparameters"])
+    parameters = from_json(MergeParameters, work.parameters)
+    hints, asked = from_json(NetworkHints, work.hints), parameters.merge
+    torch.set_num_threads(max(1, int(hints.cpus)))
+    merge: Merge = merging.build(asked.name, asked.hyperparameters)
     given = work.inputs("models")
     with ExitStack() as open_files:
 
@@ -49,7 +53,7 @@ def run(work: Assignment, store: Store) -> Result:
             return TensorFile(open_files.enter_context(store.file(*stage, name)))
 
         states = [opened(stage, FILE) for stage in given]
-        base, policy = _surroundings(work, merge)
+        base, policy = _surroundings(parameters, hints.network, merge)
         merged = Merged(
             merge,
             states,
@@ -81,29 +85,25 @@ def _finite(merged: Merged, label: str) -> Iterator[tuple[str, Tensor]]:
         yield name, tensor
 
 
-def _surroundings(work: Assignment, merge: Merge) -> tuple[Reader | None, Policy]:
+def _surroundings(
+    parameters: MergeParameters, place: NetworkPlace, merge: Merge
+) -> tuple[Reader | None, Policy]:
     """The state before training, and what is known of the tensors, from a learner of the method."""
-    keyed = work.parameters
     # The start of a chain is that of its first task; the rows it lacks are not merged anyway.
-    task = opening.task_of({"task": keyed["start"]})
-    learner, backbone = loop.open_learner(
-        building.trained(keyed["method"]),
-        _network(work),
-        task,
-        None,
-        settings.Settings(seed=keyed["seed"]),
-    )
+    task = opening.task_of(parameters.start)
+    learner, backbone = _untrained(parameters.learner, place, task)
+    newest = parameters.head == "newest"
     policy = Policy(
-        head=keyed["head"],
+        head=parameters.head,
         buffers=frozenset(name for name, _ in learner.named_buffers()),
-        heads=_heads(work, learner.state_dict(), task)
-        if keyed["head"] == "newest"
+        heads=_heads(parameters.learner, place, learner.state_dict(), task)
+        if newest
         else frozenset(),
-        same_names=keyed["over"] != "tasks",
+        same_names=parameters.over != "tasks",
     )
     if not merge.card.base:
         return None, policy
-    if keyed["over"] == "tasks":
+    if parameters.over == "tasks":
         return InMemory(learned(learner, backbone)), policy
     # Models of several seeds or methods have the pre-trained weights in common, and nothing new.
     own = {id(tensor) for tensor in backbone}
@@ -111,25 +111,24 @@ def _surroundings(work: Assignment, merge: Merge) -> tuple[Reader | None, Policy
     return InMemory({n: t for n, t in everything if id(t) in own and t.requires_grad}), policy
 
 
-def _network(work: Assignment) -> Any:
-    """The network as loaded, not kept for other stages: a copy would be one more checkpoint."""
-    hints, keyed = work.hints, work.parameters
+def _untrained(ref: LearnerRef, place: NetworkPlace, task: Task) -> tuple[Learner, list[Tensor]]:
+    """A learner that has seen nothing, and the backbone's own tensors."""
+    # Not kept for other stages: a copy would be one more checkpoint.
     network = loading.load_apart(
-        hints["model"], hints["weights"], hints["pooling"], keyed["backbone"], hints["image_size"]
+        place.model, place.weights, place.pooling, ref.network.fingerprint, place.image_size
     )
-    return networks.check(network)
+    return loop.open_learner(
+        building.trained(ref.method),
+        networks.check(network),
+        task,
+        None,
+        settings.Settings(seed=ref.seed),
+    )
 
 
-def _heads(work: Assignment, state: State, task: Task) -> frozenset[str]:
+def _heads(ref: LearnerRef, place: NetworkPlace, state: State, task: Task) -> frozenset[str]:
     """Names of what has a row per class: with one class more it has another shape."""
     more = replace(task, seen=task.seen + 1, current=(*task.current, task.seen))
-    keyed = work.parameters
-    other, _ = loop.open_learner(
-        building.trained(keyed["method"]),
-        _network(work),
-        more,
-        None,
-        settings.Settings(seed=keyed["seed"]),
-    )
+    other, _ = _untrained(ref, place, more)
     shapes = {name: tensor.shape for name, tensor in other.state_dict().items()}
     return frozenset(name for name, t in state.items() if shapes.get(name, t.shape) != t.shape)

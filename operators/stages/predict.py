@@ -10,7 +10,6 @@ import numpy as np
 import torch
 
 from graftwork.methods.contracts.trained import Learner
-from graftwork.operators import building
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.data.labels import columns_of
 from graftwork.operators.data.scenario import stream_of, task_of
@@ -19,8 +18,11 @@ from graftwork.operators.evaluation.decisions import files
 from graftwork.operators.formats import states
 from graftwork.operators.formats.index import load_index
 from graftwork.operators.formats.predictions import seen_rows
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.hints import ImageHints
+from graftwork.operators.parameters.training import PredictParameters
 from graftwork.operators.store import Store
-from graftwork.operators.training import forward, loop, opening
+from graftwork.operators.training import forward, opening
 from graftwork.operators.training.batches import chunks
 from graftwork.operators.training.rows import FeatureRows, TaskRows
 from graftwork.operators.training.settings import Log, Settings
@@ -34,30 +36,26 @@ def run(work: Assignment, store: Store) -> Result:
         DamagedStage: an input is damaged.
         Diverged: a score is NaN or infinite.
     """
-    keyed, hints = work.parameters, work.hints
-    torch.set_num_threads(max(1, int(hints["cpus"])))
+    parameters = from_json(PredictParameters, work.parameters)
+    hints, model_of = from_json(ImageHints, work.hints), parameters.learner
+    torch.set_num_threads(max(1, int(hints.cpus)))
     [dataset], [model] = work.inputs("dataset"), work.inputs("model")
-    index, stream = load_index(store, *dataset), stream_of(keyed["tasks"])
+    index, stream = load_index(store, *dataset), stream_of(parameters.tasks)
     true_task = task_of(index.labels, index.domains, stream)
-    rows = seen_rows(true_task, max(keyed["after"]))
-    settings = opening.settings(keyed, hints)
-    learner, _ = loop.open_learner(
-        building.trained(keyed["method"]),
-        opening.backbone(keyed, hints),
-        opening.task_of(keyed),
-        states.load_state(store, *model),
-        settings,
-    )
-    learned: list[int] = keyed["learned"]
-    targets = torch.from_numpy(columns_of(index.labels[rows], learned))
-    images = opening.open_rows(work, index, rows, targets, opening.query_of(work, store, rows))
-    log = Log()
-    scores = _scores(learner.eval(), images, settings, true_task[rows], keyed["vote_batch"], log)
+    rows = seen_rows(true_task, max(parameters.after))
+    settings = opening.settings(model_of.seed, parameters.numerics, hints.cpus)
+    state = states.load_state(store, *model)
+    learner = opening.learner(model_of, hints.network, state, settings)
+    targets = torch.from_numpy(columns_of(index.labels[rows], model_of.learned))
+    query, log = opening.query_of(work, store, rows), Log()
+    images = opening.open_rows(model_of, hints, index, rows, targets, query)
+    vote = parameters.vote_batch
+    scores = _scores(learner.eval(), images, settings, true_task[rows], vote, log)
     if not np.isfinite(scores).all():
         worst = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
         raise Diverged(f"{work.label}: scores of {images.name(worst)} are NaN or infinite")
     return Result(
-        files=files(index, stream, keyed["after"], rows, learned, scores),
+        files=files(index, stream, parameters.after, rows, model_of.learned, scores),
         facts={"images_forwarded": log.images_forwarded},
     )
 

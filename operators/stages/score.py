@@ -6,12 +6,14 @@ Shapes: N rows, C classes seen.
 import torch
 from safetensors.torch import save as save_tensors
 
-from graftwork.operators import building
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.evaluation import decisions
 from graftwork.operators.formats import states
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.hints import TrainHints
+from graftwork.operators.parameters.training import ScoreParameters
 from graftwork.operators.store import Store
-from graftwork.operators.training import forward, loop, opening
+from graftwork.operators.training import forward, opening
 from graftwork.operators.training.settings import Log
 
 
@@ -23,18 +25,14 @@ def run(work: Assignment, store: Store) -> Result:
         DamagedStage: an input is damaged.
         Diverged: a score is NaN or infinite.
     """
-    keyed, hints = work.parameters, work.hints
-    torch.set_num_threads(max(1, int(hints["cpus"])))
-    [model] = work.inputs("model")
-    settings = opening.settings(keyed, hints)
-    learner, _ = loop.open_learner(
-        building.trained(keyed["method"]),
-        opening.backbone(keyed, hints),
-        opening.task_of(keyed),
-        states.load_state(store, *model),
-        settings,
-    )
-    rows, log = opening.task_rows(work, store), Log()
+    parameters = from_json(ScoreParameters, work.parameters)
+    reading = from_json(TrainHints, work.hints).reading
+    torch.set_num_threads(max(1, int(reading.cpus)))
+    [model], branch = work.inputs("model"), parameters.learner
+    settings = opening.settings(branch.seed, parameters.numerics, reading.cpus)
+    state = states.load_state(store, *model)
+    learner = opening.learner(branch, reading.network, state, settings)
+    rows, log = opening.task_rows(work, store, branch, parameters.data, reading), Log()
     scores = forward.forward_plain(learner.eval().logits, learner, rows, settings, log)
     decisions.require_finite(scores, work.label)
     return Result(

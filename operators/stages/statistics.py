@@ -18,7 +18,6 @@ from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Learner
-from graftwork.operators import building
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
 from graftwork.operators.data.holdout import sampled
@@ -27,6 +26,9 @@ from graftwork.operators.data.scenario import rows_of
 from graftwork.operators.formats import states
 from graftwork.operators.formats.index import load_index
 from graftwork.operators.merging.readers import Mean
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.combining import StatisticsParameters
+from graftwork.operators.parameters.hints import ImageHints
 from graftwork.operators.seeds import derive
 from graftwork.operators.stages import merge
 from graftwork.operators.store import Store
@@ -41,27 +43,25 @@ def run(work: Assignment, store: Store) -> Result:
         BadDataError: images are not those that were indexed, or cannot be decoded.
         DamagedStage: an input is damaged.
     """
-    keyed, hints = work.parameters, work.hints
-    torch.set_num_threads(max(1, int(hints["cpus"])))
+    parameters = from_json(StatisticsParameters, work.parameters)
+    hints, model_of = from_json(ImageHints, work.hints), parameters.learner
+    torch.set_num_threads(max(1, int(hints.cpus)))
     [dataset], [model] = work.inputs("dataset"), work.inputs("model")
     index = load_index(store, *dataset)
-    rows = rows_of(index.labels, index.domains, [keyed["images"]])
-    rows = sampled(index.digests, rows, keyed["limit"])[slice(*keyed["shard"])]
-    settings = opening.settings(keyed, hints)
-    learner, _ = loop.open_learner(
-        building.trained(keyed["method"]),
-        opening.backbone(keyed, hints),
-        opening.task_of(keyed),
-        states.load_state(store, *model),
-        settings,
-    )
-    targets = torch.from_numpy(columns_of(index.labels[rows], keyed["learned"]))
-    images = opening.open_rows(work, index, rows, targets, opening.query_of(work, store, rows))
+    rows = rows_of(index.labels, index.domains, [parameters.task])
+    rows = sampled(index.digests, rows, parameters.limit)[slice(*parameters.shard)]
+    settings = opening.settings(model_of.seed, parameters.numerics, hints.cpus)
+    state = states.load_state(store, *model)
+    learner = opening.learner(model_of, hints.network, state, settings)
+    targets = torch.from_numpy(columns_of(index.labels[rows], model_of.learned))
+    query = opening.query_of(work, store, rows)
+    images = opening.open_rows(model_of, hints, index, rows, targets, query)
     learner.eval()
-    seeds = [derive(keyed["seed"], "label", int(sample)) for sample in index.sample_ids(rows)]
-    kind = keyed["statistics"]
-    if kind["kind"] == "fisher":
-        sums = squared_gradients(learner, images, settings, kind["labels"], seeds)
+    seeds = [derive(model_of.seed, "label", int(sample)) for sample in index.sample_ids(rows)]
+    kind = parameters.statistics
+    if kind.kind == "fisher":
+        assert kind.labels is not None, "the merge says whose labels"
+        sums = squared_gradients(learner, images, settings, kind.labels, seeds)
     else:
         sums = gram_matrices(learner, images, settings)
     sums[Mean.COUNT] = torch.tensor(len(rows))

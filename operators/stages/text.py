@@ -13,6 +13,9 @@ from torch import Tensor
 
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.errors import BadDataError
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.features import TextParameters
+from graftwork.operators.parameters.hints import NetworkHints
 from graftwork.operators.store import Store
 
 if TYPE_CHECKING:
@@ -33,20 +36,21 @@ def run(work: Assignment, store: Store) -> Result:
     from graftwork.methods.networks.clip import Clip, phrases
     from graftwork.operators.backbones import loading
 
-    keyed, hints = work.parameters, work.hints
-    torch.set_num_threads(max(1, int(hints["cpus"])))
+    parameters = from_json(TextParameters, work.parameters)
+    hints = from_json(NetworkHints, work.hints)
+    torch.set_num_threads(max(1, int(hints.cpus)))
     network = loading.load_on_device(
-        hints["model"],
-        hints["weights"],
-        hints["pooling"],
-        keyed["backbone"],
-        keyed["numerics"]["device"],
-        hints["image_size"],
+        hints.network.model,
+        hints.network.weights,
+        hints.network.pooling,
+        parameters.network.fingerprint,
+        parameters.numerics.device,
+        hints.network.image_size,
     )
     assert isinstance(network, Clip), "planning asks for texts of a CLIP alone"
     try:
         found = torch.stack(
-            [encode(network, phrases(keyed["names"], t)) for t in keyed["templates"]]
+            [encode(network, phrases(parameters.names, t)) for t in parameters.templates]
         )
     except ValueError as error:
         raise BadDataError(
@@ -54,7 +58,7 @@ def run(work: Assignment, store: Store) -> Result:
         ) from error
     return Result(
         files={"text.safetensors": save_tensors({"features": found})},
-        facts={"templates": len(found), "classes": len(keyed["names"])},
+        facts={"templates": len(found), "classes": len(parameters.names)},
     )
 
 

@@ -18,6 +18,9 @@ from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.building import trained
 from graftwork.operators.errors import Diverged
 from graftwork.operators.formats.states import bytes_of, files_of, load_state
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.hints import TrainHints
+from graftwork.operators.parameters.training import TrainParameters
 from graftwork.operators.store import Store
 from graftwork.operators.training import loop, snapshots
 from graftwork.operators.training.opening import (
@@ -38,13 +41,15 @@ def run(work: Assignment, store: Store) -> Result:
         Diverged: NaN or infinity; the snapshot before it stays.
         IncompatibleError: the backbone's weights changed since the plan.
     """
-    keyed, hints = work.parameters, work.hints
-    torch.set_num_threads(max(1, int(hints["cpus"])))
-    task = task_of(keyed)
-    method = trained(keyed["method"])
+    parameters = from_json(TrainParameters, work.parameters)
+    hints = from_json(TrainHints, work.hints)
+    learner, reading, numerics = parameters.learner, hints.reading, parameters.numerics
+    torch.set_num_threads(max(1, int(reading.cpus)))
+    task = task_of(learner.task)
+    method = trained(learner.method)
     resume = snapshots.find(store, work.key)
     started = time.perf_counter()
-    rows = task_rows(work, store)
+    rows = task_rows(work, store, learner, parameters.data, reading)
 
     def say(**facts: Any) -> None:
         live.say(task=task.index + 1, tasks=task.count, **facts)
@@ -52,12 +57,12 @@ def run(work: Assignment, store: Store) -> Result:
     try:
         state, log = loop.train_task(
             trains(method),
-            backbone(keyed, hints),
+            backbone(learner.network, reading.network, numerics.device),
             task,
             rows,
             _start(work, store, method),
-            settings(keyed, hints),
-            reference=reference_of(work, store),
+            settings(learner.seed, numerics, reading.cpus, hints.checkpoint_minutes),
+            reference=reference_of(work, store, parameters, hints),
             resume=resume,
             keep=lambda snapshot: snapshots.keep(store, work.key, snapshot),
             say=say,

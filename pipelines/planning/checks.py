@@ -23,7 +23,7 @@ def check_networks(
             no reference.
     """
     for method in methods:
-        wanted = method.card["network"]
+        wanted = method.facts.network
         if wanted == "clip" and backbone.network != "clip":
             raise ConfigError(
                 f"{method.name} needs a CLIP with both towers, such as "
@@ -40,13 +40,13 @@ def check_networks(
             raise ConfigError(
                 f"{method.name} reads the names of the classes; give them", key="dataset.classes"
             )
-        if method.card["contract"] == "fused" and spec.vit is None:
+        if method.facts.contract == "fused" and spec.vit is None:
             raise ConfigError(
                 f"{method.name} has a branch on a ViT beside the CLIP; give "
                 "vit: {model: vit_base_patch16_224.orig_in21k}, for example",
                 key="vit",
             )
-        if method.card["reference"] and spec.reference is None:
+        if method.facts.reference and spec.reference is None:
             raise ConfigError(
                 f"{method.name} distils on images and texts of no task; give "
                 "reference: {images: ..., texts: ...}, or the method distillation: 0",
@@ -85,7 +85,7 @@ def check_trainable(shared: Shared, methods: Iterable["Method"]) -> None:
 
 def _check_crop(shared: Shared, trained: Sequence["Method"]) -> None:
     for method in trained:
-        name = method.recipe.get("augmentation", "none")
+        name = method.training.augmentation
         value = AUGMENTATIONS[name]
         if value != AUGMENTATIONS["none"] and shared.preprocessing.crop is None:
             raise ConfigError(

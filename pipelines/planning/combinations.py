@@ -1,11 +1,13 @@
 """Merges and ensembles of a spec, resolved: which rule, of which runs."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from graftwork.operators.keys import program_digest
+from graftwork.operators.parameters.combining import StatisticsKind
+from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.store.memo import Memo
 from graftwork.pipelines.planning.methods import Method
 from graftwork.pipelines.spec.combination import Combination, read
@@ -14,20 +16,35 @@ from graftwork.pipelines.spec.problems import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
+class Weighing:
+    """What a merge measures of every model.
+
+    Args:
+        statistics: which sums.
+        images: over so many training images of the model's newest task, at most.
+    """
+
+    statistics: StatisticsKind
+    images: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Combined:
     """A combination of the spec with everything resolved.
 
     Args:
         asked: the entry.
-        operator: the merge or the rule as keys hold it: name, version, hyper-parameters.
-        card: its card as JSON values.
+        operator: the merge or the rule as keys hold it.
+        most: as many models at most are merged, the newest ones; 0 for any number.
+        weighing: what a merge measures of its models; None for nothing.
         members: methods, or combinations before it, by label.
         label: what people see.
     """
 
     asked: Combination
-    operator: dict[str, Any]
-    card: dict[str, Any]
+    operator: MethodRef
+    most: int
+    weighing: Weighing | None
     members: tuple[str, ...]
     label: str
 
@@ -63,12 +80,13 @@ def resolve(loaded: Loaded, methods: Sequence[Method], memo: Memo) -> tuple[Comb
         found.append(
             Combined(
                 asked=asked,
-                operator={
-                    "name": asked.kind,
-                    "version": facts["card"]["version"],
-                    "hyperparameters": facts["hyperparameters"],
-                },
-                card=facts["card"],
+                operator=MethodRef(
+                    name=asked.kind,
+                    version=facts["card"]["version"],
+                    hyperparameters=facts["hyperparameters"],
+                ),
+                most=facts["card"].get("most", 0),  # the card of a rule has no such number
+                weighing=_weighing(facts),
                 members=members,
                 label=label,
             )
@@ -76,6 +94,16 @@ def resolve(loaded: Loaded, methods: Sequence[Method], memo: Memo) -> tuple[Comb
     if problems:
         raise loaded.error(problems)
     return tuple(found)
+
+
+def _weighing(facts: Mapping[str, Any]) -> Weighing | None:
+    """What a merge with this card measures."""
+    if not (kind := facts["card"].get("statistics")):
+        return None
+    given = facts["hyperparameters"]
+    return Weighing(
+        statistics=StatisticsKind(kind=kind, labels=given.get("labels")), images=given["images"]
+    )
 
 
 def _facts(
@@ -122,12 +150,12 @@ def members_of(
 
 
 def _unmergeable(method: Method, over: str) -> Iterator[str]:
-    if method.card["contract"] != "trained":
+    if method.facts.contract != "trained":
         yield (
             f"{method.name} has no checkpoint of a network after every task to merge; "
             "name a method that trains on every task, or use ensemble"
         )
-    elif method.card["upper_bound"] and over != "seeds":
+    elif method.facts.upper_bound and over != "seeds":
         yield f"{method.name} trains on all tasks at once and has one checkpoint only"
 
 

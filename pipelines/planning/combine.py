@@ -10,8 +10,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from graftwork.pipelines.planning.combinations import Combined
 from graftwork.pipelines.planning.ensembled import ensemble
 from graftwork.pipelines.planning.merged import merge
-from graftwork.pipelines.planning.methods import Method
-from graftwork.pipelines.planning.runs import Cell, Run, task_json
+from graftwork.pipelines.planning.methods import CardFacts, Method
+from graftwork.pipelines.planning.runs import Cell, Run
 from graftwork.pipelines.planning.shared import Shared
 
 
@@ -50,7 +50,6 @@ def _run(shared: Shared, entry: Combined, parents: tuple[Run, ...]) -> Run:
         method=_as_method(entry, parents),
         order=parents[0].order,
         stream=parents[0].tasks,
-        described=[task_json(task) for task in parents[0].tasks],
         seed=parents[0].seed,
     )
     make = merge if entry.asked.section == "merge" else ensemble
@@ -68,12 +67,12 @@ def _as_method(entry: Combined, parents: Sequence[Run]) -> Method:
     return Method(
         name=entry.label,
         label=entry.label,
-        hyperparameters={asked.section: asked.kind, **entry.operator["hyperparameters"], **shown},
-        card={
-            **entry.card,
-            "contract": asked.section,
-            "batch_information_at_test": any(
-                run.method.card["batch_information_at_test"] for run in parents
+        hyperparameters={asked.section: asked.kind, **entry.operator.hyperparameters, **shown},
+        facts=CardFacts(
+            contract=asked.section,
+            version=entry.operator.version,
+            batch_information_at_test=any(
+                run.method.facts.batch_information_at_test for run in parents
             ),
-        },
+        ),
     )

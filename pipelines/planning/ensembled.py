@@ -1,48 +1,61 @@
 """Stages of an ensemble."""
 
 from graftwork.operators.data.scenario import seen_classes
+from graftwork.operators.parameters.as_json import to_json
+from graftwork.operators.parameters.combining import EnsembleParameters, Member
+from graftwork.operators.parameters.hints import CpuHints
+from graftwork.operators.parameters.predictors import EnsemblePart
 from graftwork.operators.stage import Resources, Stage
 from graftwork.pipelines.planning.combinations import Combined
 from graftwork.pipelines.planning.runs import Cell, Run, Served
+
+ROLES = ("model", "features", "adapted", "predictions")
+"""Inputs of a member's evaluation that the ensemble reads."""
 
 
 def ensemble(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Run:
     """Predictions after every task by a rule over all members, and their evaluation."""
     shared = cell.shared
     cpus = shared.spec.resources.fit.cpus
-    roles = ("model", "features", "adapted", "predictions")
     stage = Stage(
         operator="ensemble",
-        parameters={
-            "rule": entry.operator,
-            "members": [
-                {
-                    name: run.evaluate.parameters[name]
-                    for name in ("method", "separable", "seed")
-                    if name in run.evaluate.parameters
-                }
-                for run in parents
-            ],
-            "tasks": cell.described,
-        },
+        parameters=to_json(
+            EnsembleParameters(
+                rule=entry.operator,
+                members=tuple(map(_member, parents)),
+                tasks=cell.described,
+            )
+        ),
         inputs={
             "dataset": (shared.dataset.test.stage(),),
             **{
                 f"{number} {role}": run.evaluate.inputs[role]
                 for number, run in enumerate(parents)
-                for role in roles
+                for role in ROLES
                 if run.evaluate.inputs.get(role)
             },
         },
-        hints={"cpus": cpus},
+        hints=to_json(CpuHints(cpus=cpus)),
         resources=Resources(cpus=cpus),
         label=f"ensemble {cell.label}",
     )
-    evaluate = cell.evaluation({"method": entry.operator}, {"predictions": (stage,)})
-    return cell.run([stage], stage, evaluate, _served_ensemble(cell, entry, parents), parents)
+    return cell.run(
+        own=[stage],
+        model=stage,
+        evaluated=cell.evaluated(entry.operator),
+        inputs={"predictions": (stage,)},
+        served=_served(cell, entry, parents),
+        parents=parents,
+    )
 
 
-def _served_ensemble(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Served | None:
+def _member(run: Run) -> Member:
+    """A run as the key of an ensemble holds it."""
+    given = run.evaluated
+    return Member(method=given.method, separable=given.separable, seed=given.seed)
+
+
+def _served(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Served | None:
     """All models and the rule; None if one of them decides by the test batch, and has no model."""
     members = []
     for number, run in enumerate(parents):
@@ -51,12 +64,11 @@ def _served_ensemble(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> S
         members.append(run.served.within(str(number)))
     last = len(cell.stream) - 1
     return Served(
-        predictor={
-            "kind": "ensemble",
-            "rule": entry.operator,
-            "learned": sorted(seen_classes(cell.stream, last)),
-            "members": [member.predictor for member in members],
-        },
+        predictor=EnsemblePart(
+            rule=entry.operator,
+            learned=tuple(sorted(seen_classes(cell.stream, last))),
+            members=tuple(to_json(member.predictor) for member in members),
+        ),
         states={file: held for member in members for file, held in member.states.items()},
         beside=next((member.beside for member in members if member.beside), None),
     )

@@ -5,7 +5,7 @@ tasks side by side that are joined one after the other, with predictions after e
 trains on the first task and is fitted on what the adapted backbone sees.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 from graftwork.operators.data.dataset import Dataset
 from graftwork.operators.data.scenario import OrderName, StreamTask, tasks
@@ -13,7 +13,7 @@ from graftwork.operators.errors import BadDataError
 from graftwork.pipelines.planning.fitted import fitted
 from graftwork.pipelines.planning.fused import fused
 from graftwork.pipelines.planning.methods import Method
-from graftwork.pipelines.planning.runs import Cell, Described, Run, task_json
+from graftwork.pipelines.planning.runs import Cell, Run
 from graftwork.pipelines.planning.shared import Shared
 from graftwork.pipelines.planning.trained import run_of
 
@@ -31,7 +31,7 @@ def make_runs(
     """
     spec, dataset = shared.spec, shared.dataset
     scenario = spec.scenario
-    streams: list[tuple[OrderName, tuple[StreamTask, ...], Described]] = []
+    streams: list[tuple[OrderName, tuple[StreamTask, ...]]] = []
     for order in scenario.orders:
         stream = tuple(
             tasks(
@@ -43,31 +43,29 @@ def make_runs(
                 order,
             )[: scenario.tasks]
         )
-        described = [task_json(task) for task in stream]
-        _check_rows(dataset, described, order)
-        streams.append((order, stream, described))
+        _check_rows(dataset, stream, order)
+        streams.append((order, stream))
     for method in methods:
-        for order, stream, described in streams:
+        for order, stream in streams:
             for seed in spec.seeds:
                 cell = Cell(
                     shared=shared,
                     method=method,
                     order=order,
                     stream=stream,
-                    described=described,
                     seed=seed,
                     beside=beside,
                 )
-                yield {"trained": run_of, "fused": fused}.get(method.card["contract"], fitted)(cell)
+                yield {"trained": run_of, "fused": fused}.get(method.facts.contract, fitted)(cell)
 
 
-def _check_rows(dataset: Dataset, stream: Described, order: OrderName) -> None:
+def _check_rows(dataset: Dataset, stream: Sequence[StreamTask], order: OrderName) -> None:
     """Every task needs rows to learn from and rows to be tested on."""
     for split in (dataset.train, dataset.test):
         present = set(zip(split.labels.tolist(), split.domains.tolist(), strict=True))
         for number, task in enumerate(stream):
-            if not any((c, d) in present for c in task["classes"] for d in task["domains"]):
-                where = ", ".join(dataset.domains[d] for d in task["domains"])
+            if not any((c, d) in present for c in task.classes for d in task.domains):
+                where = ", ".join(dataset.domains[d] for d in task.domains)
                 raise BadDataError(
                     f"task {number} of order {order} has no {split.name} images"
                     + (f" (domain {where})" if where else ""),

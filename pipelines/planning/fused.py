@@ -2,73 +2,89 @@
 
 from dataclasses import replace
 
+from graftwork.operators.parameters.as_json import to_json
+from graftwork.operators.parameters.hints import CpuHints
+from graftwork.operators.parameters.predictors import FusedPart
+from graftwork.operators.parameters.training import BlendParameters
 from graftwork.operators.stage import Resources, Stage
 from graftwork.pipelines.planning import trained
-from graftwork.pipelines.planning.runs import Cell, Run, Served
+from graftwork.pipelines.planning.runs import Cell, Model, Run, Served
 
 
 def fused(cell: Cell) -> Run:
     """Two chains side by side, and a blend of their scores after each task."""
     method, described, shared = cell.method, cell.described, cell.shared
     assert cell.beside is not None, "check_networks asks for it"
-    chains: dict[str, list[Stage]] = {}
+    chains: dict[str, list[Model]] = {}
     tests: dict[str, list[Stage]] = {}
     scores: dict[str, list[Stage]] = {}
     for role, network in (("clip", shared), ("vit", cell.beside)):
-        branch = replace(cell, shared=network, method=method.branch(role))
-        chains[role] = trained.chain(
+        branch = replace(cell, shared=network, method=method.branches[role])
+        trainings = trained.chain(
             branch, branch.method.description, described, trained.learned(cell)
         )
+        chains[role] = [training.model for training in trainings]
         tests[role] = trained.predicted(branch, branch.method, chains[role])
-        scores[role] = [trained.score(branch, stage) for stage in chains[role]]
-    cpus = shared.spec.resources.fit.cpus
+        scores[role] = [trained.score(branch, training) for training in trainings]
+    cpus, group = shared.spec.resources.fit.cpus, f"blend {cell.label}"
     blends = [
         Stage(
             operator="blend",
-            parameters={
-                "method": method.description,
-                "learned": chains["clip"][number].parameters["learned"],
-                "tasks": described[: number + 1],
-                "after": [number],
-            },
+            parameters=to_json(
+                BlendParameters(
+                    method=method.description,
+                    learned=chains["clip"][number].learner.learned,
+                    tasks=described[: number + 1],
+                    after=(number,),
+                )
+            ),
             inputs={
                 **{role: (stages[number],) for role, stages in scores.items()},
                 **{f"{role}_test": (stages[number],) for role, stages in tests.items()},
                 "dataset": (shared.dataset.test.stage(),),
             },
-            hints={"cpus": cpus},
+            hints=to_json(CpuHints(cpus=cpus)),
             resources=Resources(cpus=cpus),
-            label=f"blend {cell.label} task {number + 1}/{len(described)}",
+            label=f"{group} task {number + 1}/{len(described)}",
+            group=group,
         )
         for number in range(len(described))
     ]
-    evaluate = cell.evaluation(
-        {"method": method.description},
-        {
-            "model": tuple(chains["clip"]),
-            "beside": tuple(chains["vit"]),
-            "branches": (*tests["clip"], *tests["vit"]),
-            "scores": (*scores["clip"], *scores["vit"]),
+    clip, vit = (tuple(model.stage for model in chains[role]) for role in ("clip", "vit"))
+    branches, both = (*tests["clip"], *tests["vit"]), (*scores["clip"], *scores["vit"])
+    return cell.run(
+        own=[*clip, *vit, *branches, *both, *blends],
+        model=blends[-1],
+        evaluated=cell.evaluated(method.description),
+        inputs={
+            "model": clip,
+            "beside": vit,
+            "branches": branches,
+            "scores": both,
             "predictions": tuple(blends),
         },
+        served=_served(cell, chains["clip"][-1], chains["vit"][-1], blends[-1]),
     )
-    own = [*evaluate.inputs["model"], *evaluate.inputs["beside"], *evaluate.inputs["branches"]]
-    branches = {
-        role: trained.served_learner(stages[-1]).within(role) for role, stages in chains.items()
+
+
+def _served(cell: Cell, clip: Model, vit: Model, blend: Stage) -> Served:
+    """Both branches after the last task, and their blend."""
+    parts = {
+        role: trained.trained_part(model.learner, role)
+        for role, model in (("clip", clip), ("vit", vit))
     }
-    served = Served(
-        predictor={
-            "kind": "fused",
-            "method": method.description,
-            "learned": blends[-1].parameters["learned"],
-            "state": "state.safetensors",
-            **{role: branch.predictor for role, branch in branches.items()},
-        },
+    return Served(
+        predictor=FusedPart(
+            method=cell.method.description,
+            learned=clip.learner.learned,
+            state=trained.STATE,
+            clip=parts["clip"],
+            vit=parts["vit"],
+        ),
         states={
-            "state.safetensors": (blends[-1], ""),
-            **branches["clip"].states,
-            **branches["vit"].states,
+            trained.STATE: (blend, ""),
+            parts["clip"].state: (clip.stage, ""),
+            parts["vit"].state: (vit.stage, ""),
         },
         beside=cell.beside,
     )
-    return cell.run([*own, *evaluate.inputs["scores"], *blends], blends[-1], evaluate, served)

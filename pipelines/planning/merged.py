@@ -7,24 +7,19 @@ from typing import Any
 from graftwork.operators.data.holdout import sampled
 from graftwork.operators.data.scenario import rows_of
 from graftwork.operators.errors import ConfigError
+from graftwork.operators.parameters.as_json import to_json
+from graftwork.operators.parameters.combining import MergeParameters, StatisticsParameters
+from graftwork.operators.parameters.hints import NetworkHints
 from graftwork.operators.stage import Resources, Stage
-from graftwork.pipelines.planning.combinations import Combined
+from graftwork.pipelines.planning.combinations import Combined, Weighing
 from graftwork.pipelines.planning.methods import Method
-from graftwork.pipelines.planning.runs import Cell, Run
+from graftwork.pipelines.planning.runs import Cell, Model, Run
 from graftwork.pipelines.planning.trained import predicted, served_learner
-
-LEARNER = ("method", "seed", "task", "learned", "architecture", "backbone", "preprocessing")
-"""Parameters of a training that say what its state belongs to."""
 
 
 def merge(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Run:
     """A merged state after every task, its predictions, and their evaluation."""
-    # Of tasks that were trained side by side, what they were joined to.
-    kinds = ["join" if run.method.card["independent"] else "train" for run in parents]
-    chains = [
-        [stage for stage in run.own if stage.operator == kind]
-        for run, kind in zip(parents, kinds, strict=True)
-    ]
+    chains = [run.models for run in parents]
     count = len(chains[0])
     if entry.asked.over == "tasks":
         if count < 2:
@@ -33,96 +28,106 @@ def merge(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Run:
             )
         series = [chains[0][: number + 1] for number in range(count)]
     else:
-        series = [[chain[number] for chain in chains] for number in range(count)]
-    merged, measured = [], {}
+        series = [tuple(chain[number] for chain in chains) for number in range(count)]
+    merged: list[Model] = []
+    measured: dict[str, tuple[Stage, ...]] = {}
     for number, models in enumerate(series):
-        if most := entry.card["most"]:
-            models = models[-most:]
-        if entry.card["statistics"]:
-            for model in models:
-                if model.key not in measured:
-                    measured[model.key] = _statistics(cell, entry, model, parents[-1].method)
+        if entry.most:
+            models = models[-entry.most :]
+        for model in models:
+            if entry.weighing is not None and model.stage.key not in measured:
+                measured[model.stage.key] = _statistics(
+                    cell, entry.weighing, model, parents[-1].method
+                )
         merged.append(_merge_stage(cell, entry, models, measured, f"{number + 1}/{count}"))
+    stages = [model.stage for model in merged]
     predictions = predicted(cell, parents[-1].method, merged)
-    evaluate = cell.evaluation(
-        {"method": entry.operator}, {"predictions": tuple(predictions), "model": tuple(merged)}
+    used = [stage for found in measured.values() for stage in found]
+    votes = cell.method.facts.batch_information_at_test
+    return cell.run(
+        own=[*used, *stages, *predictions],
+        model=stages[-1],
+        evaluated=cell.evaluated(entry.operator),
+        inputs={"predictions": tuple(predictions), "model": tuple(stages)},
+        served=None if votes else served_learner(merged[-1]),
+        parents=parents,
     )
-    used = [stage for stages in measured.values() for stage in stages]
-    votes = cell.method.card["batch_information_at_test"]
-    served = None if votes else served_learner(merged[-1])
-    return cell.run([*used, *merged, *predictions], merged[-1], evaluate, served, parents)
 
 
 def _merge_stage(
     cell: Cell,
     entry: Combined,
-    models: Sequence[Stage],
+    models: Sequence[Model],
     measured: Mapping[str, tuple[Stage, ...]],
     task: str,
-) -> Stage:
-    shared = cell.shared
-    cpus = shared.spec.resources.fit.cpus
-    return Stage(
+) -> Model:
+    shared, newest = cell.shared, models[-1]
+    cpus, group = shared.spec.resources.fit.cpus, f"merge {cell.label}"
+    stage = Stage(
         operator="merge",
-        parameters={
-            **{name: models[-1].parameters[name] for name in LEARNER},
-            "start": models[0].parameters["task"],
-            "merge": entry.operator,
-            "head": entry.asked.head,
-            "over": entry.asked.over,
-        },
+        parameters=to_json(
+            MergeParameters(
+                learner=newest.learner,
+                start=models[0].learner.task,
+                merge=entry.operator,
+                head=entry.asked.head,
+                over=entry.asked.over,
+            )
+        ),
         inputs={
-            "models": tuple(models),
+            "models": tuple(model.stage for model in models),
             **(
-                {f"statistics {i}": measured[model.key] for i, model in enumerate(models)}
+                {f"statistics {i}": measured[model.stage.key] for i, model in enumerate(models)}
                 if measured
                 else {}
             ),
         },
-        hints={**shared.where(), "cpus": cpus},
+        hints=to_json(NetworkHints(network=shared.where(), cpus=cpus)),
         resources=Resources(cpus=cpus),
-        label=f"merge {cell.label} task {task}",
+        label=f"{group} task {task}",
+        group=group,
     )
+    return Model(stage=stage, learner=newest.learner, data=newest.data)
 
 
-def _statistics(cell: Cell, entry: Combined, model: Stage, method: Method) -> tuple[Stage, ...]:
+def _statistics(cell: Cell, weighing: Weighing, model: Model, method: Method) -> tuple[Stage, ...]:
     """Sums over shards of the images that a model was trained on last."""
     shared, split = cell.shared, cell.shared.dataset.train
-    given, part = entry.operator["hyperparameters"], model.parameters["images"]
+    learner, task = model.learner, model.data.task
     resources, size = shared.spec.resources.extract, shared.spec.features.shard_size
-    total = min(given["images"], int(shared.counts(split, part).sum()))
+    total = min(weighing.images, int(shared.counts(split, task).sum()))
 
     def rows(start: int, stop: int) -> Any:
-        whole = rows_of(split.labels, split.domains, [part])
-        return sampled(split.digests, whole, given["images"])[start:stop]
+        whole = rows_of(split.labels, split.domains, [task])
+        return sampled(split.digests, whole, weighing.images)[start:stop]
 
     shards = [(start, min(start + size, total)) for start in range(0, total, size)]
-    about = f"{method.label} order {cell.order} seed {model.parameters['seed']}"
+    about = f"{method.label} order {cell.order} seed {learner.seed}"
+    group = f"{weighing.statistics.kind} statistics of {about}"
     return tuple(
         Stage(
             operator="statistics",
-            parameters={
-                **{name: model.parameters[name] for name in LEARNER},
-                "images": part,
-                "limit": given["images"],
-                "shard": [start, stop],
-                "statistics": {
-                    "kind": entry.card["statistics"],
-                    **({"labels": given["labels"]} if "labels" in given else {}),
-                },
-                "numerics": {**shared.numerics(resources.gpus), "compile": False},
-            },
+            parameters=to_json(
+                StatisticsParameters(
+                    learner=learner,
+                    task=task,
+                    limit=weighing.images,
+                    shard=(start, stop),
+                    statistics=weighing.statistics,
+                    numerics=shared.numerics(resources.gpus, compile=False),
+                )
+            ),
             inputs={
-                "model": (model,),
+                "model": (model.stage,),
                 "dataset": (split.stage(),),
-                "features": shared.features(split) if method.card["query"] else (),
+                "features": shared.features(split) if method.facts.query else (),
             },
-            hints=shared.hints(
-                split, partial(rows, start, stop), images=stop - start, cpus=resources.cpus
+            hints=shared.placed(
+                shared.reading(stop - start, resources.cpus), split, partial(rows, start, stop)
             ),
             resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
-            label=f"{entry.card['statistics']} statistics of {about} task "
-            f"{model.parameters['task']['index'] + 1} shard {number + 1}/{len(shards)}",
+            label=f"{group} task {learner.task.index + 1} shard {number + 1}/{len(shards)}",
+            group=group,
         )
         for number, (start, stop) in enumerate(shards)
     )

@@ -1,12 +1,118 @@
 """The methods of a spec with every hyper-parameter resolved."""
 
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from typing import Any
 
 from graftwork.operators.keys import program_digest
+from graftwork.operators.parameters.learners import MethodRef
+from graftwork.operators.parameters.tasks import Budget
 from graftwork.operators.store.memo import Memo
 from graftwork.pipelines.spec.loading import Loaded
+
+
+@dataclass(frozen=True, kw_only=True)
+class CardFacts:
+    """What planning reads of a card; see `methods.contracts.card.Card`, which imports torch.
+
+    The contract of a combination is `merge` or `ensemble`.
+    """
+
+    contract: str
+    version: int
+    exemplars: int = 0
+    batch_information_at_test: bool = False
+    uses_seed: bool = False
+    separable: bool = False
+    upper_bound: bool = False
+    query: bool = False
+    independent: bool = False
+    shared: tuple[str, ...] = ()
+    images: bool = True
+    network: str = "vit"
+    reference: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exemplars:
+    """What a method keeps of earlier tasks.
+
+    Args:
+        count: of all classes together, or of each.
+        budget: which of the two.
+        selection: "herding" or "random".
+    """
+
+    count: int
+    budget: Budget
+    selection: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedFacts:
+    """What planning reads of the hyper-parameters of what is trained.
+
+    Args:
+        epochs: passes over a task's images; 1 for a method that has no such number.
+        augmentation: key of `AUGMENTATIONS`.
+        exemplars: what is kept of earlier tasks; None for nothing.
+        vote_batch: images per batch of a method that decides by the batch; None for one that
+            decides each image on its own.
+    """
+
+    epochs: int
+    augmentation: str
+    exemplars: Exemplars | None
+    vote_batch: int | None
+
+
+def trained_facts(hyperparameters: Mapping[str, Any]) -> TrainedFacts:
+    """What hyper-parameters with well-known names say; a method need not have any of them."""
+    given = hyperparameters.get
+    kept, votes = given("exemplars", 0), given("eval_selection", "instance") != "instance"
+    return TrainedFacts(
+        epochs=given("epochs", 1),
+        augmentation=given("augmentation", "none"),
+        exemplars=Exemplars(
+            count=kept,
+            budget=hyperparameters["exemplar_budget"],
+            selection=hyperparameters["exemplar_selection"],
+        )
+        if kept
+        else None,
+        vote_batch=hyperparameters["batch_size"] if votes else None,
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Classifier:
+    """What a fit fits.
+
+    Args:
+        method: the closed-form method.
+        separable: a class's scores depend on that class's statistics alone.
+        uses_seed: draws random numbers.
+    """
+
+    method: MethodRef
+    separable: bool
+    uses_seed: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Adapted:
+    """What a method of the contract `adapted` consists of.
+
+    Args:
+        first_session: what is trained on the first task; None for nothing.
+        keeps_frozen: whether the frozen features stay in front.
+        classifier: what is fitted afterwards.
+    """
+
+    first_session: MethodRef | None
+    keeps_frozen: bool
+    classifier: Classifier
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -16,47 +122,89 @@ class Method:
     Args:
         name: name in `METHODS`.
         hyperparameters: all of them, defaults included.
-        card: the method's card as JSON values.
+        facts: of its card.
         label: the name, with what the spec sets where a method stands in it twice.
-        parts: of an adapted method: its first session, the classifier that is fitted afterwards,
-            and whether the frozen features stay in front; of a fused one its two branches.
+        adapted: parts of an adapted method.
+        branches: of a fused method, by role: "clip" and "vit".
     """
 
     name: str
     hyperparameters: dict[str, Any]
-    card: dict[str, Any]
+    facts: CardFacts
     label: str
-    parts: dict[str, Any] | None = None
+    adapted: Adapted | None = None
+    branches: Mapping[str, "Method"] = field(default_factory=dict)
 
     @property
-    def description(self) -> dict[str, Any]:
+    def card(self) -> dict[str, Any]:
+        """The facts of its card by name, as documents show them."""
+        return asdict(self.facts)
+
+    @property
+    def description(self) -> MethodRef:
         """The method as keys hold it."""
-        return {
-            "name": self.name,
-            "version": self.card["version"],
-            "hyperparameters": self.hyperparameters,
-        }
+        return MethodRef(
+            name=self.name, version=self.facts.version, hyperparameters=self.hyperparameters
+        )
 
     @property
-    def first_session(self) -> dict[str, Any] | None:
-        """Description of what is trained on the first task before anything is fitted."""
-        return self.parts and self.parts.get("first_session")
+    def first_session(self) -> MethodRef | None:
+        """What is trained on the first task before anything is fitted."""
+        return self.adapted.first_session if self.adapted else None
 
-    def branch(self, role: str) -> "Method":
-        """One of the two branches of a fused method, as a method of its own."""
-        assert self.parts is not None
-        return Method(label=f"{self.label} {role}", **self.parts[role])
+    @property
+    def classifier(self) -> Classifier:
+        """What is fitted: a part of an adapted method, or a fitted method itself."""
+        if self.adapted:
+            return self.adapted.classifier
+        return Classifier(
+            method=self.description,
+            separable=self.facts.separable,
+            uses_seed=self.facts.uses_seed,
+        )
 
     @property
     def trains(self) -> bool:
         """Whether images are needed, not only features."""
-        return self.card["contract"] in ("trained", "fused") or self.first_session is not None
+        return self.facts.contract in ("trained", "fused") or self.first_session is not None
 
     @property
-    def recipe(self) -> dict[str, Any]:
-        """Hyper-parameters of what is trained."""
+    def training(self) -> TrainedFacts:
+        """What the hyper-parameters of what is trained say."""
         first = self.first_session
-        return first["hyperparameters"] if first else self.hyperparameters
+        return trained_facts(first.hyperparameters if first else self.hyperparameters)
+
+
+def method_of(name: str, label: str, described: Mapping[str, Any]) -> Method:
+    """A method from what `operators.catalogue.method` says of it."""
+    card, parts = described["card"], described.get("parts", {})
+    facts = CardFacts(
+        **{each.name: card[each.name] for each in fields(CardFacts) if each.name != "shared"},
+        shared=tuple(card["shared"]),
+    )
+    return Method(
+        name=name,
+        hyperparameters=described["hyperparameters"],
+        facts=facts,
+        label=label,
+        adapted=_adapted(parts) if facts.contract == "adapted" else None,
+        branches={
+            role: method_of(branch["name"], f"{label} {role}", branch)
+            for role, branch in parts.items()
+            if facts.contract == "fused"
+        },
+    )
+
+
+def _adapted(parts: Mapping[str, Any]) -> Adapted:
+    first = parts["first_session"]
+    given = dict(parts["classifier"])
+    separable, uses_seed = given.pop("separable"), given.pop("uses_seed")
+    return Adapted(
+        first_session=MethodRef(**first) if first else None,
+        keeps_frozen=parts["keeps_frozen"],
+        classifier=Classifier(method=MethodRef(**given), separable=separable, uses_seed=uses_seed),
+    )
 
 
 def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
@@ -81,11 +229,12 @@ def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
                 continue
             known = json.dumps(found).encode()
             memo.put(preimage, known)
-        facts = json.loads(known)
         label = name if names.count(name) == 1 else f"{name} {_short(given)}".strip()
-        if facts["card"]["batch_information_at_test"]:
-            label += " (sees the test batch)"  # wherever its numbers are shown
-        resolved.append(Method(name=name, label=label, **facts))
+        method = method_of(name, label, json.loads(known))
+        if method.facts.batch_information_at_test:
+            # Wherever its numbers are shown.
+            method = replace(method, label=f"{label} (sees the test batch)")
+        resolved.append(method)
     if problems:
         raise loaded.error(problems)
     return tuple(resolved)

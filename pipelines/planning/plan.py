@@ -80,10 +80,10 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
         dataset=dataset,
         backbone=backbone,
         preprocessing=preprocessing,
-        reference=_reference(spec, memo) if any(m.card["reference"] for m in methods) else None,
+        reference=_reference(spec, memo) if any(m.facts.reference for m in methods) else None,
     )
     check_trainable(shared, methods)
-    beside = _beside(shared, memo, [m for m in methods if m.card["contract"] == "fused"])
+    beside = _beside(shared, memo, [m for m in methods if m.facts.contract == "fused"])
     runs = tuple(make_runs(shared, methods, beside))
     return Plan(
         spec=spec,

@@ -1,22 +1,35 @@
 """What all runs of a spec share: data, backbone, preprocessing, and the stages made of them."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data.dataset import Dataset, Split
 from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.parameters.as_json import to_json
+from graftwork.operators.parameters.features import (
+    Graft,
+    RankParameters,
+    ShardParameters,
+    TextParameters,
+)
+from graftwork.operators.parameters.hints import (
+    CpuHints,
+    ImageHints,
+    NetworkHints,
+    NetworkPlace,
+    ShardHints,
+)
+from graftwork.operators.parameters.learners import Network, Numerics
+from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.stage import Resources, Stage
 from graftwork.operators.versions import library_versions
+from graftwork.pipelines.planning.hints import H, Hints
 from graftwork.pipelines.spec.model import BuiltinDataset, PipelineSpec
-
-if TYPE_CHECKING:
-    pass
-from graftwork.pipelines.planning.hints import Hints
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -65,7 +78,7 @@ class Shared:
         return self._made[split.name]
 
     def shards(
-        self, split: Split, graft: Mapping[str, Any] | None = None, model: Stage | None = None
+        self, split: Split, graft: Graft | None = None, model: Stage | None = None
     ) -> tuple[Stage, ...]:
         """The feature shards of a split: consecutive samples, in the data set's order.
 
@@ -73,36 +86,39 @@ class Shared:
         feature, and appended samples leave full shards as they are.
 
         Args:
-            graft: description of what adapted the backbone; None for the frozen one.
+            graft: what adapted the backbone; None for the frozen one.
             model: the stage that trained it.
         """
         spec = self.spec
         resources, size, count = spec.resources.extract, spec.features.shard_size, len(split)
         starts = range(0, count, size)
-        keyed = {
+        shared = ShardParameters(
             # What another text tower changes is not the image's feature.
-            **self.network(self.backbone.image_fingerprint),
-            "preprocessing": self.preprocessing.to_json(),
-            "pooling": spec.features.pooling,
-            "dtype": spec.features.dtype,
-            "numerics": self.numerics(resources.gpus),
-            **({} if graft is None else {"graft": dict(graft)}),
-        }
-        adapted = "" if graft is None else "adapted "
+            network=self.network(self.backbone.image_fingerprint),
+            preprocessing=self.preprocessing,
+            pooling=spec.features.pooling,
+            dtype=spec.features.dtype,
+            numerics=self.numerics(resources.gpus),
+            graft=graft,
+            digest="",
+        )
+        group = ("" if graft is None else "adapted ") + f"features {split.name}"
         return tuple(
             Stage(
                 operator="features",
-                parameters=keyed | {"images": split.images_digest(start, stop)},
+                parameters=to_json(replace(shared, digest=split.images_digest(start, stop))),
                 inputs={} if model is None else {"graft": (model,)},
-                hints=self.hints(
+                hints=self.placed(
+                    ShardHints(
+                        reading=self.reading(stop - start, resources.cpus),
+                        batch_size=resources.batch_size,
+                    ),
                     split,
                     partial(np.arange, start, stop),
-                    images=stop - start,
-                    batch_size=resources.batch_size,
-                    cpus=resources.cpus,
                 ),
                 resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
-                label=f"{adapted}features {split.name} {number + 1}/{len(starts)}",
+                label=f"{group} {number + 1}/{len(starts)}",
+                group=group,
             )
             for number, start in enumerate(starts)
             for stop in [min(start + size, count)]
@@ -113,15 +129,14 @@ class Shared:
         if self.main is not None:
             return self.main.exemplars(selection, seed)
         herding, cpus = selection == "herding", self.spec.resources.fit.cpus
-        drawn = {} if herding else {"seed": seed}
         return Stage(
             operator="exemplars",
-            parameters={"selection": selection, **drawn},
+            parameters=to_json(RankParameters(selection=selection, seed=None if herding else seed)),
             inputs={
                 "dataset": (self.dataset.train.stage(),),
                 "features": self.features(self.dataset.train) if herding else (),
             },
-            hints={"cpus": cpus},
+            hints=to_json(CpuHints(cpus=cpus)),
             resources=Resources(cpus=cpus),
             label=f"exemplars {selection}" + ("" if herding else f" seed {seed}"),
         )
@@ -129,75 +144,85 @@ class Shared:
     def texts(self) -> Stage:
         """The features of the class names on a CLIP's text tower."""
         resources = self.spec.resources.extract
-        numerics = self.numerics(resources.gpus) | {"precision": "fp32"}
         return Stage(
             operator="text",
-            parameters={
-                **self.network(self.backbone.text_fingerprint),
-                **self.named(self.dataset.classes),
-                # Its tokeniser is part of the function.
-                "open_clip": library_versions()["open_clip"],
-                "numerics": numerics,
-            },
-            hints={**self.where(), "cpus": resources.cpus},
+            parameters=to_json(
+                TextParameters(
+                    network=self.network(self.backbone.text_fingerprint),
+                    names=self.dataset.classes,
+                    templates=self.templates,
+                    # Its tokeniser is part of the function.
+                    open_clip=library_versions()["open_clip"],
+                    numerics=replace(self.numerics(resources.gpus), precision="fp32"),
+                )
+            ),
+            hints=to_json(NetworkHints(network=self.where(), cpus=resources.cpus)),
             resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
             label="text features",
         )
 
-    def named(self, names: Iterable[str]) -> dict[str, list[str]]:
-        """Class names and templates, as keys know them."""
-        return {"names": list(names), "templates": list(self.spec.text.templates)}
+    @property
+    def templates(self) -> tuple[str, ...]:
+        """Texts with one `{}` for the name of a class."""
+        return tuple(self.spec.text.templates)
 
-    def network(self, part: str = "") -> dict[str, Any]:
+    def network(self, part: str = "") -> Network:
         """The backbone, as keys know it.
 
         Args:
             part: fingerprint of the tower of a CLIP that matters; empty for the whole network.
         """
         model = self.backbone.model
-        return {
+        return Network(
             # The same tensors in another architecture (another activation, say) are another net.
-            "architecture": model if self.backbone.network == "clip" else model.partition(".")[0],
-            "backbone": part or self.backbone.fingerprint,
-        }
+            architecture=model if self.backbone.network == "clip" else model.partition(".")[0],
+            fingerprint=part or self.backbone.fingerprint,
+        )
 
-    def numerics(self, gpus: float) -> dict[str, Any]:
-        """What the last bits of a forward pass depend on."""
-        return {
-            "device": "cuda" if gpus else "cpu",
-            "precision": self.spec.backbone.precision,
-            "torch": ".".join(library_versions()["torch"].split(".")[:2]),
-        }
+    def numerics(self, gpus: float, compile: bool | None = None) -> Numerics:
+        """What the last bits of a forward pass depend on.
 
-    def hints(self, split: Split, rows: Callable[[], np.ndarray], **more: Any) -> "Hints":
-        """Where backbone and images are.
+        Args:
+            compile: of a stage with a learner, whether its network is compiled.
+        """
+        return Numerics(
+            device="cuda" if gpus else "cpu",
+            precision=self.spec.backbone.precision,
+            torch=".".join(library_versions()["torch"].split(".")[:2]),
+            compile=compile,
+        )
+
+    def reading(self, images: int, cpus: float) -> ImageHints:
+        """Hints of a stage that sends so many images through the backbone, without places."""
+        given = self.spec.dataset
+        return ImageHints(
+            network=self.where(),
+            cpus=cpus,
+            max_pixels=None if isinstance(given, BuiltinDataset) else given.max_pixels,
+            images=images,
+            places={},
+        )
+
+    def placed(self, value: H, split: Split, rows: Callable[[], np.ndarray]) -> "Hints[H]":
+        """Hints with the places of images.
 
         Args:
             rows: the images' rows of the split, ascending; asked for only if a stage is sent out.
-            more: further hints.
         """
-        given = self.spec.dataset
-        return Hints(
-            lambda: _places(split, rows()),
-            {
-                **self.where(),
-                "max_pixels": None if isinstance(given, BuiltinDataset) else given.max_pixels,
-                **more,
-            },
+        return Hints(value, lambda: _places(split, rows()))
+
+    def where(self) -> NetworkPlace:
+        """Where the backbone is, as hints."""
+        return NetworkPlace(
+            model=self.backbone.model,
+            weights=self.backbone.weights,
+            pooling=self.spec.features.pooling,
+            image_size=self.backbone.image_size,
         )
 
-    def where(self) -> dict[str, Any]:
-        """Where the backbone is, as hints."""
-        return {
-            "model": self.backbone.model,
-            "weights": self.backbone.weights,
-            "pooling": self.spec.features.pooling,
-            "image_size": self.backbone.image_size,
-        }
-
-    def counts(self, split: Split, task: Mapping[str, Sequence[int]]) -> np.ndarray:
-        """Images of each class of a task `{classes, domains}`, in the order of its classes."""
-        return self.table(split)[np.ix_(task["classes"], task["domains"])].sum(axis=1)
+    def counts(self, split: Split, task: TaskData) -> np.ndarray:
+        """Images of each class of a task, in the order of its classes."""
+        return self.table(split)[np.ix_(task.classes, task.domains)].sum(axis=1)
 
     def table(self, split: Split) -> np.ndarray:
         """Images of each class in each domain, int64 [K, domains]."""

@@ -1,316 +1,356 @@
 """The stages of trained methods: tasks in a chain or side by side, and predictions after each."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
 
 from graftwork.operators.data.exemplars import shares
 from graftwork.operators.data.scenario import rows_of, seen_classes
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.images.augmentation import AUGMENTATIONS
+from graftwork.operators.parameters.as_json import to_json
+from graftwork.operators.parameters.hints import TrainHints
+from graftwork.operators.parameters.learners import LearnerRef, MethodRef
+from graftwork.operators.parameters.predictors import TrainedPart
+from graftwork.operators.parameters.tasks import Columns, Memory, TaskData
+from graftwork.operators.parameters.training import (
+    JoinParameters,
+    PredictParameters,
+    ScoreParameters,
+    TrainingData,
+    TrainParameters,
+)
 from graftwork.operators.stage import Resources, Stage
-from graftwork.pipelines.planning import trained
 from graftwork.pipelines.planning.hints import Hints
-from graftwork.pipelines.planning.methods import Method
-from graftwork.pipelines.planning.runs import Cell, Described, Run, Served
+from graftwork.pipelines.planning.methods import Exemplars, Method, trained_facts
+from graftwork.pipelines.planning.runs import Cell, Model, Run, Served
+
+STATE = "state.safetensors"
+"""File of a learner's state in a served model."""
 
 
-def learned(cell: Cell) -> list[int]:
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """A stage that trains a task.
+
+    Args:
+        model: what it leaves.
+        hints: of the stage.
+    """
+
+    model: Model
+    hints: Hints[TrainHints]
+
+
+def learned(cell: Cell) -> tuple[int, ...]:
     """Classes in the order learned."""
-    return list(seen_classes(cell.stream, len(cell.stream) - 1))
+    return tuple(seen_classes(cell.stream, len(cell.stream) - 1))
 
 
-def score(cell: Cell, model: Stage) -> Stage:
+def score(cell: Cell, training: Training) -> Stage:
     """Scores of a trained task on the rows that it was trained on."""
-    resources, hints = cell.shared.spec.resources.extract, model.hints
-    assert isinstance(hints, Hints), "they were made by `chain`"
+    resources, hints, model = cell.shared.spec.resources.extract, training.hints, training.model
+    reading = replace(
+        hints.value.reading,
+        images=hints.value.reading.images // cell.method.training.epochs,
+        cpus=resources.cpus,
+    )
+    group = f"score {cell.label}"
     return Stage(
         operator="score",
-        parameters={
-            **{name: v for name, v in model.parameters.items() if name != "augmentation"},
-            "numerics": {**cell.shared.numerics(resources.gpus), "compile": False},
-        },
-        inputs={"model": (model,), **{r: s for r, s in model.inputs.items() if r != "previous"}},
-        hints=hints.but(
-            images=hints["images"] // cell.method.hyperparameters["epochs"],
-            cpus=resources.cpus,
+        parameters=to_json(
+            ScoreParameters(
+                learner=model.learner,
+                data=model.data,
+                numerics=cell.shared.numerics(resources.gpus, compile=False),
+            )
         ),
+        inputs={
+            "model": (model.stage,),
+            **{role: s for role, s in model.stage.inputs.items() if role != "previous"},
+        },
+        hints=Hints(replace(hints.value, reading=reading), hints.places),
         resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
-        label=model.label.replace("train", "score", 1),
+        label=f"{group} {_place(model.learner.task)}",
+        group=group,
     )
 
 
-def predicted(cell: Cell, method: Method, models: Sequence[Stage]) -> list[Stage]:
+def predicted(cell: Cell, method: Method, models: Sequence[Model]) -> list[Stage]:
     """Predictions of each model: after its task, or after all for a method that sees all at once.
 
     Args:
         method: whose learner the models are states of.
-        models: stages with the parameters of a training.
     """
-    shared, stream, joint = cell.shared, cell.stream, method.card["upper_bound"]
+    shared, stream, facts = cell.shared, cell.stream, method.facts
     test, resources = shared.dataset.test, shared.spec.resources.extract
-    vote = method.hyperparameters.get("eval_selection", "instance") != "instance"
-    predictions = []
+    group, predictions = f"predict {cell.label}", []
     for number, model in enumerate(models):
-        after = list(range(len(stream))) if joint else [number]
+        after = tuple(range(len(stream))) if facts.upper_bound else (number,)
         shown = cell.described[: after[-1] + 1]
+        images = sum(int(shared.counts(test, task).sum()) for task in shown)
+        places = partial(rows_of, test.labels, test.domains, shown if facts.images else ())
         predictions.append(
             Stage(
                 operator="predict",
-                parameters={
-                    **{
-                        name: model.parameters[name]
-                        for name in (
-                            "method",
-                            "seed",
-                            "task",
-                            "learned",
-                            "architecture",
-                            "backbone",
-                            "preprocessing",
-                        )
-                    },
-                    "numerics": {**shared.numerics(resources.gpus), "compile": False},
-                    "tasks": shown,
-                    "after": after,
-                    "vote_batch": method.hyperparameters["batch_size"] if vote else None,
-                },
-                inputs={
-                    "model": (model,),
-                    "dataset": (test.stage(),),
-                    "features": shared.features(test) if method.card["query"] else (),
-                },
-                hints=shared.hints(
-                    test,
-                    partial(
-                        rows_of,
-                        test.labels,
-                        test.domains,
-                        shown if method.card["images"] else [],
-                    ),
-                    images=sum(int(shared.counts(test, task).sum()) for task in shown),
-                    cpus=resources.cpus,
+                parameters=to_json(
+                    PredictParameters(
+                        learner=model.learner,
+                        numerics=shared.numerics(resources.gpus, compile=False),
+                        tasks=shown,
+                        after=after,
+                        vote_batch=method.training.vote_batch,
+                    )
                 ),
+                inputs={
+                    "model": (model.stage,),
+                    "dataset": (test.stage(),),
+                    "features": shared.features(test) if facts.query else (),
+                },
+                hints=shared.placed(shared.reading(images, resources.cpus), test, places),
                 resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
-                label=f"predict {cell.label} task {after[-1] + 1}/{len(stream)}",
+                label=f"{group} task {after[-1] + 1}/{len(stream)}",
+                group=group,
             )
         )
     return predictions
 
 
-def served_learner(last: Stage) -> Served:
-    """A method's learner with what is stored after its last task.
+def served_learner(last: Model) -> Served:
+    """A method's learner with what is stored after its last task."""
+    learner = last.learner
+    return Served(
+        predictor=trained_part(learner),
+        states={STATE: (last.stage, "")},
+    )
+
+
+def trained_part(learner: LearnerRef, within: str = "") -> TrainedPart:
+    """A learner as a predictor.
 
     Args:
-        last: has `method`, `seed`, `task` and `learned` among its parameters, and the learner's
-            state as its file.
+        within: name that its file begins with, as a part of another predictor.
     """
-    shared = {name: last.parameters[name] for name in ("method", "seed", "task", "learned")}
-    return Served(
-        predictor={"kind": "trained", **shared, "state": "state.safetensors"},
-        states={"state.safetensors": (last, "")},
+    return TrainedPart(
+        method=learner.method,
+        seed=learner.seed,
+        task=learner.task,
+        learned=learner.learned,
+        state=f"{within}.{STATE}" if within else STATE,
     )
 
 
 def chain(
-    cell: Cell, method: dict[str, Any], parts: Described, learned: Sequence[int]
-) -> list[Stage]:
-    """One training stage per task, each with the one before as its input."""
-    stages: list[Stage] = []
+    cell: Cell, method: MethodRef, parts: Sequence[TaskData], learned: Sequence[int]
+) -> list[Training]:
+    """One training per task, each with the one before as its input."""
+    found: list[Training] = []
     for number in range(len(parts)):
-        inputs = {"previous": tuple(stages[-1:])}
-        stages.append(_training(cell, method, parts, learned, number, inputs, cell.label))
-    return stages
+        inputs = {"previous": tuple(each.model.stage for each in found[-1:])}
+        found.append(_training(cell, method, parts, learned, number, inputs, cell.label))
+    return found
 
 
 def side_by_side(
-    cell: Cell, parts: Described, learned: Sequence[int]
-) -> tuple[list[Stage], list[Stage]]:
-    """One training stage per task, each on its own, and what joins them one after the other."""
+    cell: Cell, parts: Sequence[TaskData], learned: Sequence[int]
+) -> tuple[list[Model], list[Model]]:
+    """One training per task, each on its own, and what joins them one after the other."""
     shared, method, train = cell.shared, cell.method, cell.shared.dataset.train
-    resources, query = shared.spec.resources.extract, method.card["query"]
-    experts: list[Stage] = []
-    joins: list[Stage] = []
+    resources, facts = shared.spec.resources.extract, cell.method.facts
+    group = f"join {cell.label}"
+    experts: list[Model] = []
+    joins: list[Model] = []
     for number, part in enumerate(parts):
-        inputs = {"first": tuple(joins[:1])} if method.card["shared"] else {}
+        before = tuple(join.stage for join in joins)
+        inputs = {"first": before[:1]} if facts.shared else {}
         # A chain of one stage: a worker group for each, as many at once as the cluster has room.
-        chain = f"{cell.label} expert {number + 1}"
-        expert = _training(cell, method.description, parts, learned, number, inputs, chain)
-        joins.append(
-            Stage(
-                operator="join",
-                parameters={
-                    **{n: v for n, v in expert.parameters.items() if n != "augmentation"},
-                    "numerics": {**shared.numerics(resources.gpus), "compile": False},
-                },
-                inputs={
-                    "dataset": (train.stage(),),
-                    "previous": tuple(joins[-1:]),
-                    "expert": (expert,),
-                    "features": shared.features(train) if query else (),
-                },
-                # Whether a method looks at images once more is its own affair: none are announced.
-                hints=shared.hints(
-                    train,
-                    partial(rows_of, train.labels, train.domains, [part]),
-                    images=0,
-                    cpus=resources.cpus,
-                ),
-                resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
-                label=f"join {cell.label} task {number + 1}/{len(parts)}",
-            )
+        alone = f"{cell.label} expert {number + 1}"
+        expert = _training(cell, method.description, parts, learned, number, inputs, alone).model
+        stage = Stage(
+            operator="join",
+            parameters=to_json(
+                JoinParameters(
+                    learner=expert.learner,
+                    data=expert.data,
+                    numerics=shared.numerics(resources.gpus, compile=False),
+                )
+            ),
+            inputs={
+                "dataset": (train.stage(),),
+                "previous": before[-1:],
+                "expert": (expert.stage,),
+                "features": shared.features(train) if facts.query else (),
+            },
+            # Whether a method looks at images once more is its own affair: none are announced.
+            hints=shared.placed(
+                shared.reading(0, resources.cpus),
+                train,
+                partial(rows_of, train.labels, train.domains, [part]),
+            ),
+            resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
+            label=f"{group} {_place(expert.learner.task)}",
+            group=group,
         )
+        joins.append(Model(stage=stage, learner=expert.learner, data=expert.data))
         experts.append(expert)
     return experts, joins
 
 
 def _training(
     cell: Cell,
-    method: dict[str, Any],
-    parts: Described,
+    method: MethodRef,
+    parts: Sequence[TaskData],
     learned: Sequence[int],
     number: int,
     inputs: dict[str, tuple[Stage, ...]],
     chain: str,
-) -> Stage:
+) -> Training:
     """The training of a task."""
-    shared, train, part, card = (
-        cell.shared,
-        cell.shared.dataset.train,
-        parts[number],
-        cell.method.card,
-    )
-    hyper, resources = method["hyperparameters"], shared.spec.resources.train
-    augmentation = hyper.get("augmentation", "none")
-    plain = augmentation == "none"
-    place = {c: column for column, c in enumerate(learned)}
-    seen = {c for earlier in parts[: number + 1] for c in earlier["classes"]}
-    before = {c for earlier in parts[:number] for c in earlier["classes"]}
-    counts = shared.counts(train, part)
-    # A domain need not have images of every class.
-    present = [c for c, count in zip(part["classes"], counts, strict=True) if count]
-    images = int(counts.sum())
-    keyed: dict[str, Any] = {}
+    shared, train, part = cell.shared, cell.shared.dataset.train, parts[number]
+    card, facts = cell.method.facts, trained_facts(method.hyperparameters)
+    resources, plain = shared.spec.resources.train, facts.augmentation == "none"
+    images = int(shared.counts(train, part).sum())
+    memory: Memory | None = None
     inputs = {
         "dataset": (train.stage(),),
         **inputs,
-        "features": shared.features(train) if card["query"] and plain else (),
+        "features": shared.features(train) if card.query and plain else (),
     }
-    hints: dict[str, Any] = {}
     # Of all that may be kept: a worker reads the exemplars alone.
-    readable = [part] if card["images"] else []
-    if hyper.get("exemplars", 0) > 0 and len(parts) > 1:
-        memory = _memory(cell, hyper, parts[:number])
-        keyed["memory"] = memory.described
+    readable = [part]
+    if facts.exemplars is not None and len(parts) > 1:
+        memory = _memory(cell, facts.exemplars, parts[:number])
         # Of the first task too, which needs none: its group then trains the whole chain.
-        inputs["exemplars"] = (shared.exemplars(hyper["exemplar_selection"], cell.seed),)
-        images += memory.images
-        readable = parts[: number + 1] if card["images"] else []
-    if card["reference"] and shared.reference is not None:
-        keyed["reference"] = list(shared.reference.texts)
-        inputs["reference"] = (shared.reference.stage(),)
-        hints["reference"] = shared.reference.images.places(0, len(shared.reference.images))
-    return Stage(
-        operator="train",
-        parameters={
-            "method": method,
-            "seed": cell.seed,
-            **shared.network(),
-            "preprocessing": shared.preprocessing.to_json(),
-            "augmentation": AUGMENTATIONS[augmentation].to_json(),
-            "numerics": {**shared.numerics(resources.gpus), "compile": resources.compile},
-            "task": {
-                "index": number,
-                "count": len(parts),
-                "current": sorted(place[c] for c in present),
-                "before": len(before),
-                "seen": len(seen),
-                **_names(cell, learned[: len(seen)]),
-            },
-            "images": part,
-            "learned": list(learned[: len(seen)]),
-            **keyed,
-        },
-        inputs=inputs,
-        hints=shared.hints(
-            train,
-            partial(rows_of, train.labels, train.domains, readable),
-            images=images * hyper["epochs"] * (2 if card["query"] and not plain else 1),
-            cpus=resources.cpus,
+        inputs["exemplars"] = (shared.exemplars(facts.exemplars.selection, cell.seed),)
+        images += _kept(cell, memory)
+        readable = list(parts[: number + 1])
+    reference = shared.reference if card.reference else None
+    if reference is not None:
+        inputs["reference"] = (reference.stage(),)
+    learner = LearnerRef(
+        method=method,
+        seed=cell.seed,
+        task=_columns(cell, parts, learned, number),
+        learned=_seen(parts, learned, number),
+        network=shared.network(),
+        preprocessing=shared.preprocessing,
+    )
+    data = TrainingData(task=part, memory=memory, reference=reference and reference.texts)
+    hints = shared.placed(
+        TrainHints(
+            reading=shared.reading(
+                images * facts.epochs * (2 if card.query and not plain else 1), resources.cpus
+            ),
             checkpoint_minutes=resources.checkpoint_minutes,
-            **hints,
+            reference=reference and reference.images.places(0, len(reference.images)),
         ),
+        train,
+        partial(rows_of, train.labels, train.domains, readable if card.images else []),
+    )
+    group = f"train {cell.label}"
+    stage = Stage(
+        operator="train",
+        parameters=to_json(
+            TrainParameters(
+                learner=learner,
+                data=data,
+                augmentation=AUGMENTATIONS[facts.augmentation],
+                numerics=shared.numerics(resources.gpus, compile=resources.compile),
+            )
+        ),
+        inputs=inputs,
+        hints=hints,
         resources=Resources(cpus=resources.cpus, gpus=resources.gpus, workers=resources.workers),
         chain=chain,
-        label=f"train {cell.label} task {number + 1}/{len(parts)}",
+        label=f"{group} {_place(learner.task)}",
+        group=group,
+    )
+    return Training(model=Model(stage=stage, learner=learner, data=data), hints=hints)
+
+
+def _place(task: Columns) -> str:
+    """A task's place in the stream, for people."""
+    return f"task {task.index + 1}/{task.count}"
+
+
+def _seen(parts: Sequence[TaskData], learned: Sequence[int], number: int) -> tuple[int, ...]:
+    """Classes of the tasks up to one, in the order learned."""
+    return tuple(learned[: len({c for part in parts[: number + 1] for c in part.classes})])
+
+
+def _columns(cell: Cell, parts: Sequence[TaskData], learned: Sequence[int], number: int) -> Columns:
+    """What the method may know of a task; class names and templates if it reads them."""
+    shared, part, seen = cell.shared, parts[number], _seen(parts, learned, number)
+    place = {c: column for column, c in enumerate(learned)}
+    counts = shared.counts(shared.dataset.train, part)
+    # A domain need not have images of every class.
+    present = [c for c, count in zip(part.classes, counts, strict=True) if count]
+    reads = cell.method.facts.network == "clip"
+    return Columns(
+        index=number,
+        count=len(parts),
+        current=tuple(sorted(place[c] for c in present)),
+        before=len(_seen(parts, learned, number - 1)),
+        seen=len(seen),
+        names=tuple(shared.dataset.classes[c] for c in seen) if reads else None,
+        templates=shared.templates if reads else None,
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Memory:
-    """The exemplars of a task: as keys hold them, and how many there are."""
-
-    described: dict[str, Any]
-    images: int
-
-
-def _memory(cell: Cell, hyper: dict[str, Any], earlier: Described) -> _Memory:
+def _memory(cell: Cell, exemplars: Exemplars, earlier: Sequence[TaskData]) -> Memory:
     """What a task may train on again.
 
     Raises:
         ConfigError: the budget leaves a class without a single image.
     """
-    budget, kind = hyper["exemplars"], hyper["exemplar_budget"]
-    classes = len({c for task in earlier for c in task["classes"]})
+    budget, kind = exemplars.count, exemplars.budget
+    classes = len({c for task in earlier for c in task.classes})
     if kind == "total" and budget < classes:
         raise ConfigError(
             f"{cell.method.name} shares exemplars {budget} among {classes} classes, which "
             f"leaves none for some; give at least {classes}, or 0",
             key="methods",
         )
+    return Memory(earlier=tuple(earlier), exemplars=budget, budget=kind)
+
+
+def _kept(cell: Cell, memory: Memory) -> int:
+    """How many exemplars there are."""
     table = cell.shared.table(cell.shared.dataset.train)
-    kept = shares(table, earlier, budget, kind)
-    return _Memory(
-        described={"earlier": earlier, "exemplars": budget, "budget": kind},
-        images=sum(kept.values()),
-    )
-
-
-def _names(cell: Cell, learned: Sequence[int]) -> dict[str, list[str]]:
-    """Names of classes in the order learned, and templates, for a method that reads them."""
-    if cell.method.card["network"] != "clip":
-        return {}
-    return cell.shared.named(cell.shared.dataset.classes[c] for c in learned)
+    return sum(shares(table, memory.earlier, memory.exemplars, memory.budget).values())
 
 
 def run_of(cell: Cell) -> Run:
     """Tasks in a chain, or side by side and then joined, and predictions after each."""
-    joint = cell.method.card["upper_bound"]
-    parts = [_union(cell.described)] if joint else cell.described
-    experts: list[Stage] = []
-    if cell.method.card["independent"]:
-        experts, models = trained.side_by_side(cell, parts, trained.learned(cell))
+    facts = cell.method.facts
+    parts = (_union(cell.described),) if facts.upper_bound else cell.described
+    order, method = learned(cell), cell.method.description
+    experts: list[Model] = []
+    if facts.independent:
+        experts, models = side_by_side(cell, parts, order)
     else:
-        models = trained.chain(cell, cell.method.description, parts, trained.learned(cell))
-    predictions = trained.predicted(cell, cell.method, models)
-    evaluate = cell.evaluation(
-        {"method": cell.method.description},
-        {
-            "predictions": tuple(predictions),
-            "model": tuple(models),
-            **({"experts": tuple(experts)} if experts else {}),
-        },
-    )
+        models = [each.model for each in chain(cell, method, parts, order)]
+    predictions = predicted(cell, cell.method, models)
+    alone, states = (tuple(model.stage for model in part) for part in (experts, models))
     # A vote over the neighbours in a batch is no prediction of an image.
-    votes = cell.method.card["batch_information_at_test"]
-    served = None if votes else trained.served_learner(models[-1])
-    return cell.run([*experts, *models, *predictions], models[-1], evaluate, served)
+    votes = facts.batch_information_at_test
+    return cell.run(
+        own=[*alone, *states, *predictions],
+        model=states[-1],
+        evaluated=cell.evaluated(method),
+        inputs={
+            "predictions": tuple(predictions),
+            "model": states,
+            **({"experts": alone} if alone else {}),
+        },
+        served=None if votes else served_learner(models[-1]),
+        models=models,
+    )
 
 
-def _union(described: Described) -> dict[str, list[int]]:
+def _union(described: Sequence[TaskData]) -> TaskData:
     """All tasks as one."""
-    return {
-        name: list(dict.fromkeys(value for task in described for value in task[name]))
-        for name in ("classes", "domains")
-    }
+    return TaskData(
+        classes=tuple(dict.fromkeys(c for task in described for c in task.classes)),
+        domains=tuple(dict.fromkeys(d for task in described for d in task.domains)),
+    )

@@ -3,6 +3,7 @@
 from typing import Any
 
 from graftwork.operators.files import access
+from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.serving import model_files
 from graftwork.operators.store import Store
 from graftwork.operators.tracking.records import Artifacts
@@ -36,7 +37,7 @@ def _description(plan: Plan, run: Run) -> tuple[dict[str, Any], dict[str, model_
     assert run.served is not None
     beside = run.served.beside
     description = {
-        "predictor": run.served.predictor,
+        "predictor": to_json(run.served.predictor),
         "columns": run.classes,
         "classes": list(plan.dataset.classes),
         **_network(plan),

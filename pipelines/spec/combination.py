@@ -5,7 +5,7 @@ rule are is known to `operators/merging` and `operators/ensembling`, and checked
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 from graftwork.pipelines.spec.fields import Rule, choice, refuse, text
 from graftwork.pipelines.spec.problems import shown
@@ -39,7 +39,7 @@ class Combination:
     of: tuple[str, ...]
     over: str
     name: str
-    head: str
+    head: Literal["merge", "newest"]
     given: dict[str, Any]
 
 

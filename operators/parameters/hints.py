@@ -1,0 +1,111 @@
+"""Hints of stages: what is needed to compute a result and does not change it."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftwork.operators.parameters.as_json import INLINE, OPTIONAL
+
+Places = Mapping[str, Any]
+"""Where images are, as `operators.data.sources.read` takes it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuHints:
+    """Hints of a stage that reads what other stages stored.
+
+    Args:
+        cpus: threads of the arithmetic.
+    """
+
+    cpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkPlace:
+    """Where a backbone is, and how it is built.
+
+    Args:
+        model: its full name.
+        weights: place of its weights, `builtin` or `random`.
+        pooling: what becomes its feature.
+        image_size: pixels that position embeddings are resampled for; None for the model's own.
+    """
+
+    model: str
+    weights: str
+    pooling: str
+    image_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class NetworkHints:
+    """Hints of a stage with a backbone that sees no image.
+
+    Args:
+        network: where the backbone is.
+        cpus: threads of the arithmetic.
+    """
+
+    network: NetworkPlace = field(metadata=INLINE)
+    cpus: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageHints:
+    """Hints of a stage that sends images through a backbone.
+
+    Args:
+        network: where the backbone is.
+        cpus: threads of the arithmetic and of decoding.
+        max_pixels: largest width times height of an image; None for no limit.
+        images: how many go through the network, for people.
+        places: where the images are.
+    """
+
+    network: NetworkPlace = field(metadata=INLINE)
+    cpus: float
+    max_pixels: int | None
+    images: int
+    places: Places
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainHints:
+    """Hints of a training, and of `score`, which sees the same images.
+
+    Args:
+        reading: network and images.
+        checkpoint_minutes: between two snapshots; 0 for one after every step.
+        reference: where the images are that belong to no task, for a method that asks for them.
+    """
+
+    reading: ImageHints = field(metadata=INLINE)
+    checkpoint_minutes: float
+    reference: Places | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardHints:
+    """Hints of `features`.
+
+    Args:
+        reading: network and images.
+        batch_size: images per forward pass; None for the device's own.
+    """
+
+    reading: ImageHints = field(metadata=INLINE)
+    batch_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class SourceHints:
+    """Hints of `dataset`.
+
+    Args:
+        source: the data set's description, as `operators.data.dataset.index` takes it.
+        split: "train" or "test".
+    """
+
+    source: Mapping[str, Any]
+    split: str

@@ -1,0 +1,75 @@
+"""What a learner's state belongs to: method, network, columns, and how it is computed."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.parameters.as_json import INLINE, OPTIONAL, named
+from graftwork.operators.parameters.tasks import Columns
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodRef:
+    """A method, a merge or a rule, as keys hold it.
+
+    Args:
+        name: in the table of its kind.
+        version: of its card.
+        hyperparameters: all of them, defaults included.
+    """
+
+    name: str
+    version: int
+    hyperparameters: Mapping[str, Any]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """A backbone, as keys know it.
+
+    Args:
+        architecture: timm's name without its tag, or the name of a CLIP.
+        fingerprint: sha256 of its tensors, or of those of the tower that matters.
+    """
+
+    architecture: str
+    fingerprint: str = field(metadata=named("backbone"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Numerics:
+    """What the last bits of a forward pass depend on.
+
+    Args:
+        device: "cpu" or "cuda".
+        precision: "fp32", "bf16" or "fp16".
+        torch: its version, major and minor.
+        compile: whether the network is compiled; None where a stage has no learner.
+    """
+
+    device: str
+    precision: str
+    torch: str
+    compile: bool | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearnerRef:
+    """What the state of a learner after a task belongs to.
+
+    Args:
+        method: the method that learns.
+        seed: of the run.
+        task: what the method may know of the task.
+        learned: class ids of the columns.
+        network: the backbone.
+        preprocessing: the test transform.
+    """
+
+    method: MethodRef
+    seed: int
+    task: Columns
+    learned: tuple[int, ...]
+    network: Network = field(metadata=INLINE)
+    preprocessing: Preprocessing
