@@ -452,6 +452,19 @@ def test_query_features_are_inputs_where_the_card_says_so(
             assert stage.hints["images"] == 8 * passes
 
 
+def test_a_trained_method_need_not_have_the_well_known_fields(store: Store, folder: Path) -> None:
+    method = replace(described("finetune"), hyperparameters={"lr": 0.1})
+    run = planned(pngs.plan(store, folder), method)
+    plain = AUGMENTATIONS["none"].to_json()
+    for stage in run.own:
+        if stage.operator == "train":
+            assert stage.hints["images"] == 8
+            assert stage.parameters["augmentation"] == plain
+            assert "memory" not in stage.parameters
+        else:
+            assert stage.parameters["vote_batch"] is None
+
+
 def test_queries_of_another_precision_are_another_training(store: Store, folder: Path) -> None:
     method = described("finetune", {"query": True}, augmentation="none")
     one, two = (

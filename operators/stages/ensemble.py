@@ -24,6 +24,7 @@ from graftwork.operators.errors import DamagedStage, Diverged
 from graftwork.operators.evaluation import fitted_scores
 from graftwork.operators.formats import predictions
 from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats.manifests import facts_of
 from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.combining import EnsembleParameters, Member
 from graftwork.operators.parameters.hints import CpuHints
@@ -62,13 +63,13 @@ def run(work: Assignment, store: Store) -> Result:
                 index, stream, true_task, number, rows, np.array(known), combined.numpy()
             )
         )
-    facts = [store.manifest(*stage)["facts"] for part in parts for stage in _models(part)]
+    facts = [facts_of(store, *stage) for part in parts for stage in _models(part)]
     return Result(
         files={"predictions.parquet": predictions.encode(predictions.join(tables))},
         facts={
             "models": len(parts),
-            "trainable_parameters": sum(f.get("trainable_parameters", 0) for f in facts),
-            "state_bytes": sum(f.get("state_bytes", 0) for f in facts),
+            "trainable_parameters": sum(each.trainable_parameters for each in facts),
+            "state_bytes": sum(each.state_bytes for each in facts),
         },
     )
 
@@ -114,7 +115,7 @@ def _scores(
         )
     # A method that trains on all tasks at once predicts once.
     operator, key = stored[number if len(stored) > 1 else 0]
-    learned = _columns(store.manifest(operator, key)["preimage"])
+    learned = _columns(operator, store.manifest(operator, key)["preimage"]["parameters"])
     kept = load_tensors(store.read(operator, key, "scores.safetensors"))
     place = {int(row): at for at, row in enumerate(kept["rows"])}
     if any(int(row) not in place for row in rows):
@@ -123,8 +124,8 @@ def _scores(
     return kept["scores"][[place[int(row)] for row in rows]][:, columns]
 
 
-def _columns(preimage: Mapping[str, Any]) -> tuple[int, ...]:
+def _columns(operator: str, parameters: Mapping[str, Any]) -> tuple[int, ...]:
     """Class ids of the columns of stored scores."""
-    if preimage["operator"] == "blend":
-        return from_json(BlendParameters, preimage["parameters"]).learned
-    return from_json(PredictParameters, preimage["parameters"]).learner.learned
+    if operator == "blend":
+        return from_json(BlendParameters, parameters).learned
+    return from_json(PredictParameters, parameters).learner.learned

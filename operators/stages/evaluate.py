@@ -6,8 +6,7 @@ exactly the classes seen so far; neither the task's identity nor the batch is kn
 Shapes: N rows, C classes seen.
 """
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Iterable
 
 import numpy as np
 import torch
@@ -18,8 +17,9 @@ from graftwork.operators.evaluation import metrics
 from graftwork.operators.evaluation.fitted_scores import fitted_scores
 from graftwork.operators.formats import predictions
 from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats.manifests import EvaluationFacts, StageFacts, facts_of
 from graftwork.operators.keys import canonical
-from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.as_json import from_json, to_json
 from graftwork.operators.parameters.fitting import EvaluateParameters
 from graftwork.operators.parameters.hints import CpuHints
 from graftwork.operators.store import Store
@@ -47,7 +47,7 @@ def run(work: Assignment, store: Store) -> Result:
             "predictions.parquet": encoded,
             "summary.json": canonical(summary.to_json()).encode(),
         },
-        facts={**summary.finals(), **_facts(work, store)},
+        facts={**summary.finals(), **to_json(_facts(work, store))},
     )
 
 
@@ -65,44 +65,30 @@ def _predict(parameters: EvaluateParameters, work: Assignment, store: Store) -> 
     return predictions.join(tables)
 
 
-def _facts(work: Assignment, store: Store) -> dict[str, Any]:
+def _facts(work: Assignment, store: Store) -> EvaluationFacts:
     """What the run took, summed over the stages that are its own."""
-    models = [store.manifest(*stage) for stage in work.inputs("model")]
-    first = [store.manifest(*stage) for stage in work.inputs("first_session")]
-    experts = [store.manifest(*stage) for stage in work.inputs("experts")]
-    beside = [store.manifest(*stage) for stage in work.inputs("beside")]
-    made = [
-        store.manifest(*stage)
-        for role in ("predictions", "branches", "scores")
-        for stage in work.inputs(role)
-    ]
+
+    def facts(*roles: str) -> list[StageFacts]:
+        return [facts_of(store, *stage) for role in roles for stage in work.inputs(role)]
+
+    models, first, beside = facts("model"), facts("first_session"), facts("beside")
+    made = facts("predictions", "branches", "scores")
     if not models:  # an ensemble: its predictions are all that it has
         models, made = made, []
-    learning = [*first, *experts, *models]
+    learning = [*first, *facts("experts"), *models]
     everything = [*learning, *beside, *made]
-    return {
-        "seconds_fitting": sum(m["seconds"] for m in everything),
+    return EvaluationFacts(
+        seconds_fitting=sum(each.seconds for each in everything),
         # A chain's newest state holds what the earlier ones did.
-        "state_bytes": sum(m[-1]["facts"]["state_bytes"] for m in (first, models, beside) if m),
+        state_bytes=sum(stages[-1].state_bytes for stages in (first, models, beside) if stages),
         # A join trains nothing; of two branches that are trained side by side, both count.
-        "trainable_parameters": _most_trained(learning) + _most_trained(beside),
-        "forwards": sum(m["facts"].get("images_forwarded", 0) for m in everything),
-        "fit": models[-1]["facts"].get("tasks", []),
-        "training": [_training(m) for m in [*learning, *beside] if _trained(m)],
-    }
+        trainable_parameters=_most_trained(learning) + _most_trained(beside),
+        forwards=sum(each.images_forwarded for each in everything),
+        fit=models[-1].fit,
+        training=tuple(each.training for each in [*learning, *beside] if each.training),
+    )
 
 
-def _most_trained(manifests: Iterable[Mapping[str, Any]]) -> int:
+def _most_trained(stages: Iterable[StageFacts]) -> int:
     """The most parameters that one of some stages trained."""
-    return max((m["facts"].get("trainable_parameters", 0) for m in manifests), default=0)
-
-
-def _trained(manifest: Mapping[str, Any]) -> bool:
-    return "epochs" in manifest["facts"]
-
-
-def _training(manifest: Mapping[str, Any]) -> dict[str, Any]:
-    """Of one task: seconds, images per second, and the means of the loss terms per epoch."""
-    facts = manifest["facts"]
-    names = ("epochs", "steps", "images_forwarded", "images_per_second")
-    return {"seconds": manifest["seconds"], **{name: facts[name] for name in names}}
+    return max((each.trainable_parameters for each in stages), default=0)

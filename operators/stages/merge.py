@@ -18,6 +18,7 @@ from graftwork.operators import building, merging
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
 from graftwork.operators.errors import Diverged
+from graftwork.operators.formats.manifests import facts_of
 from graftwork.operators.merging import readers
 from graftwork.operators.merging.apply import Merged
 from graftwork.operators.merging.contract import Merge
@@ -67,12 +68,12 @@ def run(work: Assignment, store: Store) -> Result:
             policy,
         )
         content = readers.to_bytes(merged.specs, _finite(merged, work.label))
-    facts = [store.manifest(*stage)["facts"] for stage in given]
+    trained = [facts_of(store, *stage).trainable_parameters for stage in given]
     return Result(
         files={FILE: content},
         facts={
             "models": len(states),
-            "trainable_parameters": max(f["trainable_parameters"] for f in facts),
+            "trainable_parameters": max(trained),
             "state_bytes": sum(spec.bytes for spec in merged.specs.values()),
         },
     )
