@@ -525,7 +525,7 @@ def micro(tmp_path: Path) -> Path:
     classes = ["ant", "bee", "cat"]
     predictor = {
         "kind": "fitted",
-        "method": {"name": "simplecil", "hyperparameters": {}},
+        "method": {"name": "simplecil", "version": 1, "hyperparameters": {}},
         "seed": 0,
         "state": "state.safetensors",
         "learned": [2, 0, 1],

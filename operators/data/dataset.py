@@ -97,6 +97,10 @@ class Split:
 
     def stage(self) -> Stage:
         """The stage that stores this split. Its key holds content only: no place, no class name."""
+        return self._stage
+
+    @cached_property
+    def _stage(self) -> Stage:
         return Stage(
             operator="dataset",
             parameters=to_json(self.parameters()),

@@ -6,7 +6,7 @@ on any worker, in any batch, and after any interruption.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -39,7 +39,7 @@ class Augmentation:
 
     def to_json(self) -> dict[str, Any]:
         """The values, for keys."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self).items()}
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(self).items()}
 
 
 AUGMENTATIONS: Mapping[str, Augmentation] = {

@@ -6,7 +6,7 @@ and defaults never reach a key, only the numbers do.
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib.metadata import version
 from typing import Any
@@ -73,8 +73,7 @@ class Preprocessing:
         Where torch resizes instead of Pillow it does so only if the result is provably the same
         (see `operators/images/pixels.py`), so its version changes nothing and is left out.
         """
-        values = asdict(self)
-        return values | {
+        return vars(self) | {
             "mean": list(self.mean),
             "std": list(self.std),
             "pillow": _pillow(),

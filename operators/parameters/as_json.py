@@ -33,9 +33,11 @@ def to_json(value: Any) -> dict[str, Any]:
     for part in _parts(type(value)):
         own = getattr(value, part.name)
         if part.inline:
-            found |= to_json(own)
-        elif own is not None or not part.optional:
+            found.update(to_json(own))
+        elif own is not None:
             found[part.key] = part.write(own)
+        elif not part.optional:
+            found[part.key] = None
     return found
 
 
@@ -110,14 +112,15 @@ def _inner(kind: Any) -> Any:
 
 
 def _writer(kind: Any) -> Convert:
-    """From a field's value to its JSON value."""
+    """From a field's value, which is not None, to its JSON value."""
     if inner := _inner(kind):
-        write = _writer(inner)
-        return lambda value: None if value is None else write(value)
+        return _writer(inner)
     if get_origin(kind) is tuple:
         one = get_args(kind)[0]
-        write = _writer(one)
-        return lambda value: [write(each) for each in value] if is_dataclass(one) else list(value)
+        if not is_dataclass(one):
+            return list
+        each = _writer(one)
+        return lambda value: [each(one) for one in value]
     if hasattr(kind, "to_json"):
         return lambda value: value.to_json()
     return to_json if is_dataclass(kind) else lambda value: value

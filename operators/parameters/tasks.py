@@ -1,9 +1,10 @@
 """Tasks of a stream, as keys hold them."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from functools import cached_property
+from typing import Any, Literal
 
-from graftwork.operators.parameters.as_json import OPTIONAL
+from graftwork.operators.parameters.as_json import OPTIONAL, to_json
 
 Budget = Literal["total", "per_class"]
 """Whether a number of exemplars is that of all classes together or of each."""
@@ -20,6 +21,14 @@ class TaskData:
 
     classes: tuple[int, ...]
     domains: tuple[int, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """The same dictionary every time: a task of a long stream stands in many stages."""
+        return self._json
+
+    @cached_property
+    def _json(self) -> dict[str, Any]:
+        return to_json(self)
 
 
 @dataclass(frozen=True, kw_only=True)

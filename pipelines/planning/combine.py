@@ -50,6 +50,7 @@ def _run(shared: Shared, entry: Combined, parents: tuple[Run, ...]) -> Run:
         method=_as_method(entry, parents),
         order=parents[0].order,
         stream=parents[0].tasks,
+        described=parents[0].evaluated.tasks,
         seed=parents[0].seed,
     )
     make = merge if entry.asked.section == "merge" else ensemble

@@ -10,10 +10,11 @@ from collections.abc import Iterable, Iterator, Sequence
 from graftwork.operators.data.dataset import Dataset
 from graftwork.operators.data.scenario import OrderName, StreamTask, tasks
 from graftwork.operators.errors import BadDataError
+from graftwork.operators.parameters.tasks import TaskData
 from graftwork.pipelines.planning.fitted import fitted
 from graftwork.pipelines.planning.fused import fused
 from graftwork.pipelines.planning.methods import Method
-from graftwork.pipelines.planning.runs import Cell, Run
+from graftwork.pipelines.planning.runs import Cell, Run, task_data
 from graftwork.pipelines.planning.shared import Shared
 from graftwork.pipelines.planning.trained import run_of
 
@@ -31,7 +32,7 @@ def make_runs(
     """
     spec, dataset = shared.spec, shared.dataset
     scenario = spec.scenario
-    streams: list[tuple[OrderName, tuple[StreamTask, ...]]] = []
+    streams: list[tuple[OrderName, tuple[StreamTask, ...], tuple[TaskData, ...]]] = []
     for order in scenario.orders:
         stream = tuple(
             tasks(
@@ -44,15 +45,16 @@ def make_runs(
             )[: scenario.tasks]
         )
         _check_rows(dataset, stream, order)
-        streams.append((order, stream))
+        streams.append((order, stream, tuple(map(task_data, stream))))
     for method in methods:
-        for order, stream in streams:
+        for order, stream, described in streams:
             for seed in spec.seeds:
                 cell = Cell(
                     shared=shared,
                     method=method,
                     order=order,
                     stream=stream,
+                    described=described,
                     seed=seed,
                     beside=beside,
                 )

@@ -2,7 +2,6 @@
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
 
 from graftwork.operators.data.scenario import OrderName, StreamTask, seen_classes
 from graftwork.operators.parameters.as_json import to_json
@@ -116,19 +115,16 @@ class Cell:
     Args:
         shared: what all runs share.
         stream: its tasks.
+        described: the same as keys hold them.
     """
 
     shared: Shared
     method: Method
     order: OrderName
     stream: tuple[StreamTask, ...]
+    described: tuple[TaskData, ...]
     seed: int
     beside: Shared | None = None
-
-    @cached_property
-    def described(self) -> tuple[TaskData, ...]:
-        """The tasks as keys hold them."""
-        return tuple(map(task_data, self.stream))
 
     @property
     def label(self) -> str:
