@@ -1,11 +1,11 @@
-"""What travels to a worker, and what comes back: an assignment and its result."""
+"""Values that travel to a worker and back: an assignment and its result."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 Files = Mapping[str, bytes | bytearray]
-"""What an operator returns: file name -> content, committed together or not at all."""
+"""Files that an operator returns: file name -> content, committed together or not at all."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Assignment:
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What an operator hands back.
+    """Result that an operator hands back.
 
     Args:
         files: committed together or not at all.

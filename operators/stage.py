@@ -21,7 +21,7 @@ from graftwork.operators.assignment import Assignment, Result
 
 @dataclass(frozen=True, kw_only=True)
 class Resources:
-    """What one attempt of a stage occupies on the cluster; never part of a key.
+    """Resources that one attempt of a stage occupies on the cluster; never part of a key.
 
     Args:
         cpus: CPUs of each process.
@@ -68,7 +68,7 @@ class Stage:
 
     @cached_property
     def preimage(self) -> dict[str, Any]:
-        """What the key is the digest of, in clear text; stored in the manifest."""
+        """Preimage of the key, in clear text; stored in the manifest."""
         return {
             "operator": self.operator,
             "version": OPERATORS[self.operator].version,
@@ -102,7 +102,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class Operator:
-    """How a kind of stage is computed.
+    """Function that computes a kind of stage.
 
     Args:
         version: raised by the author when results change; part of every key.

@@ -1,6 +1,7 @@
-"""Annotations that every supported Python can read; 3.14 evaluates them late."""
+"""Annotations that every supported Python can read (3.14 evaluates them late), and docstrings."""
 
 import ast
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -52,6 +53,18 @@ def test_no_annotation_names_what_a_field_hides() -> None:
         for annotation in fields(owner.body).values()
         for node in ast.walk(annotation)
         if isinstance(node, ast.Name) and node.id in fields(owner.body)
+    ]
+    assert not found
+
+
+def test_docstrings_begin_with_a_verb_or_a_noun() -> None:
+    question = re.compile(r"(What|Which|Where|Whether|Who|How|When|Why)\b")
+    found = [
+        f"{name}: {text.splitlines()[0]}"
+        for name, tree in trees()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        and question.match(text := ast.get_docstring(node) or "")
     ]
     assert not found
 

@@ -90,7 +90,7 @@ class Split:
         return whole.hexdigest()
 
     def parameters(self) -> DatasetParameters:
-        """What the stage's key holds."""
+        """Parameters that the stage's key holds."""
         return DatasetParameters(
             digest=self.digest, classes=len(self.classes), domains=tuple(self.domain_names)
         )

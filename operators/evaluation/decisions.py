@@ -32,7 +32,7 @@ def files(
     learned: Sequence[int],
     scores: np.ndarray,
 ) -> Files:
-    """What is stored of predictions: the decisions after some tasks, and the scores.
+    """Files that are stored of predictions: the decisions after some tasks, and the scores.
 
     Args:
         index: of the test images.

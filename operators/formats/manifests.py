@@ -13,7 +13,7 @@ from graftwork.operators.store import Store
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingFacts:
-    """What the training of a task took.
+    """Costs of the training of a task.
 
     Args:
         seconds: of the whole stage.
@@ -32,7 +32,7 @@ class TrainingFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class StageFacts:
-    """What a stored stage took, and what it left.
+    """Costs of a stored stage, and what it left.
 
     Args:
         seconds: of its computation.
@@ -53,7 +53,7 @@ class StageFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationFacts:
-    """What an evaluation records beside its metrics: what its run took.
+    """Costs of a run, which its evaluation records next to the metrics.
 
     Args:
         seconds_fitting: of all its stages before the evaluation.

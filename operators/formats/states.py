@@ -29,7 +29,7 @@ def load_states(store: Store, operator: str, key: str) -> list[State]:
 
 
 def load_state(store: Store, operator: str, key: str) -> State:
-    """What is stored of a task.
+    """Content that is stored of a task.
 
     Raises:
         DamagedStage: it is damaged.
@@ -44,5 +44,5 @@ def files_of(state: State) -> dict[str, bytes]:
 
 
 def bytes_of(state: State) -> int:
-    """What its tensors hold."""
+    """Description of what the tensors hold."""
     return sum(tensor.numel() * tensor.element_size() for tensor in state.values())

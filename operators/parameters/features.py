@@ -25,7 +25,7 @@ class DatasetParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Graft:
-    """What adapted a backbone on the first task.
+    """Training that adapted a backbone on the first task.
 
     Args:
         method: the first session.

@@ -23,7 +23,7 @@ class CpuHints:
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkPlace:
-    """Where a backbone is, and how it is built.
+    """Place of a backbone, and how it is built.
 
     Args:
         model: its full name.

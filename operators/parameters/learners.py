@@ -1,4 +1,4 @@
-"""What a learner's state belongs to: method, network, columns, and how it is computed."""
+"""Identity of a learner's state: method, network, columns, and how it is computed."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -39,7 +39,7 @@ class Network:
 
 @dataclass(frozen=True, kw_only=True)
 class Numerics:
-    """What the last bits of a forward pass depend on.
+    """Circumstances that the last bits of a forward pass depend on.
 
     Args:
         device: "cpu" or "cuda".
@@ -56,7 +56,7 @@ class Numerics:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnerRef:
-    """What the state of a learner after a task belongs to.
+    """Identity of a learner's state after a task.
 
     Args:
         method: the method that learns.

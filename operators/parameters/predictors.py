@@ -49,7 +49,7 @@ class FittedPart:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedPart:
-    """What a trained method learned, after its last task; also joined or merged.
+    """State of a trained method after its last task; also joined or merged.
 
     Args:
         method: whose learner it is.

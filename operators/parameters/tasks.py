@@ -33,7 +33,7 @@ class TaskData:
 
 @dataclass(frozen=True, kw_only=True)
 class Columns:
-    """What a method may know of a task; see `methods.contracts.trained.Task`.
+    """Facts that a method may know about a task; see `methods.contracts.trained.Task`.
 
     Args:
         index: t, from 0.

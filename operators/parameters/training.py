@@ -10,7 +10,7 @@ from graftwork.operators.parameters.tasks import Memory, TaskData
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingData:
-    """What a task is trained on.
+    """Rows that a task is trained on.
 
     Args:
         task: its own images.

@@ -94,7 +94,7 @@ def _part(work: Assignment, number: int) -> Assignment:
 
 
 def _models(part: Assignment) -> list[tuple[str, str]]:
-    """What the model predicts with after the last task."""
+    """Finds what the model predicts with after the last task."""
     return part.inputs("model")[-1:]
 
 

@@ -66,7 +66,7 @@ def _predict(parameters: EvaluateParameters, work: Assignment, store: Store) -> 
 
 
 def _facts(work: Assignment, store: Store) -> EvaluationFacts:
-    """What the run took, summed over the stages that are its own."""
+    """Sums the costs of a run over the stages that are its own."""
 
     def facts(*roles: str) -> list[StageFacts]:
         return [facts_of(store, *stage) for role in roles for stage in work.inputs(role)]

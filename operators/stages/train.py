@@ -87,7 +87,7 @@ def run(work: Assignment, store: Store) -> Result:
 
 
 def _start(work: Assignment, store: Store, method: Trained) -> State | None:
-    """What the task begins with: the task before, or what experts share; None for nothing."""
+    """State that the task begins with: of the task before, or what experts share; None for none."""
     if previous := work.inputs("previous"):
         return load_state(store, *previous[0])
     if first := work.inputs("first"):

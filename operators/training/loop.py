@@ -303,7 +303,7 @@ class _Run:
 
 
 def seed_generators(seed: int, device: str) -> None:
-    """What `torch.manual_seed` does for the CPU and a device, without a stack trace for each."""
+    """Seeds the CPU and a device as `torch.manual_seed` does, without a stack trace for each."""
     torch.default_generator.manual_seed(seed)
     if device != "cpu":
         torch.cuda.manual_seed_all(seed)

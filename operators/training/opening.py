@@ -1,4 +1,4 @@
-"""What an assignment of a training names, opened: backbone, images, queries, settings."""
+"""Opens what the assignment of a training names: backbone, images, queries, settings."""
 
 import copy
 from collections.abc import Callable
@@ -34,7 +34,7 @@ from graftwork.operators.training.settings import Settings
 
 
 def task_of(columns: Columns) -> Task:
-    """What the method may know of the task of a key."""
+    """The task of a key, as the method may know it."""
     given = {name: value for name, value in vars(columns).items() if value is not None}
     return Task(**given)
 
@@ -42,7 +42,7 @@ def task_of(columns: Columns) -> Task:
 def settings(
     seed: int, numerics: Numerics, cpus: float, checkpoint_minutes: float = float("inf")
 ) -> Settings:
-    """What surrounds the training.
+    """Settings of the training.
 
     Args:
         seed: of the run.

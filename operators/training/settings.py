@@ -1,4 +1,4 @@
-"""What surrounds the training of a task: settings, snapshots, the log, the workers."""
+"""Surroundings of the training of a task: settings, snapshots, the log, the workers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -29,13 +29,13 @@ class Images(Protocol):
         ...
 
     def name(self, row: int, /) -> str:
-        """What people call an image."""
+        """Name that people have for an image."""
         ...
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """What surrounds the training of a task.
+    """Settings of the training of a task.
 
     Args:
         seed: of the run.
@@ -77,7 +77,7 @@ class Snapshot:
 
 @dataclass(kw_only=True)
 class Log:
-    """What happened during a task.
+    """Log of what happened during a task.
 
     Args:
         epochs: mean of every loss term per epoch.

@@ -18,7 +18,7 @@ FOLDER = "unfinished"
 
 
 def name(key: str) -> str:
-    """Where the snapshot of a stage is in the store."""
+    """Place of a stage's snapshot in the store."""
     return f"{FOLDER}/{key}"
 
 

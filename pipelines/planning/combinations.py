@@ -17,7 +17,7 @@ from graftwork.pipelines.spec.problems import nearest
 
 @dataclass(frozen=True, kw_only=True)
 class Weighing:
-    """What a merge measures of every model.
+    """Sums that a merge measures of every model.
 
     Args:
         statistics: which sums.
@@ -97,7 +97,7 @@ def resolve(loaded: Loaded, methods: Sequence[Method], memo: Memo) -> tuple[Comb
 
 
 def _weighing(facts: Mapping[str, Any]) -> Weighing | None:
-    """What a merge with this card measures."""
+    """Sums that a merge with this card measures."""
     if not (kind := facts["card"].get("statistics")):
         return None
     given = facts["hyperparameters"]

@@ -58,7 +58,7 @@ def _run(shared: Shared, entry: Combined, parents: tuple[Run, ...]) -> Run:
 
 
 def _as_method(entry: Combined, parents: Sequence[Run]) -> Method:
-    """What results show in the place of a method."""
+    """Method that results show for a combination."""
     asked = entry.asked
     shown = {"of": list(entry.members), "over": asked.over}
     if asked.over == "seeds":

@@ -1,4 +1,4 @@
-"""What a plan would do: hit or miss for every stage, and why a stage is not stored."""
+"""Explains a plan: hit or miss for every stage, and why a stage is not stored."""
 
 import json
 from collections import Counter
@@ -44,7 +44,7 @@ class StageStatus:
 
 @dataclass(frozen=True, kw_only=True)
 class Explanation:
-    """What a run would do.
+    """Summary of what a run would do.
 
     Args:
         pipeline: its name.
@@ -83,7 +83,7 @@ def explain(plan: Plan, store: Store) -> Explanation:
     return Explanation(
         pipeline=plan.spec.pipeline,
         stages=tuple(rows),
-        counts=Counter(row.status for row in rows),
+        counts=dict(Counter(row.status for row in rows)),
         images_to_forward=images,
     )
 
@@ -96,7 +96,7 @@ class _Nearest:
         self._flat: dict[str, list[dict[str, str]]] = {}
 
     def why(self, stage: Stage) -> str:
-        """Which inputs of the key differ from the nearest stored stage of the same operator."""
+        """Names the inputs of the key that differ from the nearest stored stage of the operator."""
         candidates = self._candidates(stage.operator)
         if not candidates:
             return f"no {stage.operator} stage is stored yet"
@@ -203,7 +203,7 @@ class Difference:
 
 
 def differences(before: Any, after: Any, name: str = "", where: str = "") -> Iterator[Difference]:
-    """What differs between two JSON values, part by part; nothing for equal ones.
+    """Differences between two JSON values, part by part; none for equal ones.
 
     Values that are short are shown whole. Of long lists the lengths are compared, and the items
     that both have.
@@ -244,7 +244,7 @@ _ITEMS = {
 
 
 def _described(path: str, before: str | None, after: str | None) -> str:
-    """What became of a leaf of the preimage: its first two differences, and how many more."""
+    """Describes the change of a leaf of the preimage: two differences, and how many more."""
     name = path.rpartition(".")[2]
     found = [str(each) for each in differences(_value(before), _value(after), name)]
     more = [f"and {len(found) - 2} more"] if len(found) > 2 else []
@@ -314,11 +314,5 @@ def mermaid(plan: Plan, store: Store) -> str:
 
 
 def group(stage: Stage) -> str:
-    """Shards of a split, and tasks of a run, share a node or a line."""
-    if stage.operator == "features":
-        return stage.label.rpartition(" ")[0]
-    if stage.operator == "statistics":
-        return stage.label.rpartition(" shard ")[0].rpartition(" task ")[0]
-    if stage.operator in ("train", "join", "predict", "score", "blend", "merge"):
-        return stage.label.rpartition(" task ")[0]
-    return stage.label or stage.key[:8]
+    """Name of a node or a line: that of the shards or tasks of one kind, or the stage's own."""
+    return stage.group or stage.label or stage.key[:8]

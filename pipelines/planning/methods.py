@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from graftwork.operators.keys import program_digest
@@ -14,7 +14,7 @@ from graftwork.pipelines.spec.loading import Loaded
 
 @dataclass(frozen=True, kw_only=True)
 class CardFacts:
-    """What planning reads of a card; see `methods.contracts.card.Card`, which imports torch.
+    """Facts that planning reads of a card; see `methods.contracts.card.Card`, which imports torch.
 
     The contract of a combination is `merge` or `ensemble`.
     """
@@ -36,7 +36,7 @@ class CardFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Exemplars:
-    """What a method keeps of earlier tasks.
+    """Exemplars that a method keeps of earlier tasks.
 
     Args:
         count: of all classes together, or of each.
@@ -51,7 +51,7 @@ class Exemplars:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainedFacts:
-    """What planning reads of the hyper-parameters of what is trained.
+    """Facts that planning reads of the hyper-parameters of what is trained.
 
     Args:
         epochs: passes over a task's images; 1 for a method that has no such number.
@@ -68,7 +68,7 @@ class TrainedFacts:
 
 
 def trained_facts(hyperparameters: Mapping[str, Any]) -> TrainedFacts:
-    """What hyper-parameters with well-known names say; a method need not have any of them."""
+    """Reads hyper-parameters with well-known names; a method need not have any of them."""
     given = hyperparameters.get
     kept, votes = given("exemplars", 0), given("eval_selection", "instance") != "instance"
     return TrainedFacts(
@@ -87,7 +87,7 @@ def trained_facts(hyperparameters: Mapping[str, Any]) -> TrainedFacts:
 
 @dataclass(frozen=True, kw_only=True)
 class Classifier:
-    """What a fit fits.
+    """Classifier of a fit.
 
     Args:
         method: the closed-form method.
@@ -102,7 +102,7 @@ class Classifier:
 
 @dataclass(frozen=True, kw_only=True)
 class Adapted:
-    """What a method of the contract `adapted` consists of.
+    """Parts of a method of the contract `adapted`.
 
     Args:
         first_session: what is trained on the first task; None for nothing.
@@ -136,11 +136,6 @@ class Method:
     branches: Mapping[str, "Method"] = field(default_factory=dict)
 
     @property
-    def card(self) -> dict[str, Any]:
-        """The facts of its card by name, as documents show them."""
-        return asdict(self.facts)
-
-    @property
     def description(self) -> MethodRef:
         """The method as keys hold it."""
         return MethodRef(
@@ -149,12 +144,12 @@ class Method:
 
     @property
     def first_session(self) -> MethodRef | None:
-        """What is trained on the first task before anything is fitted."""
+        """Training on the first task before anything is fitted."""
         return self.adapted.first_session if self.adapted else None
 
     @property
     def classifier(self) -> Classifier:
-        """What is fitted: a part of an adapted method, or a fitted method itself."""
+        """Classifier that is fitted: a part of an adapted method, or a fitted method itself."""
         if self.adapted:
             return self.adapted.classifier
         return Classifier(
@@ -165,12 +160,12 @@ class Method:
 
     @property
     def trains(self) -> bool:
-        """Whether images are needed, not only features."""
+        """Tells whether images are needed, not only features."""
         return self.facts.contract in ("trained", "fused") or self.first_session is not None
 
     @property
     def training(self) -> TrainedFacts:
-        """What the hyper-parameters of what is trained say."""
+        """Facts of the hyper-parameters of what is trained."""
         first = self.first_session
         return trained_facts(first.hyperparameters if first else self.hyperparameters)
 

@@ -44,7 +44,7 @@ class Plan:
 
     @property
     def targets(self) -> list[Stage]:
-        """What the run is for: the evaluations."""
+        """Stages that the run is for: the evaluations."""
         return [run.evaluate for run in self.runs]
 
     def images(self, stage: Stage) -> int:
@@ -182,7 +182,7 @@ def _resolve(
 
 
 def _preprocessing(given: str | PreprocessingSpec, backbone: Backbone) -> Preprocessing:
-    """What a spec says about a backbone's preprocessing.
+    """Preprocessing that a spec asks for.
 
     Raises:
         ConfigError: it cannot be resolved, or the images do not fit a ViT's position embeddings.

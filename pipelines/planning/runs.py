@@ -33,7 +33,7 @@ class Model:
 
 @dataclass(frozen=True, kw_only=True)
 class Served:
-    """What a run predicts with in the end, to be used outside of the pipeline.
+    """Model that a run predicts with in the end, to be used outside of the pipeline.
 
     Args:
         predictor: what it is made of; file names stand for states.
@@ -110,7 +110,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
-    """What a run is made of.
+    """Stages that a run is made of.
 
     Args:
         shared: what all runs share.
@@ -135,7 +135,7 @@ class Cell:
         return len(self.shared.dataset.classes)
 
     def evaluated(self, method: MethodRef, separable: bool | None = None) -> EvaluateParameters:
-        """What is evaluated.
+        """Stage that is evaluated.
 
         Args:
             method: a method, a merge or a rule.

@@ -1,4 +1,4 @@
-"""What all runs of a spec share: data, backbone, preprocessing, and the stages made of them."""
+"""Parts that all runs of a spec share: data, backbone, preprocessing, and stages made of them."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -180,7 +180,7 @@ class Shared:
         )
 
     def numerics(self, gpus: float, compile: bool | None = None) -> Numerics:
-        """What the last bits of a forward pass depend on.
+        """Circumstances that the last bits of a forward pass depend on.
 
         Args:
             compile: of a stage with a learner, whether its network is compiled.
@@ -212,7 +212,7 @@ class Shared:
         return Hints(value, lambda: _places(split, rows()))
 
     def where(self) -> NetworkPlace:
-        """Where the backbone is, as hints."""
+        """Place of the backbone, as hints."""
         return NetworkPlace(
             model=self.backbone.model,
             weights=self.backbone.weights,

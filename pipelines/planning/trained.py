@@ -279,7 +279,7 @@ def _seen(parts: Sequence[TaskData], learned: Sequence[int], number: int) -> tup
 
 
 def _columns(cell: Cell, parts: Sequence[TaskData], learned: Sequence[int], number: int) -> Columns:
-    """What the method may know of a task; class names and templates if it reads them."""
+    """Facts that the method may know about a task; class names and templates if it reads them."""
     shared, part, seen = cell.shared, parts[number], _seen(parts, learned, number)
     place = {c: column for column, c in enumerate(learned)}
     counts = shared.counts(shared.dataset.train, part)
@@ -298,7 +298,7 @@ def _columns(cell: Cell, parts: Sequence[TaskData], learned: Sequence[int], numb
 
 
 def _memory(cell: Cell, exemplars: Exemplars, earlier: Sequence[TaskData]) -> Memory:
-    """What a task may train on again.
+    """Images that a task may train on again.
 
     Raises:
         ConfigError: the budget leaves a class without a single image.
@@ -315,7 +315,7 @@ def _memory(cell: Cell, exemplars: Exemplars, earlier: Sequence[TaskData]) -> Me
 
 
 def _kept(cell: Cell, memory: Memory) -> int:
-    """How many exemplars there are."""
+    """Number of exemplars."""
     table = cell.shared.table(cell.shared.dataset.train)
     return sum(shares(table, memory.earlier, memory.exemplars, memory.budget).values())
 

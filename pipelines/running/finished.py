@@ -61,7 +61,7 @@ def result(finished: Finished, ids: RunIds) -> Result:
         summary=finished.summary,
         trainable_parameters=finished.facts["trainable_parameters"],
         forwards=finished.facts["forwards"],
-        batch_information_at_test=run.method.card["batch_information_at_test"],
+        batch_information_at_test=run.method.facts.batch_information_at_test,
         seconds=finished.seconds,
         cached=finished.cached,
         mlflow_run_id=ids.methods.get(run.evaluate.key),

@@ -69,12 +69,12 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
             **({MODEL: identity} if identity else {}),
             **(
                 {"graftwork.batch_information_at_test": "true"}
-                if run.method.card["batch_information_at_test"]
+                if run.method.facts.batch_information_at_test
                 else {}
             ),
             **(
-                {"graftwork.exemplars": str(run.method.card.get("exemplars"))}
-                if run.method.card.get("exemplars")
+                {"graftwork.exemplars": str(run.method.facts.exemplars)}
+                if run.method.facts.exemplars
                 else {}
             ),
             # Tag graftwork.key of each of them.
