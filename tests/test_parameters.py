@@ -311,7 +311,9 @@ def test_every_stage_of_a_plan_survives(runs: list[Run]) -> None:
         for kind, given in zip(KINDS[stage.operator], (stage.parameters, stage.hints), strict=True):
             written = to_json(from_json(kind, given))
             assert canonical(written) == canonical(dict(given))
-    assert seen == KINDS.keys() == OPERATORS.keys()
+    # Other tests of this process register operators of their own.
+    own = {name for name, found in OPERATORS.items() if found.function.startswith("graftwork.")}
+    assert seen == KINDS.keys() == own
 
 
 def test_what_a_run_holds_is_what_its_stages_say(runs: list[Run]) -> None:
