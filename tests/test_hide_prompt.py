@@ -20,6 +20,7 @@ from graftwork.methods.prompts.hide_prompt import HiDePrompt, HiDePromptLearner
 from graftwork.operators.training import forward, loop
 from graftwork.operators.training.settings import Log, Settings
 from tests import tiny
+from tests.bounds import rounding
 
 SMALL: dict[str, Any] = {
     "epochs": 1,
@@ -227,7 +228,10 @@ def test_workers_together_have_the_gradient_of_the_whole_batch(states, monkeypat
         monkeypatch.setattr(contrast, "of_other_workers", lambda rows, rest=rest: features[rest])
         parts.append(gradient(own))
     together = 2 / 5 * parts[0] + 3 / 5 * parts[1]
-    torch.testing.assert_close(together, whole, rtol=0, atol=1e-6 * float(whole.abs().max()))
+    vit = learner.network
+    # Batches of other sizes take other kernels; the blocks are passed forwards and backwards.
+    bound = rounding(vit.embed_dim, 2 * len(vit.blocks), float(whole.abs().max()))
+    torch.testing.assert_close(together, whole, rtol=0, atol=bound)
     assert whole.abs().max() > 1e-4
 
 
