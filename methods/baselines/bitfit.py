@@ -15,7 +15,7 @@ from graftwork.methods.parts.heads import current_cross_entropy, linear_head
 
 
 @dataclass(frozen=True, kw_only=True)
-class BitFit(Epochs, Decayed, Clipped):
+class BitFit(Clipped, Decayed, Epochs):
     """Trains every bias of the backbone and nothing else of it, on all tasks in turn.
 
     Ben Zaken et al., https://arxiv.org/abs/2106.10199, with nothing against forgetting but the

@@ -16,7 +16,7 @@ from graftwork.methods.parts.heads import current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Finetune(Epochs, Decayed):
+class Finetune(Decayed, Epochs):
     """Trains all weights on every task, and forgets.
 
     Defaults are those of https://github.com/sun-hailong/LAMDA-PILOT (commit 2647455), which takes

@@ -17,7 +17,7 @@ from graftwork.methods.parts.heads import CosineHead, linear_head
 
 
 @dataclass(frozen=True, kw_only=True)
-class Joint(Epochs, Decayed):
+class Joint(Decayed, Epochs):
     """Trains all weights once, on the images of all tasks together; no continual learner.
 
     Defaults are the "joint full fine-tuning" of RanPAC, https://arxiv.org/abs/2307.02251.

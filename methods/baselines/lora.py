@@ -23,7 +23,7 @@ LAYERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoRA(Epochs, Decayed):
+class LoRA(Decayed, Epochs):
     """One set of low-rank updates of a frozen ViT, trained on all tasks in turn.
 
     Hu et al., https://arxiv.org/abs/2106.09685, with nothing against forgetting but the loss over

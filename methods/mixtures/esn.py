@@ -30,7 +30,7 @@ AnchorOn = Literal["logits", "negated"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ESN(Epochs, Decayed):
+class ESN(Decayed, Epochs):
     """Learns a small classifier per task on a frozen ViT, all at one level of energy.
 
     Wang et al., https://arxiv.org/abs/2211.15969. Training pulls the free energy

@@ -22,7 +22,7 @@ Pet = Literal["adapter", "lora", "prefix"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class LAE(Epochs, Decayed):
+class LAE(Decayed, Epochs):
     """Trains online modules task after task; offline ones follow by a moving average of all steps.
 
     Gao et al., https://arxiv.org/abs/2303.10070. Defaults are the authors' for CIFAR-100 and 224

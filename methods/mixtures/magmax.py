@@ -23,7 +23,7 @@ from graftwork.methods.parts.heads import current_cross_entropy, linear_head
 
 
 @dataclass(frozen=True, kw_only=True)
-class Changes(Epochs, Decayed, Clipped):
+class Changes(Clipped, Decayed, Epochs):
     """The hyper-parameters of both variants.
 
     Args:

@@ -19,7 +19,7 @@ PAPER = "https://arxiv.org/abs/2303.07223"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Common(Scheduled, Decayed, Clipped):
+class Common(Clipped, Decayed, Scheduled):
     """The hyper-parameters that the method and both branches have.
 
     Args:

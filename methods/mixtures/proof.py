@@ -17,7 +17,7 @@ from graftwork.methods.parts.epochs import Decayed, Scheduled, rules, usual_reci
 
 
 @dataclass(frozen=True, kw_only=True)
-class PROOF(Scheduled, Decayed):
+class PROOF(Decayed, Scheduled):
     """Linear projections per task behind both towers of a frozen CLIP, summed, then fused.
 
     Zhou et al., https://arxiv.org/abs/2305.19270. A score is the sum of three similarities: of

@@ -24,7 +24,7 @@ TEXTS = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class ZSCL(Steps, Decayed):
+class ZSCL(Decayed, Steps):
     """Fine-tunes both towers of CLIP and keeps what it could do before.
 
     Zheng et al., https://arxiv.org/abs/2303.06628, sections 4.1 to 4.3. Defaults are those of the

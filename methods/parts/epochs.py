@@ -2,6 +2,7 @@
 
 A method includes the dataclasses whose fields it has and declares again only what is different, a
 default or a sentence. They hold values and no behaviour; `rules` and `usual_recipe` are functions.
+Fields are listed from the last base to the first: `(Clipped, Decayed, Epochs)` begins with epochs.
 A default is in the keys of all methods that do not declare it again.
 """
 

@@ -30,7 +30,7 @@ USED = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class FirstSession(Epochs, Decayed):
+class FirstSession(Decayed, Epochs):
     """Trains a copy of the backbone, or what is put into it, on the first task alone.
 
     Stage A of Zhou et al., https://arxiv.org/abs/2303.07338, and phase 1 of RanPAC. It is a part of

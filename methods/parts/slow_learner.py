@@ -19,7 +19,7 @@ from graftwork.methods.parts.heads import OtherRows, current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
-class Slow(Steps, Decayed):
+class Slow(Decayed, Steps):
     """The hyper-parameters of the training and of the alignment; SLCA's for CIFAR-100.
 
     Args:

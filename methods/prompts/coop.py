@@ -19,7 +19,7 @@ from graftwork.methods.parts.heads import current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
-class CoOp(Epochs, Decayed):
+class CoOp(Decayed, Epochs):
     """Learns the context of a prompt `[context] name.` by cross-entropy.
 
     Zhou et al., https://arxiv.org/abs/2109.01134, section 3. Defaults are those of the authors'

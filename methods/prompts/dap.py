@@ -28,7 +28,7 @@ FAR = -1e11
 
 
 @dataclass(frozen=True, kw_only=True)
-class DAP(Epochs, Clipped):
+class DAP(Clipped, Epochs):
     """Generates the prompts of every block from the image, modulated by its inferred task.
 
     Jung et al., "Generating Instance-level Prompts for Rehearsal-free Continual Learning",

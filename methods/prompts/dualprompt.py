@@ -22,7 +22,7 @@ from graftwork.methods.prompts.selection import Selection, nearest, select, simi
 
 
 @dataclass(frozen=True, kw_only=True)
-class DualPrompt(Epochs, Clipped):
+class DualPrompt(Clipped, Epochs):
     """Trains a prefix for all tasks (G) and one for each task (E), found by its key at test time.
 
     Wang et al., https://arxiv.org/abs/2204.04799. Defaults are LAMDA-PILOT's for CIFAR-100 in 10

@@ -24,7 +24,7 @@ from graftwork.methods.prompts.gaussian_mixtures import Mixtures, Statistics, al
 
 
 @dataclass(frozen=True, kw_only=True)
-class HiDePrompt(Steps, Clipped):
+class HiDePrompt(Clipped, Steps):
     """Infers an image's task by a network on frozen features, then classifies it with its prefix.
 
     Wang et al., https://arxiv.org/abs/2310.07234. Defaults are those of the authors' code for

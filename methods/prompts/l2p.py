@@ -22,7 +22,7 @@ from graftwork.methods.prompts.selection import Selection, histogram, select, si
 
 
 @dataclass(frozen=True, kw_only=True)
-class L2P(Epochs, Clipped):
+class L2P(Clipped, Epochs):
     """Chooses prompts for the input of a frozen ViT, and classifies the mean of their outputs.
 
     Wang et al., https://arxiv.org/abs/2112.08654. Defaults are those of the PyTorch port

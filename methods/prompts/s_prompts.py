@@ -27,7 +27,7 @@ FAR = -1e9
 
 
 @dataclass(frozen=True, kw_only=True)
-class SPrompts(Epochs, Decayed):
+class SPrompts(Decayed, Epochs):
     """Learns every task on its own: nothing is shared, so nothing is forgotten.
 
     Wang et al., https://arxiv.org/abs/2207.12819, the variant for image models (S-iPrompts).

@@ -17,7 +17,7 @@ PAPER = "https://arxiv.org/abs/2203.12119"
 
 
 @dataclass(frozen=True, kw_only=True)
-class VPT(Epochs, Decayed, Clipped):
+class VPT(Clipped, Decayed, Epochs):
     """Learns a few tokens for a frozen ViT, on every task in turn; no method yet.
 
     Jia et al., https://arxiv.org/abs/2203.12119; the tokens are the same for all tasks.

@@ -17,7 +17,7 @@ PAPER = "https://arxiv.org/abs/2303.07338"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Aper(Epochs, Decayed):
+class Aper(Decayed, Epochs):
     """Adapts a backbone on the first task, then takes class means of both features; no method yet.
 
     Zhou et al., https://arxiv.org/abs/2303.07338 (APER, earlier ADAM), with the defaults of

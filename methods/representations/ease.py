@@ -18,7 +18,7 @@ from graftwork.methods.parts.peft import adapters
 
 
 @dataclass(frozen=True, kw_only=True)
-class EASE(Epochs, Decayed):
+class EASE(Decayed, Epochs):
     """Trains a fresh adapter on every task; classes are prototypes in every adapter's subspace.
 
     Zhou et al., https://arxiv.org/abs/2403.12030. Defaults are the authors' for CIFAR-100.
