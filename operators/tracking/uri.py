@@ -128,7 +128,8 @@ def _server_problem(uri: str) -> str:
         with urllib.request.urlopen(request, timeout=SECONDS - 1, context=context) as answer:
             body = answer.read(10_000)
     except urllib.error.HTTPError as error:
-        body = error.read(10_000)
+        with error:  # It holds the connection; Python 3.14 warns if nobody closes it.
+            body = error.read(10_000)
         if error.code in (401, 403):
             return (
                 f"HTTP {error.code}, not allowed; "
