@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Literal
 
 from graftwork.operators.store import Store
 from graftwork.pipelines.commands import predict as predicting
-from graftwork.pipelines.commands.options import DEFAULT_STORE, place
+from graftwork.pipelines.commands.options import DEFAULT_STORE, place, recorded
 from graftwork.pipelines.planning.explain import Explanation, explain
 from graftwork.pipelines.planning.plan import make_plan
 from graftwork.pipelines.reporting import leaderboard
@@ -122,9 +122,7 @@ def results(
         >>> [row.name for row in graftwork.results("quickstart", store=store)]
         ['slda']
     """
-    where = place(os.fspath(store), tracking)
-    if not tracking:
-        where.must_exist()
+    where = recorded(os.fspath(store), tracking)
     return leaderboard.leaderboard(where.tracking_uri(), pipeline)
 
 
@@ -169,9 +167,7 @@ def predict(
         >>> prediction.best[0][0]
         'five'
     """
-    where = place(os.fspath(store), tracking, address, insecure)
-    if not tracking:
-        where.must_exist()
+    where = recorded(os.fspath(store), tracking, address, insecure)
     request = predicting.Request(
         run=run,
         words=images,

@@ -27,6 +27,7 @@ from graftwork.pipelines.commands.options import (
     existing,
     place,
     print_json,
+    recorded,
 )
 
 app = typer.Typer(
@@ -203,9 +204,7 @@ def results(
     """The leaderboard: mean and deviation over class orders and seeds, from MLflow."""
     from graftwork.pipelines.reporting import leaderboard as leaderboards
 
-    where = place(store, tracking)
-    if not tracking:
-        where.must_exist()
+    where = recorded(store, tracking)
     rows = leaderboards.leaderboard(where.tracking_uri(), pipeline)
     print(leaderboards.render(rows, format).rstrip("\n"))
 
@@ -264,9 +263,7 @@ def predict(
     from graftwork.pipelines.commands import predict as predicting
     from graftwork.pipelines.running.progress import Display
 
-    where = place(store, tracking, address, insecure)
-    if not tracking:
-        where.must_exist()
+    where = recorded(store, tracking, address, insecure)
     request = predicting.Request(
         run=run,
         words=images,
@@ -299,9 +296,7 @@ def ui(
     """Serve MLflow's pages on this machine (127.0.0.1 only) until Ctrl-C."""
     from graftwork.pipelines.commands.ui import serve
 
-    where = place(store, tracking)
-    if not tracking:
-        where.must_exist()
+    where = recorded(store, tracking)
     serve(where.tracking_uri(), port)
 
 

@@ -72,13 +72,26 @@ def place(
     return Where(store=store, tracking=tracking, address=address, insecure=insecure)
 
 
+def recorded(
+    store: str, tracking: str | None, address: str | None = None, insecure: bool = False
+) -> "Where":
+    """Place of earlier runs and their records, for commands that only look.
+
+    Raises:
+        ConfigError: the store is no place that can be used.
+        StorageError: the records are in the store's folder, and there is none.
+    """
+    where = place(store, tracking, address, insecure)
+    if not tracking:
+        where.must_exist()
+    return where
+
+
 def existing(store: str) -> "Store":
     """The store of an earlier run: a mistyped name must not look like an empty store."""
     from graftwork.operators.store import Store
 
-    found = place(store, None)
-    found.must_exist()
-    return Store(found.store)
+    return Store(recorded(store, None).store)
 
 
 def print_json(value: Any) -> None:
