@@ -17,6 +17,7 @@ class Assignment:
     hints: dict[str, Any]
     input_operators: dict[str, str]
     label: str
+    reads: Mapping[str, tuple[tuple[str, str], ...]] = field(default_factory=dict)
 
     @property
     def operator(self) -> str:
@@ -27,7 +28,9 @@ class Assignment:
         return self.preimage["parameters"]
 
     def inputs(self, role: str) -> list[tuple[str, str]]:
-        """(operator, key) of each input stage with this role, in order."""
+        """(operator, key) of each stage with this role, in order: an input, or what is read."""
+        if role in self.reads:
+            return list(self.reads[role])
         operator = self.input_operators.get(role, "")
         return [(operator, key) for key in self.preimage["inputs"].get(role, [])]
 

@@ -42,6 +42,9 @@ class Stage:
         operator: name in `OPERATORS`.
         parameters: JSON value with everything that changes the result.
         inputs: role -> stages, in the order in which the operator reads them.
+        reads: the same, for stages whose keys are no part of this one's: the parameters name what
+            is read of them (the digest of rows, the kind of features), and other stages with the
+            same content would do as well.
         hints: JSON value with what is needed to compute the result and does not change it
             (places of files, batch sizes).
         resources: what the stage occupies while it runs.
@@ -56,6 +59,7 @@ class Stage:
     operator: str
     parameters: Mapping[str, Any]
     inputs: Mapping[str, tuple["Stage", ...]] = field(default_factory=dict)
+    reads: Mapping[str, tuple["Stage", ...]] = field(default_factory=dict)
     hints: Mapping[str, Any] = field(default_factory=dict)
     resources: Resources = Resources()
     label: str = ""
@@ -96,6 +100,10 @@ class Stage:
             input_operators={
                 role: stages[0].operator for role, stages in self.inputs.items() if stages
             },
+            reads={
+                role: tuple((stage.operator, stage.key) for stage in stages)
+                for role, stages in self.reads.items()
+            },
             label=self.label,
         )
 
@@ -121,16 +129,16 @@ class Operator:
 OPERATORS: dict[str, Operator] = {
     "dataset": Operator(version=1, function="graftwork.operators.stages.dataset:run"),
     "features": Operator(version=1, function="graftwork.operators.stages.features:run"),
-    "exemplars": Operator(version=1, function="graftwork.operators.stages.exemplars:run"),
+    "exemplars": Operator(version=2, function="graftwork.operators.stages.exemplars:run"),
     "text": Operator(version=1, function="graftwork.operators.stages.text:run"),
-    "fit": Operator(version=1, function="graftwork.operators.stages.fit:run"),
-    "train": Operator(version=1, function="graftwork.operators.stages.train:run"),
-    "join": Operator(version=1, function="graftwork.operators.stages.join:run"),
-    "predict": Operator(version=2, function="graftwork.operators.stages.predict:run"),
-    "score": Operator(version=1, function="graftwork.operators.stages.score:run"),
-    "blend": Operator(version=1, function="graftwork.operators.stages.blend:run"),
-    "statistics": Operator(version=2, function="graftwork.operators.stages.statistics:run"),
-    "merge": Operator(version=1, function="graftwork.operators.stages.merge:run"),
-    "ensemble": Operator(version=1, function="graftwork.operators.stages.ensemble:run"),
-    "evaluate": Operator(version=1, function="graftwork.operators.stages.evaluate:run"),
+    "fit": Operator(version=2, function="graftwork.operators.stages.fit:run"),
+    "train": Operator(version=2, function="graftwork.operators.stages.train:run"),
+    "join": Operator(version=2, function="graftwork.operators.stages.join:run"),
+    "predict": Operator(version=3, function="graftwork.operators.stages.predict:run"),
+    "score": Operator(version=2, function="graftwork.operators.stages.score:run"),
+    "blend": Operator(version=2, function="graftwork.operators.stages.blend:run"),
+    "statistics": Operator(version=3, function="graftwork.operators.stages.statistics:run"),
+    "merge": Operator(version=2, function="graftwork.operators.stages.merge:run"),
+    "ensemble": Operator(version=2, function="graftwork.operators.stages.ensemble:run"),
+    "evaluate": Operator(version=2, function="graftwork.operators.stages.evaluate:run"),
 }

@@ -27,7 +27,7 @@ class Plan:
 
 def inputs_of(stage: Stage) -> Iterator[Stage]:
     """The stages that a stage reads, in the order of its roles."""
-    for stages in stage.inputs.values():
+    for stages in (*stage.inputs.values(), *stage.reads.values()):
         yield from stages
 
 

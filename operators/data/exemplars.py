@@ -1,17 +1,18 @@
 """Exemplars: which images of earlier tasks a later task may train on again.
 
-The training images of each class in each domain (a block) are ranked once, whatever the class
-order, the seed and the method; a task then takes the first ranks of the blocks of earlier tasks, as
-many as its method's budget allows. Test images are never ranked.
+The training images of each class in each domain of a task (a block) are ranked once, whatever the
+class order, the seed and the method; a later task then takes the first ranks of the blocks of
+earlier tasks, as many as its method's budget allows. Test images are never ranked.
 
-Shapes: N rows of the data set or of a block, D width of the frozen features.
+Shapes: N rows of a task or of a block, D width of the frozen features.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from graftwork.operators.parameters.tasks import Budget, Memory, TaskData
+from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.parameters.tasks import Budget
 from graftwork.operators.seeds import derive
 
 Block = tuple[int, int]
@@ -60,8 +61,8 @@ def shuffle(digests: np.ndarray, seed: int) -> np.ndarray:
 
 
 def shares(
-    counts: np.ndarray, earlier: Sequence[TaskData], budget: int, kind: Budget
-) -> dict[Block, int]:
+    earlier: Sequence[Mapping[Block, int]], budget: int, kind: Budget
+) -> dict[tuple[int, Block], int]:
     """Number of images that are kept of each block of earlier tasks.
 
     A class may keep `budget // classes so far` images (`total`) or `budget` (`per_class`). Where
@@ -69,24 +70,27 @@ def shares(
     block with fewer images keeps them all.
 
     Args:
-        counts: int [K, domains], training images of each block.
-        earlier: the tasks before, in learning order.
+        earlier: images of each block, for each of the tasks before, in learning order.
+
+    Returns:
+        (place of the task, block) -> images.
     """
-    of: dict[int, list[Block]] = {}
-    for task in earlier:
-        for label in task.classes:
-            here = [(label, domain) for domain in task.domains if counts[label, domain]]
-            of.setdefault(label, []).extend(here)
+    of: dict[int, list[tuple[int, Block]]] = {}
+    for number, counts in enumerate(earlier):
+        for block in sorted(counts):
+            of.setdefault(block[0], []).append((number, block))
     quota = budget // max(1, len(of)) if kind == "total" else budget
     return {
-        block: min(int(counts[block]), quota // len(blocks) + (place < quota % len(blocks)))
+        (number, block): min(
+            earlier[number][block], quota // len(blocks) + (place < quota % len(blocks))
+        )
         for blocks in of.values()
-        for place, block in enumerate(blocks)
+        for place, (number, block) in enumerate(blocks)
     }
 
 
 def blocks(labels: np.ndarray, domains: np.ndarray) -> Iterator[tuple[Block, np.ndarray]]:
-    """Every (class, domain) that has rows, with its rows, ascending."""
+    """Every (class, domain) that has rows, ascending, with its rows, ascending."""
     order = np.lexsort((domains, labels))  # stable: rows stay ascending in a block
     pairs = np.stack([labels[order], domains[order]], axis=1)
     starts = np.flatnonzero(np.any(pairs[1:] != pairs[:-1], axis=1)) + 1
@@ -95,23 +99,16 @@ def blocks(labels: np.ndarray, domains: np.ndarray) -> Iterator[tuple[Block, np.
             yield (int(labels[rows[0]]), int(domains[rows[0]])), rows
 
 
-def chosen(
-    labels: np.ndarray, domains: np.ndarray, ranks: np.ndarray, memory: Memory
-) -> np.ndarray:
-    """Rows of the exemplars of a task, ascending.
+def chosen(index: SplitIndex, ranks: Sequence[np.ndarray], most: Mapping[Block, int]) -> np.ndarray:
+    """Mask of the exemplars among the rows of one earlier task, bool [N].
 
     Args:
-        labels: [N] of the training images.
-        domains: [N].
-        ranks: [N], place of each row within its block.
-        memory: of the task's key.
+        index: of the task.
+        ranks: of each of its blocks, the place of each row.
+        most: images that are kept of each block.
     """
-    earlier = memory.earlier
-    classes = [int(labels.max()), *(c for task in earlier for c in task.classes)]
-    places = [int(domains.max()), *(d for task in earlier for d in task.domains)]
-    counts = np.zeros((max(classes) + 1, max(places) + 1), dtype=np.int64)
-    np.add.at(counts, (labels, domains), 1)
-    most = np.zeros_like(counts)
-    for block, share in shares(counts, earlier, memory.exemplars, memory.budget).items():
-        most[block] = share
-    return np.flatnonzero(ranks < most[labels, domains])
+    kept = np.zeros(len(index), dtype=bool)
+    own = blocks(index.labels, index.domains)
+    for (block, rows), places in zip(own, ranks, strict=True):
+        kept[rows[places < most[block]]] = True
+    return kept

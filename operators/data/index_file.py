@@ -6,8 +6,10 @@ and `domain` int32.
 Shapes: N samples.
 """
 
+import hashlib
 import io
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import pyarrow as pa
@@ -27,9 +29,26 @@ class SplitIndex:
     labels: np.ndarray
     domains: np.ndarray
 
-    def sample_ids(self, rows: np.ndarray) -> np.ndarray:
-        """int64 [len(rows)]: the first 8 bytes of the images' digests, independent of position."""
-        first = np.ascontiguousarray(self.digests[rows, :8])
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def digest(self) -> str:
+        """sha256 over digests, labels and domains in their order, 64 hex digits."""
+        whole = hashlib.sha256(np.ascontiguousarray(self.digests).tobytes())
+        whole.update(self.labels.astype("<i4").tobytes())
+        whole.update(self.domains.astype("<i4").tobytes())
+        return whole.hexdigest()
+
+    def at(self, rows: np.ndarray) -> "SplitIndex":
+        """Some of the rows: positions, or a mask."""
+        return SplitIndex(
+            digests=self.digests[rows], labels=self.labels[rows], domains=self.domains[rows]
+        )
+
+    def sample_ids(self) -> np.ndarray:
+        """int64 [N]: the first 8 bytes of the images' digests, independent of position."""
+        first = np.ascontiguousarray(self.digests[:, :8])
         return first.view("<i8").reshape(-1).astype(np.int64)
 
 

@@ -8,13 +8,9 @@ every code base that shares its protocol.
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from graftwork.operators.errors import ConfigError
-from graftwork.operators.parameters.tasks import TaskData
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Kind = Literal["class_incremental", "domain_incremental"]
 
@@ -29,13 +25,13 @@ class StreamTask:
     """Classes and domains that are learned at one step.
 
     Args:
-        index: position in the stream, from 0.
+        name: what people call it.
         classes: class ids in learning order.
         domains: numbers of the domains whose images belong to the task, in the data set's
             numbering; data without domains are one domain, 0.
     """
 
-    index: int
+    name: str
     classes: tuple[int, ...]
     domains: tuple[int, ...] = (0,)
 
@@ -162,71 +158,19 @@ def tasks(
             raise ConfigError("the data names no domain; give the column", key="dataset.domain")
         everything = tuple(range(num_classes))
         return tuple(
-            StreamTask(index=i, classes=everything, domains=(domain,))
-            for i, domain in enumerate(domain_order(domains, order))
+            StreamTask(name=domains[domain], classes=everything, domains=(domain,))
+            for domain in domain_order(domains, order)
         )
     if increment is None:
         raise ConfigError("missing; class_incremental needs it", key="scenario.increment")
     ids = class_order(num_classes, order)
     all_domains = tuple(range(len(domains) or 1))
     stream, start = [], 0
-    for index, size in enumerate(task_sizes(num_classes, initial, increment)):
-        stream.append(
-            StreamTask(index=index, classes=ids[start : start + size], domains=all_domains)
-        )
+    for number, size in enumerate(task_sizes(num_classes, initial, increment), 1):
+        own = ids[start : start + size]
+        stream.append(StreamTask(name=f"task {number}", classes=own, domains=all_domains))
         start += size
     return tuple(stream)
-
-
-def task_of(
-    labels: "np.ndarray", domains: "np.ndarray", tasks: Sequence[StreamTask]
-) -> "np.ndarray":
-    """The task that each sample belongs to.
-
-    Args:
-        labels: [N] integer class ids.
-        domains: [N] integer domain numbers.
-        tasks: tasks, in learning order.
-
-    Returns:
-        [N] int64 task indices; -1 for samples of no task.
-    """
-    import numpy as np
-
-    found = np.full(len(labels), -1, dtype=np.int64)
-    for task in tasks:
-        member = np.isin(labels, task.classes) & np.isin(domains, task.domains)
-        found[member & (found < 0)] = task.index
-    return found
-
-
-def stream_of(described: Sequence[TaskData]) -> list[StreamTask]:
-    """The tasks of a key, in learning order."""
-    return [
-        StreamTask(index=i, classes=t.classes, domains=t.domains) for i, t in enumerate(described)
-    ]
-
-
-def rows_of(
-    labels: "np.ndarray",
-    domains: "np.ndarray",
-    described: Sequence[TaskData],
-) -> "np.ndarray":
-    """Rows of the samples of some tasks, ascending.
-
-    Args:
-        labels: [N] integer class ids.
-        domains: [N] integer domain numbers.
-    """
-    import numpy as np
-
-    member = [np.isin(labels, t.classes) & np.isin(domains, t.domains) for t in described]
-    return np.flatnonzero(np.any(member, axis=0))
-
-
-def seen_classes(tasks: Sequence[StreamTask], index: int) -> tuple[int, ...]:
-    """Class ids of tasks 0 .. index in learning order, each once."""
-    return tuple(dict.fromkeys(c for task in tasks[: index + 1] for c in task.classes))
 
 
 def _check_permutation(order: Sequence[Any], expected: Sequence[Any], what: str) -> None:

@@ -6,7 +6,7 @@ folders are local or behind an fsspec URL. Reading streams: one record batch is 
 
 import glob
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,6 +23,8 @@ from graftwork.operators.keys import digest
 if TYPE_CHECKING:
     pass
 
+SEVERAL = "several"
+"""Kind of hints that consist of others, one after the other."""
 _REQUESTS = 16
 """Concurrent reads of small remote files: they wait, they do not compute."""
 
@@ -99,6 +101,12 @@ class Places:
         return {"kind": self.kind, "image": self.image, "files": files, "runs": runs}
 
 
+def together(parts: Sequence[Places]) -> dict[str, Any]:
+    """Hints that `read` needs for the images of several places, one after the other."""
+    hints = [part.hints(0, len(part)) for part in parts]
+    return hints[0] if len(hints) == 1 else {"kind": SEVERAL, "parts": hints}
+
+
 def locate(entries: Iterable[str]) -> list[Source]:
     """Finds files, globs and folders, in the order given; a glob's matches are sorted.
 
@@ -124,7 +132,10 @@ def read(hints: Mapping[str, Any]) -> Iterator[bytes]:
 
 def read_or_reason(hints: Mapping[str, Any]) -> Iterator[bytes | str | None]:
     """Reads as `read` does, but yields why an image cannot be read; None is an empty cell."""
-    if hints["kind"] == "files":
+    if hints["kind"] == SEVERAL:
+        for part in hints["parts"]:
+            yield from read_or_reason(part)
+    elif hints["kind"] == "files":
         yield from _read_files(hints["files"])
     elif hints["kind"] in builtin.BUILTIN:
         data = builtin.load(hints["kind"])
@@ -148,6 +159,8 @@ def read_or_reason(hints: Mapping[str, Any]) -> Iterator[bytes | str | None]:
 
 def count(hints: Mapping[str, Any]) -> int:
     """Images that `read` yields."""
+    if hints["kind"] == SEVERAL:
+        return sum(map(count, hints["parts"]))
     if hints["kind"] == "files":
         return len(hints["files"])
     return sum(stop - start for _, start, stop in hints["runs"])
@@ -159,6 +172,12 @@ def pick(hints: Mapping[str, Any], chosen: np.ndarray) -> dict[str, Any]:
     Args:
         chosen: ascending positions in what `read` yields.
     """
+    if hints["kind"] == SEVERAL:
+        ends = np.cumsum([count(part) for part in hints["parts"]])
+        own = np.split(chosen, np.searchsorted(chosen, ends[:-1]))
+        starts = ends - [count(part) for part in hints["parts"]]
+        parts = zip(hints["parts"], own, starts, strict=True)
+        return {**hints, "parts": [pick(part, rows - start) for part, rows, start in parts]}
     if hints["kind"] == "files":
         return {**hints, "files": [hints["files"][position] for position in chosen.tolist()]}
     runs = hints["runs"]
@@ -176,6 +195,12 @@ def pick(hints: Mapping[str, Any], chosen: np.ndarray) -> dict[str, Any]:
 
 def place_name(hints: Mapping[str, Any], position: int) -> str:
     """Name for people of the image that `read` yields at this position."""
+    if hints["kind"] == SEVERAL:
+        for part in hints["parts"]:
+            if position < (size := count(part)):
+                return place_name(part, position)
+            position -= size
+        raise IndexError(position)
     if hints["kind"] == "files":
         return hints["files"][position]
     for file, start, stop in hints["runs"]:

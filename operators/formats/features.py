@@ -64,15 +64,6 @@ def decode_shard(data: bytes) -> np.ndarray[Any, Any]:
     return flat.reshape(table.num_rows, kind.list_size)
 
 
-def load(store: Store, shards: list[tuple[str, str]]) -> np.ndarray[Any, Any]:
-    """Features [N, D] of all shards, in their order; kept for the process's next stage.
-
-    Raises:
-        DamagedStage: a shard is missing, truncated or altered.
-    """
-    return _load(store, tuple(shards))
-
-
 Shards = tuple[tuple[tuple[str, str], ...], ...]
 
 
@@ -82,25 +73,21 @@ def roles(work: Assignment) -> Shards:
     return tuple(shards for shards in given if shards)
 
 
-def matrix(store: Store, shards: Shards) -> np.ndarray[Any, Any]:
-    """Features [N, D] of `roles`; those of several backbones stand side by side.
+# The shards of a training and a test set, frozen and adapted: a sweep reads them again and again.
+@lru_cache(maxsize=512)
+def shard(store: Store, operator: str, key: str) -> np.ndarray[Any, Any]:
+    """Features [N, D] of a stored shard; kept for the process's next stage.
 
     Raises:
-        DamagedStage: a shard is missing, truncated or altered.
+        DamagedStage: it is missing, truncated or altered.
     """
-    parts = [load(store, list(part)) for part in shards]
-    return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1)
+    try:
+        return decode_shard(store.read(operator, key, "features.parquet"))
+    except ValueError as error:
+        raise DamagedStage(operator, key, f"features.parquet: {error}") from error
 
 
-# Training and test set, frozen and adapted: a sweep reads the same ones again and again.
-@lru_cache(maxsize=4)
-def _load(store: Store, shards: tuple[tuple[str, str], ...]) -> np.ndarray[Any, Any]:
-    parts = []
-    for operator, key in shards:
-        try:
-            parts.append(decode_shard(store.read(operator, key, "features.parquet")))
-        except ValueError as error:
-            raise DamagedStage(operator, key, f"features.parquet: {error}") from error
-    if len({part.shape[1] for part in parts}) != 1:
-        raise ValueError(f"shards differ in width: {sorted({p.shape[1] for p in parts})}")
-    return np.concatenate(parts)
+@lru_cache(maxsize=4096)
+def images_of(store: Store, operator: str, key: str) -> str:
+    """The digest of the images of a stored shard."""
+    return store.manifest(operator, key)["preimage"]["parameters"]["images"]

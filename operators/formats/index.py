@@ -7,7 +7,7 @@ from graftwork.operators.errors import DamagedStage
 from graftwork.operators.store import Store
 
 
-@lru_cache(maxsize=4)
+@lru_cache(maxsize=64)
 def load_index(store: Store, operator: str, key: str) -> SplitIndex:
     """Digests, labels and domains of a stored dataset stage.
 

@@ -1,6 +1,7 @@
 """Predictions as a table: one row per test image and task trained, from which all metrics come.
 
-The label space after a task is exactly the classes seen so far.
+The label space after a task is exactly the classes seen so far, numbered by arrival. Rows stand
+task by task, so that those of the tasks seen are the first ones; `sample` is the place in that row.
 
 Shapes: N rows, C classes seen.
 """
@@ -14,8 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from graftwork.operators.data.index_file import SplitIndex
-from graftwork.operators.data.scenario import StreamTask
 from graftwork.operators.errors import DamagedStage
+from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.store import Store
 
 RUN = [("order", pa.dictionary(pa.int8(), pa.string())), ("seed", pa.int64())]
@@ -33,39 +34,38 @@ Table = dict[str, np.ndarray[Any, Any]]
 
 def decide(
     index: SplitIndex,
-    stream: Sequence[StreamTask],
+    tasks: Sequence[TaskData],
     true_task: np.ndarray,
     number: int,
-    rows: np.ndarray,
-    classes: np.ndarray,
     scores: np.ndarray,
 ) -> Table:
     """The predictions after a task.
 
     Args:
-        true_task: task of every image of the index, -1 for none.
+        index: of the test rows, task by task; those of later tasks may follow.
+        tasks: of the rows.
+        true_task: of each row.
         number: the task trained last.
-        rows: of the index [N].
-        classes: ids [C] of the columns, ascending: a tie goes to the lowest, in any class order.
-        scores: [N, C].
+        scores: [N, C] of the rows up to it; of equal scores the class that came first wins.
     """
-    own = np.zeros((len(stream), int(classes.max()) + 1), dtype=bool)
-    for task in stream[: number + 1]:
-        own[task.index, list(task.classes)] = True
-    masked = np.where(own[true_task[rows]][:, classes], scores, -np.inf)
+    count, seen = len(scores), scores.shape[1]
+    own = np.zeros((number + 1, seen), dtype=bool)
+    for place, task in enumerate(tasks[: number + 1]):
+        own[place, [label for label in task.classes if label < seen]] = True
+    masked = np.where(own[true_task[:count]], scores, -np.inf)
     return {
-        "task_trained": np.full(len(rows), number),
-        "sample": rows,
-        "label": index.labels[rows],
-        "predicted": classes[scores.argmax(axis=1)],
-        "predicted_in_task": classes[masked.argmax(axis=1)],
-        "true_task": true_task[rows],
+        "task_trained": np.full(count, number),
+        "sample": np.arange(count),
+        "label": index.labels[:count],
+        "predicted": scores.argmax(axis=1),
+        "predicted_in_task": masked.argmax(axis=1),
+        "true_task": true_task[:count],
     }
 
 
-def seen_rows(true_task: np.ndarray, number: int) -> np.ndarray:
-    """Rows [N] of the images of the tasks 0..number."""
-    return np.flatnonzero((true_task >= 0) & (true_task <= number))
+def shown(true_task: np.ndarray, number: int) -> int:
+    """Rows, from the first on, of the tasks up to one."""
+    return int(np.searchsorted(true_task, number, side="right"))
 
 
 def join(tables: Iterable[Table]) -> Table:

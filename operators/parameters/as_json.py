@@ -117,7 +117,7 @@ def _writer(kind: Any) -> Convert:
         return _writer(inner)
     if get_origin(kind) is tuple:
         one = get_args(kind)[0]
-        if not is_dataclass(one):
+        if not is_dataclass(one) and get_origin(one) is not tuple:
             return list
         each = _writer(one)
         return lambda value: [each(one) for one in value]

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from graftwork.operators.parameters.as_json import INLINE, OPTIONAL, named
+from graftwork.operators.parameters.features import FeatureKind
 from graftwork.operators.parameters.learners import LearnerRef, MethodRef, Numerics
 from graftwork.operators.parameters.tasks import Columns, TaskData
 
@@ -28,6 +29,7 @@ class StatisticsParameters:
     Args:
         learner: the model.
         task: the images that it was trained on last.
+        query: features that come from the cache; None where the images are looked at.
         limit: as many of them at most.
         shard: the first of these, and the one after the last.
         statistics: which sums.
@@ -36,6 +38,7 @@ class StatisticsParameters:
 
     learner: LearnerRef = field(metadata=INLINE)
     task: TaskData = field(metadata=named("images"))
+    query: FeatureKind | None = field(default=None, metadata=OPTIONAL)
     limit: int
     shard: tuple[int, int]
     statistics: StatisticsKind
@@ -67,12 +70,12 @@ class Member:
 
     Args:
         method: a method or a merge.
-        separable: of a fitted method, whether one fit on all classes predicts; None of others.
+        columns: as `EvaluateParameters.columns`.
         seed: of its run.
     """
 
     method: MethodRef
-    separable: bool | None = field(default=None, metadata=OPTIONAL)
+    columns: tuple[int, ...] | None = field(default=None, metadata=OPTIONAL)
     seed: int
 
 
@@ -83,7 +86,7 @@ class EnsembleParameters:
     Args:
         rule: the rule.
         members: the models that it combines.
-        tasks: in learning order.
+        tasks: the test rows, in learning order.
     """
 
     rule: MethodRef

@@ -39,8 +39,8 @@ class Graft:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShardParameters:
-    """Parameters of `features`.
+class FeatureKind:
+    """Everything besides the image that a stored feature depends on.
 
     Args:
         network: the backbone.
@@ -49,7 +49,6 @@ class ShardParameters:
         dtype: "float16" or "float32", of what is stored.
         numerics: of the forward passes.
         graft: what adapted the backbone; None for the frozen one.
-        digest: of the shard's images.
     """
 
     network: Network = field(metadata=INLINE)
@@ -58,7 +57,34 @@ class ShardParameters:
     dtype: str
     numerics: Numerics
     graft: Graft | None = field(default=None, metadata=OPTIONAL)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardParameters:
+    """Parameters of `features`.
+
+    Args:
+        kind: what the features depend on.
+        digest: of the shard's images.
+    """
+
+    kind: FeatureKind = field(metadata=INLINE)
     digest: str = field(metadata=named("images"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Ranking:
+    """A way to choose exemplars.
+
+    Args:
+        selection: "herding" or "random".
+        seed: of what is drawn; None where nothing is.
+        features: those that herding looks at; None where nothing is looked at.
+    """
+
+    selection: str
+    seed: int | None = field(default=None, metadata=OPTIONAL)
+    features: FeatureKind | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +92,29 @@ class RankParameters:
     """Parameters of `exemplars`.
 
     Args:
-        selection: "herding" or "random".
-        seed: of what is drawn; None where nothing is.
+        ranking: how they are chosen.
+        digest: of the images of one class in one domain.
     """
 
-    selection: str
-    seed: int | None = field(default=None, metadata=OPTIONAL)
+    ranking: Ranking = field(metadata=INLINE)
+    digest: str = field(metadata=named("images"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextKind:
+    """Everything besides the name that the features of a class's texts depend on.
+
+    Args:
+        network: the CLIP, by the fingerprint of its text tower.
+        templates: texts with one `{}` for a name.
+        open_clip: version of the library that has the tokeniser.
+        numerics: of the forward passes.
+    """
+
+    network: Network = field(metadata=INLINE)
+    templates: tuple[str, ...]
+    open_clip: str
+    numerics: Numerics
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,15 +122,9 @@ class TextParameters:
     """Parameters of `text`.
 
     Args:
-        network: the CLIP, by the fingerprint of its text tower.
-        names: of all classes.
-        templates: texts with one `{}` for a name.
-        open_clip: version of the library that has the tokeniser.
-        numerics: of the forward passes.
+        kind: what the features depend on.
+        names: of the classes.
     """
 
-    network: Network = field(metadata=INLINE)
+    kind: TextKind = field(metadata=INLINE)
     names: tuple[str, ...]
-    templates: tuple[str, ...]
-    open_clip: str
-    numerics: Numerics

@@ -4,6 +4,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from graftwork.operators.parameters.as_json import OPTIONAL
+from graftwork.operators.parameters.features import FeatureKind, TextParameters
 from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.parameters.tasks import TaskData
 
@@ -15,13 +16,15 @@ class FitParameters:
     Args:
         method: the closed-form method.
         seed: of what it draws; None where it draws nothing.
-        num_classes: K.
+        features: those that it reads, side by side.
+        texts: of a method on CLIP, the texts of its classes.
         tasks: in learning order; a single one for a separable method.
     """
 
     method: MethodRef
     seed: int | None
-    num_classes: int
+    features: tuple[FeatureKind, ...]
+    texts: TextParameters | None = field(default=None, metadata=OPTIONAL)
     tasks: tuple[TaskData, ...]
 
 
@@ -31,16 +34,15 @@ class EvaluateParameters:
 
     Args:
         method: whose predictions they are: a method, a merge or a rule.
-        separable: whether one fit on all classes predicts; None of what was not fitted.
+        columns: where one fit serves all class orders, its columns of the classes by arrival;
+            None elsewhere.
         order: name of the class order.
         seed: of the run.
-        num_classes: K.
-        tasks: in learning order.
+        tasks: the test rows, in learning order.
     """
 
     method: MethodRef
-    separable: bool | None = field(default=None, metadata=OPTIONAL)
+    columns: tuple[int, ...] | None = field(default=None, metadata=OPTIONAL)
     order: Any
     seed: int
-    num_classes: int
     tasks: tuple[TaskData, ...]

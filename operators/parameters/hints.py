@@ -11,14 +11,74 @@ Places = Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
+class Numbering:
+    """Numbers by arrival of what an index numbers in its own way; -1 for what has none.
+
+    Args:
+        classes: by class number of the index.
+        domains: by domain number of the index.
+    """
+
+    classes: tuple[int, ...]
+    domains: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartHints:
+    """Some rows of an index.
+
+    Args:
+        source: which of the `dataset` stages that are read.
+        rows: as `operators.data.stream.pack` writes them.
+    """
+
+    source: int
+    rows: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selection:
+    """Rows that a stage reads; its key holds the digests of what they must be.
+
+    Args:
+        sources: of each `dataset` stage that is read.
+        tasks: parts of each task.
+        shards: of each stage of features that is read, the source and the first row.
+    """
+
+    sources: tuple[Numbering, ...] = ()
+    tasks: tuple[tuple[PartHints, ...], ...] = ()
+    shards: tuple[tuple[int, int], ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
 class CpuHints:
     """Hints of a stage that reads what other stages stored.
 
     Args:
         cpus: threads of the arithmetic.
+        selection: rows that it reads.
     """
 
     cpus: float
+    selection: Selection = Selection()
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitHints:
+    """Hints of `fit`.
+
+    Args:
+        cpus: threads of the arithmetic.
+        num_classes: K, of the data set.
+        ids: the data set's own numbers of the classes by arrival; sums are kept under these.
+        selection: rows that it reads.
+    """
+
+    cpus: float
+    num_classes: int
+    ids: tuple[int, ...]
+    selection: Selection
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +121,7 @@ class ImageHints:
         max_pixels: largest width times height of an image; None for no limit.
         images: how many go through the network, for people.
         places: where the images are.
+        selection: rows that it reads.
     """
 
     network: NetworkPlace = field(metadata=INLINE)
@@ -68,6 +129,7 @@ class ImageHints:
     max_pixels: int | None
     images: int
     places: Places
+    selection: Selection = Selection()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -62,7 +62,6 @@ class LearnerRef:
         method: the method that learns.
         seed: of the run.
         task: what the method may know of the task.
-        learned: class ids of the columns.
         network: the backbone.
         preprocessing: the test transform.
     """
@@ -70,6 +69,5 @@ class LearnerRef:
     method: MethodRef
     seed: int
     task: Columns
-    learned: tuple[int, ...]
     network: Network = field(metadata=INLINE)
     preprocessing: Preprocessing

@@ -1,4 +1,4 @@
-"""Tasks of a stream, as keys hold them."""
+"""Tasks of a stream, as keys hold them: classes are numbered by arrival."""
 
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -12,15 +12,17 @@ Budget = Literal["total", "per_class"]
 
 @dataclass(frozen=True, kw_only=True)
 class TaskData:
-    """The images that belong to a task: those of some classes in some domains.
+    """Rows of a task; no name, no place and no other task is part of it.
 
     Args:
-        classes: class ids, in learning order.
-        domains: numbers of the domains, in the data set's numbering.
+        rows: digest of the images, their classes and domains, in order.
+        classes: numbers of the task's classes, ascending.
+        seen: of test rows, classes known after the task.
     """
 
+    rows: str
     classes: tuple[int, ...]
-    domains: tuple[int, ...]
+    seen: int | None = field(default=None, metadata=OPTIONAL)
 
     def to_json(self) -> dict[str, Any]:
         """The same dictionary every time: a task of a long stream stands in many stages."""
@@ -37,7 +39,7 @@ class Columns:
 
     Args:
         index: t, from 0.
-        count: T, number of tasks of the stream.
+        count: T, number of tasks of the stream; of a method that needs to know it alone.
         current: columns of this task's classes that have training images now.
         before: columns that existed before this task.
         seen: columns that exist after it.
@@ -46,24 +48,9 @@ class Columns:
     """
 
     index: int
-    count: int
+    count: int | None = field(default=None, metadata=OPTIONAL)
     current: tuple[int, ...]
     before: int
     seen: int
     names: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
     templates: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Memory:
-    """The exemplars of a task.
-
-    Args:
-        earlier: the tasks before, in learning order.
-        exemplars: how many may be kept, of all classes together or of each.
-        budget: which of the two.
-    """
-
-    earlier: tuple[TaskData, ...]
-    exemplars: int
-    budget: Budget

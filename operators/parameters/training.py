@@ -4,8 +4,29 @@ from dataclasses import dataclass, field
 
 from graftwork.operators.images.augmentation import Augmentation
 from graftwork.operators.parameters.as_json import INLINE, OPTIONAL, named
+from graftwork.operators.parameters.features import FeatureKind, Ranking
 from graftwork.operators.parameters.learners import LearnerRef, MethodRef, Numerics
-from graftwork.operators.parameters.tasks import Memory, TaskData
+from graftwork.operators.parameters.tasks import Budget, TaskData
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """The exemplars of a task.
+
+    Args:
+        earlier: the tasks before, in learning order.
+        exemplars: how many may be kept, of all classes together or of each.
+        budget: which of the two.
+        ranking: which ones.
+        order: digest of the rows of the tasks before and of the task itself, as they stand one
+            after the other.
+    """
+
+    earlier: tuple[TaskData, ...]
+    exemplars: int
+    budget: Budget
+    ranking: Ranking
+    order: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,11 +36,13 @@ class TrainingData:
     Args:
         task: its own images.
         memory: exemplars of earlier tasks; None for none.
+        query: features that come from the cache; None where the images are looked at.
         reference: texts of no task, for a method that asks for them; their images are an input.
     """
 
     task: TaskData = field(metadata=named("images"))
     memory: Memory | None = field(default=None, metadata=OPTIONAL)
+    query: FeatureKind | None = field(default=None, metadata=OPTIONAL)
     reference: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
 
 
@@ -77,7 +100,8 @@ class PredictParameters:
     Args:
         learner: what predicts.
         numerics: of the forward passes.
-        tasks: up to the last one of `after`.
+        query: features that come from the cache; None where the images are looked at.
+        tasks: test rows, up to the last one of `after`.
         after: numbers of the tasks that the predictions stand for.
         vote_batch: images per batch of a method that decides by the batch; None decides each image
             on its own.
@@ -85,6 +109,7 @@ class PredictParameters:
 
     learner: LearnerRef = field(metadata=INLINE)
     numerics: Numerics
+    query: FeatureKind | None = field(default=None, metadata=OPTIONAL)
     tasks: tuple[TaskData, ...]
     after: tuple[int, ...]
     vote_batch: int | None
@@ -96,12 +121,10 @@ class BlendParameters:
 
     Args:
         method: the fused method.
-        learned: class ids of the columns.
-        tasks: up to the last one of `after`.
+        tasks: test rows, up to the last one of `after`.
         after: numbers of the tasks that the predictions stand for.
     """
 
     method: MethodRef
-    learned: tuple[int, ...]
     tasks: tuple[TaskData, ...]
     after: tuple[int, ...]

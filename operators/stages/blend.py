@@ -13,9 +13,8 @@ from safetensors.torch import save as save_tensors
 from graftwork.methods.contracts.card import State
 from graftwork.operators import building
 from graftwork.operators.assignment import Assignment, Result
-from graftwork.operators.data.scenario import stream_of
 from graftwork.operators.evaluation import decisions
-from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats import selection
 from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.hints import CpuHints
 from graftwork.operators.parameters.training import BlendParameters
@@ -30,20 +29,18 @@ def run(work: Assignment, store: Store) -> Result:
         Diverged: a score is NaN or infinite.
     """
     parameters = from_json(BlendParameters, work.parameters)
-    torch.set_num_threads(max(1, int(from_json(CpuHints, work.hints).cpus)))
+    hints = from_json(CpuHints, work.hints)
+    torch.set_num_threads(max(1, int(hints.cpus)))
     method = building.fused(parameters.method)
     clip, vit = (_scores(work, store, role) for role in ("clip", "vit"))
     assert torch.equal(clip["targets"], vit["targets"]), "branches train on the same rows"
     state = method.fit(clip["scores"], vit["scores"], clip["targets"])
     clip, vit = (_scores(work, store, role) for role in ("clip_test", "vit_test"))
-    assert torch.equal(clip["rows"], vit["rows"]), "branches are tested on the same rows"
     scores = method.blend(state, clip["scores"], vit["scores"])
     decisions.require_finite(scores, work.label)
-    [dataset], stream = work.inputs("dataset"), stream_of(parameters.tasks)
-    index, rows = load_index(store, *dataset), clip["rows"].numpy()
-    made = decisions.files(
-        index, stream, parameters.after, rows, parameters.learned, scores.numpy()
-    )
+    tasks = selection.of(work, store, hints.selection, parameters.tasks)
+    index, true_task = selection.joined(tasks).index, selection.numbers(tasks)
+    made = decisions.files(index, parameters.tasks, true_task, parameters.after, scores.numpy())
     return Result(
         files={**made, "state.safetensors": save_tensors(state)},
         facts={name: np.round(tensor.tolist(), 6).tolist() for name, tensor in state.items()},
@@ -51,6 +48,6 @@ def run(work: Assignment, store: Store) -> Result:
 
 
 def _scores(work: Assignment, store: Store, role: str) -> State:
-    """Scores [N, C] of a branch, with `targets` of training rows or `rows` of the test index."""
+    """Scores [N, C] of a branch, with `targets` of training rows."""
     [stage] = work.inputs(role)
     return load_tensors(store.read(*stage, "scores.safetensors"))

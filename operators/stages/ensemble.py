@@ -6,31 +6,30 @@ scores cached features again.
 Shapes: N rows, K classes seen, K_e those of one model.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any
+from functools import partial
+from typing import TypeVar
 
-import numpy as np
 import torch
 from safetensors.torch import load as load_tensors
 from torch import Tensor
 
 from graftwork.operators import ensembling
 from graftwork.operators.assignment import Assignment, Result
-from graftwork.operators.data.scenario import seen_classes, stream_of, task_of
 from graftwork.operators.ensembling.rules import RuleOf
 from graftwork.operators.ensembling.scores import align
 from graftwork.operators.errors import DamagedStage, Diverged
-from graftwork.operators.evaluation import fitted_scores
-from graftwork.operators.formats import predictions
-from graftwork.operators.formats.index import load_index
+from graftwork.operators.evaluation.fitted_scores import FittedScores
+from graftwork.operators.formats import predictions, selection
 from graftwork.operators.formats.manifests import facts_of
+from graftwork.operators.formats.selection import Chosen
 from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.combining import EnsembleParameters, Member
-from graftwork.operators.parameters.hints import CpuHints
-from graftwork.operators.parameters.tasks import TaskData
-from graftwork.operators.parameters.training import BlendParameters, PredictParameters
+from graftwork.operators.parameters.hints import CpuHints, Selection
 from graftwork.operators.store import Store
+
+T = TypeVar("T")
 
 
 def run(work: Assignment, store: Store) -> Result:
@@ -40,28 +39,28 @@ def run(work: Assignment, store: Store) -> Result:
         DamagedStage: an input is damaged.
         Diverged: a model's score is NaN.
     """
-    parameters, [dataset] = from_json(EnsembleParameters, work.parameters), work.inputs("dataset")
-    torch.set_num_threads(max(1, int(from_json(CpuHints, work.hints).cpus)))
+    parameters = from_json(EnsembleParameters, work.parameters)
+    hints = from_json(CpuHints, work.hints)
+    torch.set_num_threads(max(1, int(hints.cpus)))
     rule: RuleOf = ensembling.build(parameters.rule.name, parameters.rule.hyperparameters)
-    index, stream = load_index(store, *dataset), stream_of(parameters.tasks)
-    true_task = task_of(index.labels, index.domains, stream)
+    tasks = selection.of(work, store, hints.selection, parameters.tasks)
+    rows, true_task = selection.joined(tasks), selection.numbers(tasks)
     parts = [_part(work, number) for number in range(len(parameters.members))]
+    members = [
+        _scores(member, part, store, hints.selection, rows)
+        for member, part in zip(parameters.members, parts, strict=True)
+    ]
     tables = []
-    for number in range(len(stream)):
-        rows = predictions.seen_rows(true_task, number)
-        classes = np.array(sorted(seen_classes(stream, number)))
-        scores = [
-            _scores(member, parameters.tasks, part, store, number, rows, classes)
-            for member, part in zip(parameters.members, parts, strict=True)
-        ]
-        stack, known = align(scores, [classes.tolist()] * len(scores))
+    for number, task in enumerate(parameters.tasks):
+        assert task.seen is not None, "test rows say how many classes are known"
+        count = predictions.shown(true_task, number)
+        scores = [after(number, count, task.seen) for after in members]
+        stack, _ = align(scores, [range(task.seen)] * len(scores))
         combined = rule.combine(stack)
         if bool(combined.isnan().any()):
             raise Diverged(f"{work.label}: scores after task {number} are NaN")
         tables.append(
-            predictions.decide(
-                index, stream, true_task, number, rows, np.array(known), combined.numpy()
-            )
+            predictions.decide(rows.index, parameters.tasks, true_task, number, combined.numpy())
         )
     facts = [facts_of(store, *stage) for part in parts for stage in _models(part)]
     return Result(
@@ -77,19 +76,19 @@ def run(work: Assignment, store: Store) -> Result:
 def _part(work: Assignment, number: int) -> Assignment:
     """One model's inputs, under the roles that they have in its own evaluation."""
     prefix = f"{number} "
-    roles = work.preimage["inputs"]
-    own = {name.removeprefix(prefix): name for name in roles if name.startswith(prefix)}
+
+    def own(roles: Mapping[str, T]) -> dict[str, T]:
+        return {
+            name.removeprefix(prefix): value
+            for name, value in roles.items()
+            if name.startswith(prefix)
+        }
+
     return replace(
         work,
-        preimage={
-            **work.preimage,
-            "inputs": {short: roles[name] for short, name in own.items()},
-        },
-        input_operators={
-            short: work.input_operators[name]
-            for short, name in own.items()
-            if name in work.input_operators
-        },
+        preimage={**work.preimage, "inputs": own(work.preimage["inputs"])},
+        input_operators=own(work.input_operators),
+        reads=own(work.reads) | {"dataset": work.reads["dataset"]},
     )
 
 
@@ -99,33 +98,22 @@ def _models(part: Assignment) -> list[tuple[str, str]]:
 
 
 def _scores(
-    member: Member,
-    tasks: Sequence[TaskData],
-    part: Assignment,
-    store: Store,
-    number: int,
-    rows: np.ndarray,
-    classes: np.ndarray,
-) -> Tensor:
-    """Scores [N, K] of the given rows after a task; columns as in `classes`."""
+    member: Member, part: Assignment, store: Store, given: Selection, rows: Chosen
+) -> Callable[[int, int, int], Tensor]:
+    """Scores of a model, by task, number of rows and number of classes."""
+    matrix = selection.matrix(part, store, given, rows)
+    if matrix is None:
+        return partial(_stored, part, store)
+    fitted = FittedScores(member, part, store, rows, matrix)
+    return lambda number, count, seen: torch.from_numpy(fitted.after(number, count, seen))
+
+
+def _stored(part: Assignment, store: Store, number: int, count: int, seen: int) -> Tensor:
+    """Scores [count, seen] of a trained method after a task, as its predictions left them."""
     stored = part.inputs("predictions")
-    if not stored:
-        return torch.from_numpy(
-            fitted_scores.fitted_scores(member, tasks, part, store, number, rows, classes)
-        )
     # A method that trains on all tasks at once predicts once.
     operator, key = stored[number if len(stored) > 1 else 0]
-    learned = _columns(operator, store.manifest(operator, key)["preimage"]["parameters"])
-    kept = load_tensors(store.read(operator, key, "scores.safetensors"))
-    place = {int(row): at for at, row in enumerate(kept["rows"])}
-    if any(int(row) not in place for row in rows):
-        raise DamagedStage(operator, key, "scores.safetensors lacks rows")
-    columns = [learned.index(label) for label in classes.tolist()]
-    return kept["scores"][[place[int(row)] for row in rows]][:, columns]
-
-
-def _columns(operator: str, parameters: Mapping[str, Any]) -> tuple[int, ...]:
-    """Class ids of the columns of stored scores."""
-    if operator == "blend":
-        return from_json(BlendParameters, parameters).learned
-    return from_json(PredictParameters, parameters).learner.learned
+    scores = load_tensors(store.read(operator, key, "scores.safetensors"))["scores"]
+    if len(scores) < count or scores.shape[1] < seen:
+        raise DamagedStage(operator, key, "scores.safetensors lacks rows or columns")
+    return scores[:count, :seen]

@@ -8,20 +8,17 @@ Shapes: N rows, C classes seen.
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 
 from graftwork.operators.assignment import Assignment, Result
-from graftwork.operators.data.scenario import seen_classes, stream_of, task_of
 from graftwork.operators.evaluation import metrics
-from graftwork.operators.evaluation.fitted_scores import fitted_scores
-from graftwork.operators.formats import predictions
-from graftwork.operators.formats.index import load_index
+from graftwork.operators.evaluation.fitted_scores import FittedScores
+from graftwork.operators.formats import predictions, selection
 from graftwork.operators.formats.manifests import EvaluationFacts, StageFacts, facts_of
 from graftwork.operators.keys import canonical
 from graftwork.operators.parameters.as_json import from_json, to_json
 from graftwork.operators.parameters.fitting import EvaluateParameters
-from graftwork.operators.parameters.hints import CpuHints
+from graftwork.operators.parameters.hints import CpuHints, Selection
 from graftwork.operators.store import Store
 
 
@@ -35,12 +32,15 @@ def run(work: Assignment, store: Store) -> Result:
         DamagedStage: an input is damaged.
     """
     parameters = from_json(EvaluateParameters, work.parameters)
-    torch.set_num_threads(max(1, int(from_json(CpuHints, work.hints).cpus)))
+    hints = from_json(CpuHints, work.hints)
+    torch.set_num_threads(max(1, int(hints.cpus)))
     if stored := work.inputs("predictions"):
         table = predictions.join(predictions.read(store, *stage) for stage in stored)
     else:
-        table = _predict(parameters, work, store)
-    summary = metrics.summarise(table, len(parameters.tasks), parameters.num_classes)
+        table = _predict(parameters, work, store, hints.selection)
+    classes = parameters.tasks[-1].seen
+    assert classes is not None, "test rows say how many classes are known"
+    summary = metrics.summarise(table, len(parameters.tasks), classes)
     encoded = predictions.encode(table, canonical(parameters.order), parameters.seed)
     return Result(
         files={
@@ -51,17 +51,19 @@ def run(work: Assignment, store: Store) -> Result:
     )
 
 
-def _predict(parameters: EvaluateParameters, work: Assignment, store: Store) -> predictions.Table:
+def _predict(
+    parameters: EvaluateParameters, work: Assignment, store: Store, given: Selection
+) -> predictions.Table:
     """Predictions of a fitted method after every task."""
-    [dataset] = work.inputs("dataset")
-    index, stream = load_index(store, *dataset), stream_of(parameters.tasks)
-    true_task = task_of(index.labels, index.domains, stream)
-    tables = []
-    for number in range(len(stream)):
-        rows = predictions.seen_rows(true_task, number)
-        classes = np.array(sorted(seen_classes(stream, number)))
-        scores = fitted_scores(parameters, parameters.tasks, work, store, number, rows, classes)
-        tables.append(predictions.decide(index, stream, true_task, number, rows, classes, scores))
+    tasks = selection.of(work, store, given, parameters.tasks)
+    rows, true_task = selection.joined(tasks), selection.numbers(tasks)
+    matrix = selection.matrix(work, store, given, rows)
+    assert matrix is not None, "a fitted method is evaluated on cached features"
+    scores, tables = FittedScores(parameters, work, store, rows, matrix), []
+    for number, task in enumerate(parameters.tasks):
+        assert task.seen is not None, "test rows say how many classes are known"
+        own = scores.after(number, predictions.shown(true_task, number), task.seen)
+        tables.append(predictions.decide(rows.index, parameters.tasks, true_task, number, own))
     return predictions.join(tables)
 
 

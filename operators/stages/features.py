@@ -27,7 +27,7 @@ from graftwork.operators.images.pixels import normalise, prepare
 from graftwork.operators.images.prefetch import batched, prefetch
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.parameters.as_json import from_json
-from graftwork.operators.parameters.features import ShardParameters
+from graftwork.operators.parameters.features import FeatureKind, ShardParameters
 from graftwork.operators.parameters.hints import ImageHints, NetworkPlace, ShardHints
 from graftwork.operators.store import Store
 
@@ -89,18 +89,19 @@ def run(work: Assignment, store: Store) -> Result:
     """
     parameters = from_json(ShardParameters, work.parameters)
     hints = from_json(ShardHints, work.hints)
-    reading, device = hints.reading, parameters.numerics.device.split(":")[0]
+    reading, device = hints.reading, parameters.kind.numerics.device.split(":")[0]
     torch.set_num_threads(max(1, int(reading.cpus)))
-    embed = _embed(work, store, parameters, reading.network, device)
+    kind = parameters.kind
+    embed = _embed(work, store, kind, reading.network, device)
     started = time.perf_counter()
     digests = hashlib.sha256()
     try:
         features = extract(
             _hashed(sources.read(reading.places), digests),
             embed,
-            parameters.preprocessing,
+            kind.preprocessing,
             device=device,
-            precision=parameters.numerics.precision,
+            precision=kind.numerics.precision,
             batch_size=hints.batch_size or BATCH_SIZES[device],
             workers=max(1, int(reading.cpus)),
             max_pixels=reading.max_pixels,
@@ -111,21 +112,21 @@ def run(work: Assignment, store: Store) -> Result:
         raise BadDataError(f"{work.label}: images changed since they were indexed; run again")
     seconds = time.perf_counter() - started
     return Result(
-        files={"features.parquet": encode_shard(_cast(features, parameters.dtype))},
+        files={"features.parquet": encode_shard(_cast(features, kind.dtype))},
         facts={"images_forwarded": len(features), "seconds_extracting": round(seconds, 4)}
         | _norms(features),
     )
 
 
 def _embed(
-    work: Assignment, store: Store, parameters: ShardParameters, place: NetworkPlace, device: str
+    work: Assignment, store: Store, kind: FeatureKind, place: NetworkPlace, device: str
 ) -> Callable[[Tensor], Tensor]:
     """The frozen backbone, or one that a first session adapted."""
     if grafts := work.inputs("graft"):
         from graftwork.operators.training import opening  # the frozen half does without
 
-        return opening.adapted(parameters, place, load_state(store, *grafts[0]))
-    pooling, fingerprint = parameters.pooling, parameters.network.fingerprint
+        return opening.adapted(kind, place, load_state(store, *grafts[0]))
+    pooling, fingerprint = kind.pooling, kind.network.fingerprint
     return loading.embedder(
         loading.load_on_device(
             place.model, place.weights, pooling, fingerprint, device, place.image_size

@@ -2,33 +2,33 @@
 
 The rows of a task are summed block by block, a block being the rows of one class in one domain:
 whatever the class order, the same blocks are added, in the order of the tasks and, within a task,
-of class and domain. A sweep over class orders reads the blocks' statistics again and again; where
-they are small they stay in the worker process.
+of the arrival of class and domain. A sweep over class orders reads the blocks' statistics again and
+again; where they are small they stay in the worker process.
 """
 
 import json
 import time
-from collections.abc import Iterator
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import lru_cache, partial
 
 import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
+from torch import Tensor
 
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.fitted import Fitted, Rows
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.building import fitted
-from graftwork.operators.data.exemplars import blocks
-from graftwork.operators.data.scenario import StreamTask, seen_classes, stream_of
+from graftwork.operators.data.digests import digest_of
+from graftwork.operators.data.exemplars import Block, blocks
 from graftwork.operators.errors import DamagedStage, Diverged
-from graftwork.operators.formats import features
-from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats import selection
 from graftwork.operators.formats.texts import load
 from graftwork.operators.parameters.as_json import from_json, to_json
+from graftwork.operators.parameters.features import TextParameters
 from graftwork.operators.parameters.fitting import FitParameters
-from graftwork.operators.parameters.hints import CpuHints
-from graftwork.operators.parameters.learners import MethodRef
+from graftwork.operators.parameters.hints import FitHints
 from graftwork.operators.store import Store
 
 BLOCK_CACHE_BYTES = 512 * 2**20
@@ -42,25 +42,25 @@ def run(work: Assignment, store: Store) -> Result:
         DamagedStage: an input is damaged.
         Diverged: the solution holds NaN or infinity.
     """
-    parameters = from_json(FitParameters, work.parameters)
-    torch.set_num_threads(max(1, int(from_json(CpuHints, work.hints).cpus)))
+    parameters, hints = from_json(FitParameters, work.parameters), from_json(FitHints, work.hints)
+    torch.set_num_threads(max(1, int(hints.cpus)))
     method = fitted(parameters.method)
     seed = parameters.seed or 0
-    stream = TrainingRows(store, work, parameters.num_classes)
+    rows = TrainingRows(store, work, parameters, hints)
     total: State | None = None
     tensors: dict[str, torch.Tensor] = {}
     reports = []
-    tasks = stream_of(parameters.tasks)
-    for number, task in enumerate(tasks):
+    seen = 0
+    for number, task in enumerate(parameters.tasks):
         started = time.perf_counter()
         newest: State | None = None
-        for block in stream.blocks(task):
-            part = stream.statistics(method, parameters.method, seed, block)
+        for block in rows.blocks(number):
+            part = rows.statistics(method, seed, number, block)
             newest = part if newest is None else method.add(newest, part)
         assert newest is not None, "a task without training rows is refused before the run"
         total = newest if total is None else method.add(total, newest)
-        seen = list(seen_classes(tasks, number))
-        state = method.solve(total, newest, seen, seed)
+        seen = max(seen, task.classes[-1] + 1)
+        state = method.solve(total, newest, hints.ids[:seen], seed)
         for name, tensor in state.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise Diverged(f"{work.label}: {name} after task {number} is NaN or infinite")
@@ -77,66 +77,87 @@ def run(work: Assignment, store: Store) -> Result:
 
 
 class TrainingRows:
-    """The training features of a fit, by block."""
+    """The training features of a fit, by task and block.
 
-    def __init__(self, store: Store, work: Assignment, num_classes: int) -> None:
-        [dataset] = work.inputs("dataset")
-        self._shards = features.roles(work)
-        self._features = features.matrix(store, self._shards)
-        self._index = load_index(store, *dataset)
-        self._blocks = dict(blocks(self._index.labels, self._index.domains))
-        self._num_classes = num_classes
-        texts = work.inputs("text")
-        self._texts = load(store, *texts[0]) if texts else None
-        self._identity = json.dumps([store.url, dataset, self._shards, texts])
-        if len(self._features) != len(self._index.labels):
-            raise DamagedStage(
-                *dataset,
-                f"{len(self._index.labels)} samples, but {len(self._features)} features",
-            )
+    Sums are kept under the data set's own class numbers, which are the same in every class order.
+    """
 
-    def blocks(self, task: StreamTask) -> Iterator[tuple[int, int]]:
-        """(class, domain) of the blocks of a task that hold rows, in ascending order."""
-        for label in sorted(task.classes):
-            for domain in sorted(task.domains):
-                if (label, domain) in self._blocks:
-                    yield label, domain
+    def __init__(
+        self, store: Store, work: Assignment, parameters: FitParameters, hints: FitHints
+    ) -> None:
+        self._tasks = selection.of(work, store, hints.selection, parameters.tasks)
+        self._blocks = [dict(blocks(task.index.labels, task.index.domains)) for task in self._tasks]
+        self._hints, self._texts = hints, _texts(work, store, parameters.texts, hints)
+        method = {name: work.parameters[name] for name in ("method", "features")}
+        self._about = json.dumps(
+            [store.url, method, parameters.texts and to_json(parameters.texts.kind),
+             work.inputs("graft"), hints.num_classes], sort_keys=True
+        )  # fmt: skip
+        self._matrix = lru_cache(maxsize=1)(partial(self._of_task, work, store))
 
-    def rows(self, block: tuple[int, int]) -> Rows:
+    def blocks(self, number: int) -> Sequence[Block]:
+        """(class, domain) of the blocks of a task, in ascending order."""
+        return list(self._blocks[number])
+
+    def rows(self, number: int, block: Block) -> Rows:
         """The rows of a block, in the order of the data set."""
-        chosen = self._blocks[block]
+        chosen = self._blocks[number][block]
+        index = self._tasks[number].index.at(chosen)
         return Rows(
-            features=torch.from_numpy(self._features[chosen].astype(np.float32)),
-            labels=torch.from_numpy(self._index.labels[chosen].astype(np.int64)),
-            samples=torch.from_numpy(self._index.sample_ids(chosen)),
-            num_classes=self._num_classes,
+            features=torch.from_numpy(self._matrix(number)[chosen].astype(np.float32)),
+            labels=torch.from_numpy(np.array(self._hints.ids, dtype=np.int64)[index.labels]),
+            samples=torch.from_numpy(index.sample_ids()),
+            num_classes=self._hints.num_classes,
             texts=self._texts,
         )
 
-    def statistics(
-        self, method: Fitted, described: MethodRef, seed: int, block: tuple[int, int]
-    ) -> State:
+    def statistics(self, method: Fitted, seed: int, number: int, block: Block) -> State:
         """Statistics of a block, from the process's memory where it was summed before."""
-        kept = _kept_blocks(self._identity, json.dumps(to_json(described), sort_keys=True), seed)
-        if block not in kept.states:
-            state = method.statistics(self.rows(block), seed)
+        images = self._tasks[number].index.digests[self._blocks[number][block]]
+        name = (self._hints.ids[block[0]], digest_of(images))
+        kept = _kept_blocks(self._about, seed)
+        if name not in kept.states:
+            state = method.statistics(self.rows(number, block), seed)
             size = sum(t.numel() * t.element_size() for t in state.values())
             if kept.bytes + size > BLOCK_CACHE_BYTES:
                 return state
-            kept.states[block] = state
+            kept.states[name] = state
             kept.bytes += size
-        return kept.states[block]
+        return kept.states[name]
+
+    def _of_task(self, work: Assignment, store: Store, number: int) -> np.ndarray:
+        """Features [N, D] of a task's rows."""
+        found = selection.matrix(work, store, self._hints.selection, self._tasks[number])
+        assert found is not None, "a fit comes with shards of features"
+        return found
+
+
+def _texts(
+    work: Assignment, store: Store, wanted: TextParameters | None, hints: FitHints
+) -> Tensor | None:
+    """Features [T, K, E] of the names of all classes, for a method that reads them.
+
+    Raises:
+        DamagedStage: they are not those of the names in the key.
+    """
+    if wanted is None:
+        return None
+    [stage] = work.inputs("text")
+    found, names = load(store, *stage)
+    if tuple(names[i] for i in hints.ids) != wanted.names:
+        raise DamagedStage(*stage, f"not the class names that {work.label} was planned for")
+    return found
 
 
 class _Kept:
     """Statistics of blocks, kept between the stages of one worker process."""
 
     def __init__(self) -> None:
-        self.states: dict[tuple[int, int], State] = {}
+        self.states: dict[tuple[int, str], State] = {}
         self.bytes = 0
 
 
 @lru_cache(maxsize=2)
-def _kept_blocks(identity: str, description: str, seed: int) -> _Kept:
-    del identity, description, seed  # they are the cache's key
+def _kept_blocks(about: str, seed: int) -> _Kept:
+    del about, seed  # they are the cache's key
     return _Kept()

@@ -11,13 +11,9 @@ import torch
 
 from graftwork.methods.contracts.trained import Learner
 from graftwork.operators.assignment import Assignment, Result
-from graftwork.operators.data.labels import columns_of
-from graftwork.operators.data.scenario import stream_of, task_of
 from graftwork.operators.errors import Diverged
 from graftwork.operators.evaluation.decisions import files
-from graftwork.operators.formats import states
-from graftwork.operators.formats.index import load_index
-from graftwork.operators.formats.predictions import seen_rows
+from graftwork.operators.formats import selection, states
 from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.hints import ImageHints
 from graftwork.operators.parameters.training import PredictParameters
@@ -39,23 +35,26 @@ def run(work: Assignment, store: Store) -> Result:
     parameters = from_json(PredictParameters, work.parameters)
     hints, model_of = from_json(ImageHints, work.hints), parameters.learner
     torch.set_num_threads(max(1, int(hints.cpus)))
-    [dataset], [model] = work.inputs("dataset"), work.inputs("model")
-    index, stream = load_index(store, *dataset), stream_of(parameters.tasks)
-    true_task = task_of(index.labels, index.domains, stream)
-    rows = seen_rows(true_task, max(parameters.after))
+    [model] = work.inputs("model")
+    tasks = selection.of(work, store, hints.selection, parameters.tasks)
+    every, true_task = selection.joined(tasks), selection.numbers(tasks)
+    # Read in the order of the sources, stored task by task.
+    order = selection.in_order(every)
+    rows = every.at(order)
     settings = opening.settings(model_of.seed, parameters.numerics, hints.cpus)
     state = states.load_state(store, *model)
     learner = opening.learner(model_of, hints.network, state, settings)
-    targets = torch.from_numpy(columns_of(index.labels[rows], model_of.learned))
-    query, log = opening.query_of(work, store, rows), Log()
-    images = opening.open_rows(model_of, hints, index, rows, targets, query)
+    query = opening.query_of(work, store, hints.selection, rows, parameters.query)
+    images, log = opening.open_rows(model_of, hints, rows, query), Log()
     vote = parameters.vote_batch
-    scores = _scores(learner.eval(), images, settings, true_task[rows], vote, log)
+    scores = _scores(learner.eval(), images, settings, true_task[order], vote, log)
     if not np.isfinite(scores).all():
         worst = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
         raise Diverged(f"{work.label}: scores of {images.name(worst)} are NaN or infinite")
+    ordered = np.empty_like(scores)
+    ordered[order] = scores
     return Result(
-        files=files(index, stream, parameters.after, rows, model_of.learned, scores),
+        files=files(every.index, parameters.tasks, true_task, parameters.after, ordered),
         facts={"images_forwarded": log.images_forwarded},
     )
 

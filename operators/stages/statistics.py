@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save as save_tensors
@@ -21,10 +22,7 @@ from graftwork.methods.contracts.trained import Learner
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
 from graftwork.operators.data.holdout import sampled
-from graftwork.operators.data.labels import columns_of
-from graftwork.operators.data.scenario import rows_of
-from graftwork.operators.formats import states
-from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats import selection, states
 from graftwork.operators.merging.readers import Mean
 from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.combining import StatisticsParameters
@@ -46,18 +44,17 @@ def run(work: Assignment, store: Store) -> Result:
     parameters = from_json(StatisticsParameters, work.parameters)
     hints, model_of = from_json(ImageHints, work.hints), parameters.learner
     torch.set_num_threads(max(1, int(hints.cpus)))
-    [dataset], [model] = work.inputs("dataset"), work.inputs("model")
-    index = load_index(store, *dataset)
-    rows = rows_of(index.labels, index.domains, [parameters.task])
-    rows = sampled(index.digests, rows, parameters.limit)[slice(*parameters.shard)]
+    [model] = work.inputs("model")
+    [task] = selection.of(work, store, hints.selection, [parameters.task])
+    chosen = sampled(task.index.digests, np.arange(len(task)), parameters.limit)
+    rows = task.at(chosen[slice(*parameters.shard)])
     settings = opening.settings(model_of.seed, parameters.numerics, hints.cpus)
     state = states.load_state(store, *model)
     learner = opening.learner(model_of, hints.network, state, settings)
-    targets = torch.from_numpy(columns_of(index.labels[rows], model_of.learned))
-    query = opening.query_of(work, store, rows)
-    images = opening.open_rows(model_of, hints, index, rows, targets, query)
+    query = opening.query_of(work, store, hints.selection, rows, parameters.query)
+    images = opening.open_rows(model_of, hints, rows, query)
     learner.eval()
-    seeds = [derive(model_of.seed, "label", int(sample)) for sample in index.sample_ids(rows)]
+    seeds = [derive(model_of.seed, "label", int(sample)) for sample in rows.index.sample_ids()]
     kind = parameters.statistics
     if kind.kind == "fisher":
         assert kind.labels is not None, "the merge says whose labels"

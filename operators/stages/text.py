@@ -1,6 +1,7 @@
 """Features of the class names on the text tower of a frozen CLIP.
 
-They are stored once for all methods, seeds and class orders, in the data set's own numbering.
+They are stored once for all methods, seeds and class orders, in the data set's own numbering: a
+name's features do not depend on the other names.
 
 Shapes: T templates, K classes, E joint width.
 """
@@ -43,14 +44,14 @@ def run(work: Assignment, store: Store) -> Result:
         hints.network.model,
         hints.network.weights,
         hints.network.pooling,
-        parameters.network.fingerprint,
-        parameters.numerics.device,
+        parameters.kind.network.fingerprint,
+        parameters.kind.numerics.device,
         hints.network.image_size,
     )
     assert isinstance(network, Clip), "planning asks for texts of a CLIP alone"
     try:
         found = torch.stack(
-            [encode(network, phrases(parameters.names, t)) for t in parameters.templates]
+            [encode(network, phrases(parameters.names, t)) for t in parameters.kind.templates]
         )
     except ValueError as error:
         raise BadDataError(

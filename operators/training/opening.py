@@ -1,7 +1,7 @@
 """Opens what the assignment of a training names: backbone, images, queries, settings."""
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -16,17 +16,20 @@ from graftwork.operators.assignment import Assignment
 from graftwork.operators.backbones import loading
 from graftwork.operators.building import trained
 from graftwork.operators.data import exemplars, sources
-from graftwork.operators.data.index_file import SplitIndex
-from graftwork.operators.data.labels import columns_of
-from graftwork.operators.data.scenario import rows_of
-from graftwork.operators.formats import features
+from graftwork.operators.formats import selection
 from graftwork.operators.formats.index import load_index
 from graftwork.operators.formats.ranks import load
-from graftwork.operators.parameters.features import ShardParameters
-from graftwork.operators.parameters.hints import ImageHints, NetworkPlace, TrainHints
+from graftwork.operators.formats.selection import Chosen
+from graftwork.operators.parameters.features import FeatureKind
+from graftwork.operators.parameters.hints import (
+    ImageHints,
+    NetworkPlace,
+    Selection,
+    TrainHints,
+)
 from graftwork.operators.parameters.learners import LearnerRef, Network, Numerics
 from graftwork.operators.parameters.tasks import Columns
-from graftwork.operators.parameters.training import TrainingData, TrainParameters
+from graftwork.operators.parameters.training import Memory, TrainingData, TrainParameters
 from graftwork.operators.store import Store
 from graftwork.operators.training import loop
 from graftwork.operators.training.rows import FeatureRows, ReferenceRows, TaskRows
@@ -93,7 +96,7 @@ def learner(
 
 
 def adapted(
-    parameters: ShardParameters, place: NetworkPlace, state: State
+    parameters: FeatureKind, place: NetworkPlace, state: State
 ) -> Callable[[Tensor], Tensor]:
     """Features [B, D] of the backbone that a first session adapted.
 
@@ -122,26 +125,52 @@ def task_rows(
         BadDataError: they are not those that were indexed.
         DamagedStage: an input is damaged.
     """
-    [dataset] = work.inputs("dataset")
-    index = load_index(store, *dataset)
-    rows = own = rows_of(index.labels, index.domains, [data.task])
+    memory = data.memory
+    wanted = [*(memory.earlier if memory else ()), data.task]
+    tasks = selection.of(work, store, reading.selection, wanted)
+    every = selection.joined(tasks)
+    order = selection.in_order(every)
+    every = every.at(order)
+    kept = np.ones(len(every), dtype=bool)
+    own = np.arange(len(every)) >= len(every) - len(tasks[-1])
+    own = own[order]
     # Which rows are exemplars is known here alone: the places are those of all tasks so far.
-    placed = own
-    if memory := data.memory:
-        [ranked] = work.inputs("exemplars")
-        ranks = load(store, *ranked)
-        rows = np.union1d(own, exemplars.chosen(index.labels, index.domains, ranks, memory))
-        placed = rows_of(index.labels, index.domains, [*memory.earlier, data.task])
+    if memory:
+        selection.require(work, every, memory.order, "rows of the tasks so far")
+        kept = np.concatenate(
+            [*_exemplars(work, store, memory, tasks[:-1]), np.ones(len(tasks[-1]), dtype=bool)]
+        )[order]
+    rows = every.at(kept)
     return open_rows(
         ref,
         reading,
-        index,
         rows,
-        torch.from_numpy(columns_of(index.labels[rows], ref.learned)),
-        query_of(work, store, rows),
-        exemplars=torch.from_numpy(np.isin(rows, own, invert=True)),
-        chosen=np.searchsorted(placed, rows),
+        query_of(work, store, reading.selection, rows, data.query),
+        exemplars=torch.from_numpy(~own[kept]),
+        chosen=np.flatnonzero(kept),
     )
+
+
+def _exemplars(
+    work: Assignment, store: Store, memory: Memory, earlier: Sequence[Chosen]
+) -> list[np.ndarray]:
+    """Masks of the exemplars among the rows of earlier tasks."""
+    indexes = [task.index for task in earlier]
+    counts = [
+        {block: len(rows) for block, rows in exemplars.blocks(index.labels, index.domains)}
+        for index in indexes
+    ]
+    most = exemplars.shares(counts, memory.exemplars, memory.budget)
+    # One stage for each block of each task, in their order.
+    stages = iter(work.inputs("exemplars"))
+    return [
+        exemplars.chosen(
+            index,
+            [load(store, *next(stages)) for _ in own],
+            {block: most[number, block] for block in own},
+        )
+        for number, (index, own) in enumerate(zip(indexes, counts, strict=True))
+    ]
 
 
 def reference_of(
@@ -160,7 +189,7 @@ def reference_of(
     rows = TaskRows(
         sources.read(places),
         digests=index.digests,
-        samples=index.sample_ids(np.arange(len(index.labels))),
+        samples=index.sample_ids(),
         name=partial(sources.place_name, places),
         targets=torch.zeros(len(index.labels), dtype=torch.int64),
         query=None,
@@ -174,35 +203,34 @@ def reference_of(
 def open_rows(
     ref: LearnerRef,
     reading: ImageHints,
-    index: SplitIndex,
-    rows: np.ndarray,
-    targets: Tensor,
+    rows: Chosen,
     query: Tensor | None,
     *,
     exemplars: Tensor | None = None,
     chosen: np.ndarray | None = None,
 ) -> TaskRows | FeatureRows:
-    """The images at some places, which are the given rows of the index, for a learner.
+    """The images of some rows for a learner.
 
     Args:
         exemplars: bool [N], which of them are of earlier tasks; None for none.
         chosen: positions within the places; None where these are those of the rows.
     """
+    targets = torch.from_numpy(rows.index.labels.astype(np.int64))
     if not trained(ref.method).card.images:
         assert query is not None, "a method without images has features; checked while planning"
         return FeatureRows(
             targets=targets,
             exemplars=exemplars,
             query=query,
-            name=lambda row: f"row {rows[row]} of the data set",
+            name=lambda row: f"row {rows.position[row]} of the data set",
         )
     places = reading.places
     if chosen is not None and len(chosen) != sources.count(places):
         places = sources.pick(places, chosen)
     return TaskRows(
         sources.read(places),
-        digests=index.digests[rows],
-        samples=index.sample_ids(rows),
+        digests=rows.index.digests,
+        samples=rows.index.sample_ids(),
         name=partial(sources.place_name, places),
         targets=targets,
         exemplars=exemplars,
@@ -213,8 +241,16 @@ def open_rows(
     )
 
 
-def query_of(work: Assignment, store: Store, rows: np.ndarray) -> Tensor | None:
-    """Frozen features [N, D] of some rows, where the assignment reads them from the cache."""
-    if not (shards := work.inputs("features")):
+def query_of(
+    work: Assignment,
+    store: Store,
+    given: Selection,
+    rows: Chosen,
+    kind: FeatureKind | None,
+) -> Tensor | None:
+    """Frozen features [N, D] of some rows, where the key says that they come from the cache."""
+    if kind is None:
         return None
-    return torch.from_numpy(features.load(store, shards)[rows].astype(np.float32))
+    found = selection.matrix(work, store, given, rows)
+    assert found is not None, "a key that names features comes with shards"
+    return torch.from_numpy(found.astype(np.float32))

@@ -49,8 +49,7 @@ def _run(shared: Shared, entry: Combined, parents: tuple[Run, ...]) -> Run:
         shared=shared,
         method=_as_method(entry, parents),
         order=parents[0].order,
-        stream=parents[0].tasks,
-        described=parents[0].evaluated.tasks,
+        stream=parents[0].stream,
         seed=parents[0].seed,
     )
     make = merge if entry.asked.section == "merge" else ensemble

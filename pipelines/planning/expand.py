@@ -5,16 +5,16 @@ tasks side by side that are joined one after the other, with predictions after e
 trains on the first task and is fitted on what the adapted backbone sees.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 
-from graftwork.operators.data.dataset import Dataset
-from graftwork.operators.data.scenario import OrderName, StreamTask, tasks
+from graftwork.operators.data import scenario as scenarios
+from graftwork.operators.data.scenario import OrderName
+from graftwork.operators.data.stream import Stream, cut
 from graftwork.operators.errors import BadDataError
-from graftwork.operators.parameters.tasks import TaskData
 from graftwork.pipelines.planning.fitted import fitted
 from graftwork.pipelines.planning.fused import fused
 from graftwork.pipelines.planning.methods import Method
-from graftwork.pipelines.planning.runs import Cell, Run, task_data
+from graftwork.pipelines.planning.runs import Cell, Run
 from graftwork.pipelines.planning.shared import Shared
 from graftwork.pipelines.planning.trained import run_of
 
@@ -32,44 +32,39 @@ def make_runs(
     """
     spec, dataset = shared.spec, shared.dataset
     scenario = spec.scenario
-    streams: list[tuple[OrderName, tuple[StreamTask, ...], tuple[TaskData, ...]]] = []
+    streams: list[tuple[OrderName, Stream]] = []
     for order in scenario.orders:
-        stream = tuple(
-            tasks(
-                scenario.kind,
-                len(dataset.classes),
-                dataset.domains,
-                scenario.initial,
-                scenario.increment,
-                order,
-            )[: scenario.tasks]
-        )
-        _check_rows(dataset, stream, order)
-        streams.append((order, stream, tuple(map(task_data, stream))))
+        tasks = scenarios.tasks(
+            scenario.kind,
+            len(dataset.classes),
+            dataset.domains,
+            scenario.initial,
+            scenario.increment,
+            order,
+        )[: scenario.tasks]
+        stream = cut(dataset, tasks)
+        _check_rows(stream, order)
+        streams.append((order, stream))
     for method in methods:
-        for order, stream, described in streams:
+        for order, stream in streams:
             for seed in spec.seeds:
                 cell = Cell(
                     shared=shared,
                     method=method,
                     order=order,
                     stream=stream,
-                    described=described,
                     seed=seed,
                     beside=beside,
                 )
                 yield {"trained": run_of, "fused": fused}.get(method.facts.contract, fitted)(cell)
 
 
-def _check_rows(dataset: Dataset, stream: Sequence[StreamTask], order: OrderName) -> None:
+def _check_rows(stream: Stream, order: OrderName) -> None:
     """Every task needs rows to learn from and rows to be tested on."""
-    for split in (dataset.train, dataset.test):
-        present = set(zip(split.labels.tolist(), split.domains.tolist(), strict=True))
-        for number, task in enumerate(stream):
-            if not any((c, d) in present for c in task.classes for d in task.domains):
-                where = ", ".join(dataset.domains[d] for d in task.domains)
+    for number, task in enumerate(stream.tasks):
+        for name, rows in (("training", task.train), ("test", task.test)):
+            if not len(rows):
                 raise BadDataError(
-                    f"task {number} of order {order} has no {split.name} images"
-                    + (f" (domain {where})" if where else ""),
+                    f"task {number} of order {order} ({task.name}) has no {name} images",
                     key="scenario",
                 )

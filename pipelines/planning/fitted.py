@@ -1,16 +1,20 @@
 """Stages of a run of the contract `fitted`: a fit on cached features and an evaluation."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import cache
 
-from graftwork.operators.data.scenario import StreamTask, seen_classes, stream_of
+from graftwork.operators.data.dataset import Split
+from graftwork.operators.data.stream import described, whole
 from graftwork.operators.parameters.as_json import to_json
-from graftwork.operators.parameters.features import Graft
+from graftwork.operators.parameters.features import Graft, TextParameters
 from graftwork.operators.parameters.fitting import FitParameters
-from graftwork.operators.parameters.hints import CpuHints
+from graftwork.operators.parameters.hints import FitHints, Selection
 from graftwork.operators.parameters.predictors import FittedPart, GraftPart
 from graftwork.operators.stage import Resources, Stage
 from graftwork.pipelines.planning import trained
-from graftwork.pipelines.planning.runs import Cell, Run, Served, task_data
+from graftwork.pipelines.planning.reads import Hints, Reads
+from graftwork.pipelines.planning.runs import Cell, Run, Served
+from graftwork.pipelines.planning.shared import Shared
 
 STATE, FIRST_SESSION = "state.safetensors", "first_session.safetensors"
 """Files of a served model: of the classifier, and of what adapted its backbone."""
@@ -18,70 +22,87 @@ STATE, FIRST_SESSION = "state.safetensors", "first_session.safetensors"
 
 def fitted(cell: Cell) -> Run:
     """A fit on the features of the frozen backbone, of one adapted on the first task, or both."""
-    shared, method = cell.shared, cell.method
-    dataset, cpus = shared.dataset, shared.spec.resources.fit.cpus
-    classifier, keeps_frozen = (
-        method.classifier,
-        bool(method.adapted and method.adapted.keeps_frozen),
-    )
+    shared, method, tasks = cell.shared, cell.method, cell.stream.tasks
+    cpus = shared.spec.resources.fit.cpus
+    classifier, parts = method.classifier, method.adapted
     own: list[Stage] = []
     graft: Graft | None = None
-    train: dict[str, tuple[Stage, ...]] = {"features": shared.features(dataset.train)}
-    test: dict[str, tuple[Stage, ...]] = {"features": shared.features(dataset.test)}
+    kinds = {"features": shared.kind()}
+    shards: dict[str, Callable[[Split], tuple[Stage, ...]]] = {"features": shared.features}
     if (first := method.first_session) is not None:
-        [session] = trained.chain(cell, first, cell.described[:1], cell.stream[0].classes)
-        learner = session.model.learner
+        assert parts is not None, "an adapted method has a first session"
+        [session] = trained.chain(cell, first, [tasks[0].train])
+        learner, model = session.model.learner, session.model.stage
         graft = Graft(method=learner.method, task=learner.task, seed=learner.seed)
-        own.append(session.model.stage)
-        for split, inputs in ((dataset.train, train), (dataset.test, test)):
-            inputs["adapted"] = shared.shards(split, graft, session.model.stage)
-            if not keeps_frozen:
-                del inputs["features"]
+        own.append(model)
+        kinds["adapted"] = shared.kind(graft)
+        shards["adapted"] = cache(lambda split: shared.shards(split, graft, model))
+        if not parts.keeps_frozen:
+            del kinds["features"], shards["features"]
     separable = classifier.separable and shared.spec.scenario.kind == "class_incremental"
-    # One fit on all classes serves every order of a separable method.
-    everything = StreamTask(
-        index=0,
-        classes=tuple(range(cell.num_classes)),
-        domains=tuple(range(len(dataset.domains))),
-    )
+    train, ids = [task.train for task in tasks], cell.stream.ids
+    if separable:
+        # One fit on all classes serves every order.
+        everything, ids = whole(shared.dataset.train)
+        train = [everything]
+    place = {each: label for label, each in enumerate(ids)}
+    columns = tuple(place[each] for each in cell.stream.ids)
     parameters = FitParameters(
         method=classifier.method,
         seed=cell.seed if classifier.uses_seed else None,
-        num_classes=cell.num_classes,
-        tasks=(task_data(everything),) if separable else cell.described,
+        features=tuple(kinds.values()),
+        texts=_texts(shared, ids) if method.facts.network == "clip" else None,
+        tasks=tuple(map(described, train)),
     )
+    size = shared.spec.features.shard_size
+    learnt = Reads(tasks=train, shards=shards, shard_size=size)
     fit = Stage(
         operator="fit",
         parameters=to_json(parameters),
-        inputs={
-            **train,
-            "dataset": (dataset.train.stage(),),
-            **({"text": (shared.texts(),)} if method.facts.network == "clip" else {}),
-        },
-        hints=to_json(CpuHints(cpus=cpus)),
+        inputs={"graft": tuple(own)} if own else {},
+        reads=learnt.stages() | ({"text": (shared.texts(),)} if parameters.texts else {}),
+        hints=Hints(
+            FitHints(
+                cpus=cpus,
+                num_classes=len(shared.dataset.classes),
+                ids=ids,
+                selection=Selection(),
+            ),
+            selection=learnt.selection,
+        ),
         resources=Resources(cpus=cpus),
         label=f"fit {method.label if separable and not own else cell.label}",
     )
     return cell.run(
         own=[*own, fit],
         model=fit,
-        evaluated=cell.evaluated(classifier.method, separable),
-        inputs={
-            "model": (fit,),
-            "first_session": tuple(own),
-            **test,
-            "dataset": (dataset.test.stage(),),
-        },
-        served=_served(parameters, fit, own, graft, keeps_frozen),
+        evaluated=cell.evaluated(classifier.method, columns if separable else None),
+        inputs={"model": (fit,), "first_session": tuple(own)},
+        reads=Reads(tasks=[task.test for task in tasks], shards=shards, shard_size=size),
+        served=_served(cell, parameters, fit, own, graft, _labels(columns, len(ids))),
     )
 
 
+def _labels(columns: Sequence[int], count: int) -> tuple[int, ...]:
+    """Labels of the columns of a state; what no task has learned is numbered on."""
+    label = {column: number for number, column in enumerate(columns)}
+    others = iter(range(len(columns), count))
+    return tuple(label[c] if c in label else next(others) for c in range(count))
+
+
+def _texts(shared: Shared, ids: Sequence[int]) -> TextParameters:
+    """Texts of the classes in the order of their numbers."""
+    names = tuple(shared.dataset.classes[i] for i in ids)
+    return TextParameters(kind=shared.text_kind(), names=names)
+
+
 def _served(
+    cell: Cell,
     parameters: FitParameters,
     fit: Stage,
     own: Sequence[Stage],
     graft: Graft | None,
-    keeps_frozen: bool,
+    learned: tuple[int, ...],
 ) -> Served:
     """The classifier after the last task, and the first session that adapted its backbone."""
     last = len(parameters.tasks) - 1
@@ -95,9 +116,9 @@ def _served(
             method=parameters.method,
             seed=parameters.seed or 0,
             state=STATE,
-            learned=tuple(seen_classes(stream_of(parameters.tasks), last)),
+            learned=learned,
             graft=part,
-            keeps_frozen=keeps_frozen,
+            keeps_frozen=bool(cell.method.adapted and cell.method.adapted.keeps_frozen),
         ),
         states=states,
     )

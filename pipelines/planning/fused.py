@@ -8,12 +8,13 @@ from graftwork.operators.parameters.predictors import FusedPart
 from graftwork.operators.parameters.training import BlendParameters
 from graftwork.operators.stage import Resources, Stage
 from graftwork.pipelines.planning import trained
+from graftwork.pipelines.planning.reads import Hints
 from graftwork.pipelines.planning.runs import Cell, Model, Run, Served
 
 
 def fused(cell: Cell) -> Run:
     """Two chains side by side, and a blend of their scores after each task."""
-    method, described, shared = cell.method, cell.described, cell.shared
+    method, shared, stream = cell.method, cell.shared, cell.stream.tasks
     assert cell.beside is not None, "check_networks asks for it"
     chains: dict[str, list[Model]] = {}
     tests: dict[str, list[Stage]] = {}
@@ -21,34 +22,36 @@ def fused(cell: Cell) -> Run:
     for role, network in (("clip", shared), ("vit", cell.beside)):
         branch = replace(cell, shared=network, method=method.branches[role])
         trainings = trained.chain(
-            branch, branch.method.description, described, trained.learned(cell)
+            branch, branch.method.description, [task.train for task in stream]
         )
         chains[role] = [training.model for training in trainings]
         tests[role] = trained.predicted(branch, branch.method, chains[role])
         scores[role] = [trained.score(branch, training) for training in trainings]
     cpus, group = shared.spec.resources.fit.cpus, f"blend {cell.label}"
+    reads = [
+        shared.reads([task.test for task in stream[: number + 1]]) for number in range(len(stream))
+    ]
     blends = [
         Stage(
             operator="blend",
             parameters=to_json(
                 BlendParameters(
                     method=method.description,
-                    learned=chains["clip"][number].learner.learned,
-                    tasks=described[: number + 1],
+                    tasks=cell.tested[: number + 1],
                     after=(number,),
                 )
             ),
             inputs={
                 **{role: (stages[number],) for role, stages in scores.items()},
                 **{f"{role}_test": (stages[number],) for role, stages in tests.items()},
-                "dataset": (shared.dataset.test.stage(),),
             },
-            hints=to_json(CpuHints(cpus=cpus)),
+            reads=reads[number].stages(),
+            hints=Hints(CpuHints(cpus=cpus), selection=reads[number].selection),
             resources=Resources(cpus=cpus),
-            label=f"{group} task {number + 1}/{len(described)}",
+            label=f"{group} task {number + 1}/{len(stream)}",
             group=group,
         )
-        for number in range(len(described))
+        for number in range(len(stream))
     ]
     clip, vit = (tuple(model.stage for model in chains[role]) for role in ("clip", "vit"))
     branches, both = (*tests["clip"], *tests["vit"]), (*scores["clip"], *scores["vit"])
@@ -76,7 +79,7 @@ def _served(cell: Cell, clip: Model, vit: Model, blend: Stage) -> Served:
     return Served(
         predictor=FusedPart(
             method=cell.method.description,
-            learned=clip.learner.learned,
+            learned=parts["clip"].learned,
             state=trained.STATE,
             clip=parts["clip"],
             vit=parts["vit"],

@@ -4,8 +4,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from graftwork.operators.data import sources
 from graftwork.operators.data.holdout import sampled
-from graftwork.operators.data.scenario import rows_of
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.combining import MergeParameters, StatisticsParameters
@@ -13,6 +15,7 @@ from graftwork.operators.parameters.hints import NetworkHints
 from graftwork.operators.stage import Resources, Stage
 from graftwork.pipelines.planning.combinations import Combined, Weighing
 from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.planning.reads import Hints
 from graftwork.pipelines.planning.runs import Cell, Model, Run
 from graftwork.pipelines.planning.trained import predicted, served_learner
 
@@ -87,19 +90,22 @@ def _merge_stage(
         label=f"{group} task {task}",
         group=group,
     )
-    return Model(stage=stage, learner=newest.learner, data=newest.data)
+    return Model(stage=stage, learner=newest.learner, data=newest.data, rows=newest.rows)
 
 
 def _statistics(cell: Cell, weighing: Weighing, model: Model, method: Method) -> tuple[Stage, ...]:
     """Sums over shards of the images that a model was trained on last."""
-    shared, split = cell.shared, cell.shared.dataset.train
-    learner, task = model.learner, model.data.task
+    shared, learner, rows = cell.shared, model.learner, model.rows
     resources, size = shared.spec.resources.extract, shared.spec.features.shard_size
-    total = min(weighing.images, int(shared.counts(split, task).sum()))
+    total = min(weighing.images, len(rows))
+    query = shared.kind() if method.facts.query else None
+    reads = shared.reads([rows], frozen=query is not None)
 
-    def rows(start: int, stop: int) -> Any:
-        whole = rows_of(split.labels, split.domains, [task])
-        return sampled(split.digests, whole, weighing.images)[start:stop]
+    def places(start: int, stop: int) -> dict[str, Any]:
+        chosen = np.zeros(len(rows), dtype=bool)
+        sample = sampled(rows.index.digests, np.arange(len(rows)), weighing.images)
+        chosen[sample[start:stop]] = True
+        return sources.together(rows.at(chosen).places())
 
     shards = [(start, min(start + size, total)) for start in range(0, total, size)]
     about = f"{method.label} order {cell.order} seed {learner.seed}"
@@ -110,20 +116,20 @@ def _statistics(cell: Cell, weighing: Weighing, model: Model, method: Method) ->
             parameters=to_json(
                 StatisticsParameters(
                     learner=learner,
-                    task=task,
+                    task=model.data.task,
+                    query=query,
                     limit=weighing.images,
                     shard=(start, stop),
                     statistics=weighing.statistics,
                     numerics=shared.numerics(resources.gpus, compile=False),
                 )
             ),
-            inputs={
-                "model": (model.stage,),
-                "dataset": (split.stage(),),
-                "features": shared.features(split) if method.facts.query else (),
-            },
-            hints=shared.placed(
-                shared.reading(stop - start, resources.cpus), split, partial(rows, start, stop)
+            inputs={"model": (model.stage,)},
+            reads=reads.stages(),
+            hints=Hints(
+                shared.reading(stop - start, resources.cpus),
+                places=partial(places, start, stop),
+                selection=reads.selection,
             ),
             resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
             label=f"{group} task {learner.task.index + 1} shard {number + 1}/{len(shards)}",

@@ -39,7 +39,6 @@ class Plan:
     dataset: Dataset
     backbone: Backbone
     preprocessing: Preprocessing
-    features: dict[str, tuple[Stage, ...]]
     runs: tuple[Run, ...]
 
     @property
@@ -90,7 +89,6 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
         dataset=dataset,
         backbone=backbone,
         preprocessing=preprocessing,
-        features={split.name: shared.features(split) for split in (dataset.train, dataset.test)},
         runs=(*runs, *combine.combine(shared, combinations, runs)),
     )
 

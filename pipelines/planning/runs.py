@@ -3,7 +3,8 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from graftwork.operators.data.scenario import OrderName, StreamTask, seen_classes
+from graftwork.operators.data.scenario import OrderName
+from graftwork.operators.data.stream import Rows, Stream
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.fitting import EvaluateParameters
 from graftwork.operators.parameters.hints import CpuHints
@@ -13,6 +14,7 @@ from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.parameters.training import TrainingData
 from graftwork.operators.stage import Resources, Stage
 from graftwork.pipelines.planning.methods import Method
+from graftwork.pipelines.planning.reads import Hints, Reads
 from graftwork.pipelines.planning.shared import Shared
 
 
@@ -24,11 +26,13 @@ class Model:
         stage: the training, the join or the merge.
         learner: what the state belongs to.
         data: what the task is trained on.
+        rows: the task's own training rows.
     """
 
     stage: Stage
     learner: LearnerRef
     data: TrainingData
+    rows: Rows
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -92,7 +96,7 @@ class Run:
 
     method: Method
     order: OrderName
-    tasks: tuple[StreamTask, ...]
+    stream: Stream
     seed: int
     own: tuple[Stage, ...]
     model: Stage
@@ -102,11 +106,6 @@ class Run:
     parents: tuple["Run", ...] = ()
     models: tuple[Model, ...] = ()
 
-    @property
-    def classes(self) -> list[int]:
-        """Ids of the classes seen in the end, ascending."""
-        return sorted(seen_classes(self.tasks, len(self.tasks) - 1))
-
 
 @dataclass(frozen=True, kw_only=True)
 class Cell:
@@ -115,14 +114,12 @@ class Cell:
     Args:
         shared: what all runs share.
         stream: its tasks.
-        described: the same as keys hold them.
     """
 
     shared: Shared
     method: Method
     order: OrderName
-    stream: tuple[StreamTask, ...]
-    described: tuple[TaskData, ...]
+    stream: Stream
     seed: int
     beside: Shared | None = None
 
@@ -131,23 +128,25 @@ class Cell:
         return f"{self.method.label} order {self.order} seed {self.seed}"
 
     @property
-    def num_classes(self) -> int:
-        return len(self.shared.dataset.classes)
+    def tested(self) -> tuple[TaskData, ...]:
+        """The test rows of the tasks."""
+        return tuple(task.tested for task in self.stream.tasks)
 
-    def evaluated(self, method: MethodRef, separable: bool | None = None) -> EvaluateParameters:
+    def evaluated(
+        self, method: MethodRef, columns: tuple[int, ...] | None = None
+    ) -> EvaluateParameters:
         """Stage that is evaluated.
 
         Args:
             method: a method, a merge or a rule.
-            separable: of a fitted method, whether one fit on all classes predicts.
+            columns: of a fitted method, where one fit serves all class orders, its columns.
         """
         return EvaluateParameters(
             method=method,
-            separable=separable,
+            columns=columns,
             order=self.order,
             seed=self.seed,
-            num_classes=self.num_classes,
-            tasks=self.described,
+            tasks=self.tested,
         )
 
     def run(
@@ -158,6 +157,7 @@ class Cell:
         evaluated: EvaluateParameters,
         inputs: Mapping[str, tuple[Stage, ...]],
         served: Served | None,
+        reads: Reads | None = None,
         parents: Iterable[Run] = (),
         models: Iterable[Model] = (),
     ) -> Run:
@@ -165,20 +165,22 @@ class Cell:
 
         Args:
             inputs: of the evaluation.
+            reads: rows that it reads; None if it puts together what others predicted.
         """
         cpus = self.shared.spec.resources.fit.cpus
         evaluate = Stage(
             operator="evaluate",
             parameters=to_json(evaluated),
             inputs=inputs,
-            hints=to_json(CpuHints(cpus=cpus)),
+            reads=reads.stages() if reads else {},
+            hints=Hints(CpuHints(cpus=cpus), **({"selection": reads.selection} if reads else {})),
             resources=Resources(cpus=cpus),
             label=f"evaluate {self.label}",
         )
         return Run(
             method=self.method,
             order=self.order,
-            tasks=self.stream,
+            stream=self.stream,
             seed=self.seed,
             own=tuple(own),
             model=model,
@@ -188,8 +190,3 @@ class Cell:
             parents=tuple(parents),
             models=tuple(models),
         )
-
-
-def task_data(task: StreamTask) -> TaskData:
-    """A task as keys hold it: without its place in the stream."""
-    return TaskData(classes=task.classes, domains=task.domains)

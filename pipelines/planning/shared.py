@@ -1,20 +1,22 @@
 """Parts that all runs of a spec share: data, backbone, preprocessing, and stages made of them."""
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any
-
-import numpy as np
 
 from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data.dataset import Dataset, Split
+from graftwork.operators.data.digests import digest_of
+from graftwork.operators.data.stream import Rows, whole
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.features import (
+    FeatureKind,
     Graft,
+    Ranking,
     RankParameters,
     ShardParameters,
+    TextKind,
     TextParameters,
 )
 from graftwork.operators.parameters.hints import (
@@ -25,10 +27,9 @@ from graftwork.operators.parameters.hints import (
     ShardHints,
 )
 from graftwork.operators.parameters.learners import Network, Numerics
-from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.stage import Resources, Stage
 from graftwork.operators.versions import library_versions
-from graftwork.pipelines.planning.hints import H, Hints
+from graftwork.pipelines.planning.reads import Hints, Reads
 from graftwork.pipelines.spec.model import BuiltinDataset, PipelineSpec
 
 
@@ -47,6 +48,11 @@ class Reference:
     def stage(self) -> Stage:
         """The stage that stores the images' index."""
         return replace(self.images.stage(), label="dataset reference")
+
+    @property
+    def rows(self) -> Rows:
+        """All images."""
+        return whole(self.images)[0]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -68,14 +74,31 @@ class Shared:
     preprocessing: Preprocessing
     reference: Reference | None = None
     main: "Shared | None" = None
-    _made: dict[str, tuple[Stage, ...]] = field(default_factory=dict)
-    _counts: dict[str, np.ndarray] = field(default_factory=dict)
+    _made: dict[int, tuple[Stage, ...]] = field(default_factory=dict)
+    _ranks: dict[tuple[Ranking, str], Stage] = field(default_factory=dict)
 
     def features(self, split: Split) -> tuple[Stage, ...]:
         """The shards of the frozen backbone's features of a split."""
-        if split.name not in self._made:
-            self._made[split.name] = self.shards(split)
-        return self._made[split.name]
+        if id(split) not in self._made:
+            self._made[id(split)] = self.shards(split)
+        return self._made[id(split)]
+
+    def kind(self, graft: Graft | None = None) -> FeatureKind:
+        """Everything besides the image that cached features depend on.
+
+        Args:
+            graft: what adapted the backbone; None for the frozen one.
+        """
+        spec = self.spec
+        return FeatureKind(
+            # What another text tower changes is not the image's feature.
+            network=self.network(self.backbone.image_fingerprint),
+            preprocessing=self.preprocessing,
+            pooling=spec.features.pooling,
+            dtype=spec.features.dtype,
+            numerics=self.numerics(spec.resources.extract.gpus),
+            graft=graft,
+        )
 
     def shards(
         self, split: Split, graft: Graft | None = None, model: Stage | None = None
@@ -89,32 +112,23 @@ class Shared:
             graft: what adapted the backbone; None for the frozen one.
             model: the stage that trained it.
         """
-        spec = self.spec
+        spec, kind = self.spec, self.kind(graft)
         resources, size, count = spec.resources.extract, spec.features.shard_size, len(split)
         starts = range(0, count, size)
-        shared = ShardParameters(
-            # What another text tower changes is not the image's feature.
-            network=self.network(self.backbone.image_fingerprint),
-            preprocessing=self.preprocessing,
-            pooling=spec.features.pooling,
-            dtype=spec.features.dtype,
-            numerics=self.numerics(resources.gpus),
-            graft=graft,
-            digest="",
-        )
         group = ("" if graft is None else "adapted ") + f"features {split.name}"
         return tuple(
             Stage(
                 operator="features",
-                parameters=to_json(replace(shared, digest=split.images_digest(start, stop))),
+                parameters=to_json(
+                    ShardParameters(kind=kind, digest=split.images_digest(start, stop))
+                ),
                 inputs={} if model is None else {"graft": (model,)},
-                hints=self.placed(
+                hints=Hints(
                     ShardHints(
                         reading=self.reading(stop - start, resources.cpus),
                         batch_size=resources.batch_size,
                     ),
-                    split,
-                    partial(np.arange, start, stop),
+                    places=partial(split.places, start, stop),
                 ),
                 resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
                 label=f"{group} {number + 1}/{len(starts)}",
@@ -124,21 +138,58 @@ class Shared:
             for stop in [min(start + size, count)]
         )
 
-    def exemplars(self, selection: str, seed: int) -> Stage:
-        """The ranks of the training images as exemplars: of all orders, budgets and methods."""
+    def reads(self, tasks: Sequence[Rows], frozen: bool = False) -> Reads:
+        """Rows that a stage reads.
+
+        Args:
+            tasks: of each task.
+            frozen: whether it reads the frozen backbone's features of them.
+        """
+        return Reads(
+            tasks=tasks,
+            shards={"features": self.features} if frozen else {},
+            shard_size=self.spec.features.shard_size,
+        )
+
+    def ranking(self, selection: str, seed: int) -> Ranking:
+        """A way to choose exemplars, the same on both networks of a spec."""
         if self.main is not None:
-            return self.main.exemplars(selection, seed)
-        herding, cpus = selection == "herding", self.spec.resources.fit.cpus
-        return Stage(
-            operator="exemplars",
-            parameters=to_json(RankParameters(selection=selection, seed=None if herding else seed)),
-            inputs={
-                "dataset": (self.dataset.train.stage(),),
-                "features": self.features(self.dataset.train) if herding else (),
-            },
-            hints=to_json(CpuHints(cpus=cpus)),
-            resources=Resources(cpus=cpus),
-            label=f"exemplars {selection}" + ("" if herding else f" seed {seed}"),
+            return self.main.ranking(selection, seed)
+        if selection == "herding":
+            return Ranking(selection=selection, features=self.kind())
+        return Ranking(selection=selection, seed=seed)
+
+    def ranks(self, ranking: Ranking, task: Rows) -> list[Stage]:
+        """Ranks of a task's images as exemplars: a stage for each class in each domain."""
+        return [self._rank(ranking, task.of(block)) for block in task.blocks]
+
+    def _rank(self, ranking: Ranking, block: Rows) -> Stage:
+        if self.main is not None:
+            return self.main._rank(ranking, block)
+        digest, cpus = digest_of(block.index.digests), self.spec.resources.fit.cpus
+        if (ranking, digest) not in self._ranks:
+            reads = self.reads([block], frozen=ranking.features is not None)
+            seed = "" if ranking.seed is None else f" seed {ranking.seed}"
+            group = f"exemplars {ranking.selection}{seed}"
+            self._ranks[ranking, digest] = Stage(
+                operator="exemplars",
+                parameters=to_json(RankParameters(ranking=ranking, digest=digest)),
+                reads=reads.stages(),
+                hints=Hints(CpuHints(cpus=cpus), selection=reads.selection),
+                resources=Resources(cpus=cpus),
+                label=f"{group} {digest[:8]}",
+                group=group,
+            )
+        return self._ranks[ranking, digest]
+
+    def text_kind(self) -> TextKind:
+        """Everything besides the name that the features of a class's texts depend on."""
+        return TextKind(
+            network=self.network(self.backbone.text_fingerprint),
+            templates=self.templates,
+            # Its tokeniser is part of the function.
+            open_clip=library_versions()["open_clip"],
+            numerics=replace(self.numerics(self.spec.resources.extract.gpus), precision="fp32"),
         )
 
     def texts(self) -> Stage:
@@ -146,16 +197,7 @@ class Shared:
         resources = self.spec.resources.extract
         return Stage(
             operator="text",
-            parameters=to_json(
-                TextParameters(
-                    network=self.network(self.backbone.text_fingerprint),
-                    names=self.dataset.classes,
-                    templates=self.templates,
-                    # Its tokeniser is part of the function.
-                    open_clip=library_versions()["open_clip"],
-                    numerics=replace(self.numerics(resources.gpus), precision="fp32"),
-                )
-            ),
+            parameters=to_json(TextParameters(kind=self.text_kind(), names=self.dataset.classes)),
             hints=to_json(NetworkHints(network=self.where(), cpus=resources.cpus)),
             resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
             label="text features",
@@ -203,14 +245,6 @@ class Shared:
             places={},
         )
 
-    def placed(self, value: H, split: Split, rows: Callable[[], np.ndarray]) -> "Hints[H]":
-        """Hints with the places of images.
-
-        Args:
-            rows: the images' rows of the split, ascending; asked for only if a stage is sent out.
-        """
-        return Hints(value, lambda: _places(split, rows()))
-
     def where(self) -> NetworkPlace:
         """Place of the backbone, as hints."""
         return NetworkPlace(
@@ -219,20 +253,3 @@ class Shared:
             pooling=self.spec.features.pooling,
             image_size=self.backbone.image_size,
         )
-
-    def counts(self, split: Split, task: TaskData) -> np.ndarray:
-        """Images of each class of a task, in the order of its classes."""
-        return self.table(split)[np.ix_(task.classes, task.domains)].sum(axis=1)
-
-    def table(self, split: Split) -> np.ndarray:
-        """Images of each class in each domain, int64 [K, domains]."""
-        if split.name not in self._counts:
-            shape = (len(self.dataset.classes), len(self.dataset.domains))
-            table = np.zeros(shape, dtype=np.int64)
-            np.add.at(table, (split.labels, split.domains), 1)
-            self._counts[split.name] = table
-        return self._counts[split.name]
-
-
-def _places(split: Split, rows: np.ndarray) -> dict[str, Any]:
-    return split.where.at(rows).hints(0, len(rows))

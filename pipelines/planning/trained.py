@@ -3,26 +3,29 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
+from graftwork.operators.data import sources
 from graftwork.operators.data.exemplars import shares
-from graftwork.operators.data.scenario import rows_of, seen_classes
+from graftwork.operators.data.stream import Rows, described, union
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.images.augmentation import AUGMENTATIONS
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.hints import TrainHints
 from graftwork.operators.parameters.learners import LearnerRef, MethodRef
 from graftwork.operators.parameters.predictors import TrainedPart
-from graftwork.operators.parameters.tasks import Columns, Memory, TaskData
+from graftwork.operators.parameters.tasks import Columns
 from graftwork.operators.parameters.training import (
     JoinParameters,
+    Memory,
     PredictParameters,
     ScoreParameters,
     TrainingData,
     TrainParameters,
 )
 from graftwork.operators.stage import Resources, Stage
-from graftwork.pipelines.planning.hints import Hints
 from graftwork.pipelines.planning.methods import Exemplars, Method, trained_facts
+from graftwork.pipelines.planning.reads import Hints
 from graftwork.pipelines.planning.runs import Cell, Model, Run, Served
 
 STATE = "state.safetensors"
@@ -40,11 +43,6 @@ class Training:
 
     model: Model
     hints: Hints[TrainHints]
-
-
-def learned(cell: Cell) -> tuple[int, ...]:
-    """Classes in the order learned."""
-    return tuple(seen_classes(cell.stream, len(cell.stream) - 1))
 
 
 def score(cell: Cell, training: Training) -> Stage:
@@ -69,9 +67,10 @@ def score(cell: Cell, training: Training) -> Stage:
             "model": (model.stage,),
             **{role: s for role, s in model.stage.inputs.items() if role != "previous"},
         },
-        hints=Hints(replace(hints.value, reading=reading), hints.places),
+        reads=model.stage.reads,
+        hints=Hints(replace(hints.value, reading=reading), **hints.later),
         resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
-        label=f"{group} {_place(model.learner.task)}",
+        label=f"{group} task {model.learner.task.index + 1}/{len(cell.stream.tasks)}",
         group=group,
     )
 
@@ -82,14 +81,14 @@ def predicted(cell: Cell, method: Method, models: Sequence[Model]) -> list[Stage
     Args:
         method: whose learner the models are states of.
     """
-    shared, stream, facts = cell.shared, cell.stream, method.facts
-    test, resources = shared.dataset.test, shared.spec.resources.extract
+    shared, tasks, facts = cell.shared, cell.stream.tasks, method.facts
+    resources = shared.spec.resources.extract
     group, predictions = f"predict {cell.label}", []
     for number, model in enumerate(models):
-        after = tuple(range(len(stream))) if facts.upper_bound else (number,)
-        shown = cell.described[: after[-1] + 1]
-        images = sum(int(shared.counts(test, task).sum()) for task in shown)
-        places = partial(rows_of, test.labels, test.domains, shown if facts.images else ())
+        after = tuple(range(len(tasks))) if facts.upper_bound else (number,)
+        shown = [task.test for task in tasks[: after[-1] + 1]]
+        reads = shared.reads(shown, frozen=facts.query)
+        reading = shared.reading(sum(map(len, shown)), resources.cpus)
         predictions.append(
             Stage(
                 operator="predict",
@@ -97,19 +96,21 @@ def predicted(cell: Cell, method: Method, models: Sequence[Model]) -> list[Stage
                     PredictParameters(
                         learner=model.learner,
                         numerics=shared.numerics(resources.gpus, compile=False),
-                        tasks=shown,
+                        query=shared.kind() if facts.query else None,
+                        tasks=cell.tested[: after[-1] + 1],
                         after=after,
                         vote_batch=method.training.vote_batch,
                     )
                 ),
-                inputs={
-                    "model": (model.stage,),
-                    "dataset": (test.stage(),),
-                    "features": shared.features(test) if facts.query else (),
-                },
-                hints=shared.placed(shared.reading(images, resources.cpus), test, places),
+                inputs={"model": (model.stage,)},
+                reads=reads.stages(),
+                hints=Hints(
+                    reading,
+                    places=partial(places, shown if facts.images else ()),
+                    selection=reads.selection,
+                ),
                 resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
-                label=f"{group} task {after[-1] + 1}/{len(stream)}",
+                label=f"{group} task {after[-1] + 1}/{len(tasks)}",
                 group=group,
             )
         )
@@ -135,27 +136,28 @@ def trained_part(learner: LearnerRef, within: str = "") -> TrainedPart:
         method=learner.method,
         seed=learner.seed,
         task=learner.task,
-        learned=learner.learned,
+        learned=tuple(range(learner.task.seen)),
         state=f"{within}.{STATE}" if within else STATE,
     )
 
 
-def chain(
-    cell: Cell, method: MethodRef, parts: Sequence[TaskData], learned: Sequence[int]
-) -> list[Training]:
+def places(tasks: Sequence[Rows]) -> dict[str, Any]:
+    """Where the images of some tasks are, in the order in which a worker reads them."""
+    return sources.together(union(tasks).places())
+
+
+def chain(cell: Cell, method: MethodRef, parts: Sequence[Rows]) -> list[Training]:
     """One training per task, each with the one before as its input."""
     found: list[Training] = []
     for number in range(len(parts)):
         inputs = {"previous": tuple(each.model.stage for each in found[-1:])}
-        found.append(_training(cell, method, parts, learned, number, inputs, cell.label))
+        found.append(_training(cell, method, parts, number, inputs, cell.label))
     return found
 
 
-def side_by_side(
-    cell: Cell, parts: Sequence[TaskData], learned: Sequence[int]
-) -> tuple[list[Model], list[Model]]:
+def side_by_side(cell: Cell, parts: Sequence[Rows]) -> tuple[list[Model], list[Model]]:
     """One training per task, each on its own, and what joins them one after the other."""
-    shared, method, train = cell.shared, cell.method, cell.shared.dataset.train
+    shared, method = cell.shared, cell.method
     resources, facts = shared.spec.resources.extract, cell.method.facts
     group = f"join {cell.label}"
     experts: list[Model] = []
@@ -165,7 +167,8 @@ def side_by_side(
         inputs = {"first": before[:1]} if facts.shared else {}
         # A chain of one stage: a worker group for each, as many at once as the cluster has room.
         alone = f"{cell.label} expert {number + 1}"
-        expert = _training(cell, method.description, parts, learned, number, inputs, alone).model
+        expert = _training(cell, method.description, parts, number, inputs, alone).model
+        reads = shared.reads([part], frozen=expert.data.query is not None)
         stage = Stage(
             operator="join",
             parameters=to_json(
@@ -175,23 +178,19 @@ def side_by_side(
                     numerics=shared.numerics(resources.gpus, compile=False),
                 )
             ),
-            inputs={
-                "dataset": (train.stage(),),
-                "previous": before[-1:],
-                "expert": (expert.stage,),
-                "features": shared.features(train) if facts.query else (),
-            },
+            inputs={"previous": before[-1:], "expert": (expert.stage,)},
+            reads=reads.stages(),
             # Whether a method looks at images once more is its own affair: none are announced.
-            hints=shared.placed(
+            hints=Hints(
                 shared.reading(0, resources.cpus),
-                train,
-                partial(rows_of, train.labels, train.domains, [part]),
+                places=partial(places, [part]),
+                selection=reads.selection,
             ),
             resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
-            label=f"{group} {_place(expert.learner.task)}",
+            label=f"{group} task {number + 1}/{len(parts)}",
             group=group,
         )
-        joins.append(Model(stage=stage, learner=expert.learner, data=expert.data))
+        joins.append(Model(stage=stage, learner=expert.learner, data=expert.data, rows=expert.rows))
         experts.append(expert)
     return experts, joins
 
@@ -199,53 +198,48 @@ def side_by_side(
 def _training(
     cell: Cell,
     method: MethodRef,
-    parts: Sequence[TaskData],
-    learned: Sequence[int],
+    parts: Sequence[Rows],
     number: int,
     inputs: dict[str, tuple[Stage, ...]],
     chain: str,
 ) -> Training:
     """The training of a task."""
-    shared, train, part = cell.shared, cell.shared.dataset.train, parts[number]
+    shared, part = cell.shared, parts[number]
     card, facts = cell.method.facts, trained_facts(method.hyperparameters)
     resources, plain = shared.spec.resources.train, facts.augmentation == "none"
-    images = int(shared.counts(train, part).sum())
-    memory: Memory | None = None
-    inputs = {
-        "dataset": (train.stage(),),
-        **inputs,
-        "features": shared.features(train) if card.query and plain else (),
-    }
+    images, kept = len(part), facts.exemplars if len(parts) > 1 else None
+    memory = _memory(cell, kept, parts[: number + 1]) if kept and number else None
     # Of all that may be kept: a worker reads the exemplars alone.
-    readable = [part]
-    if facts.exemplars is not None and len(parts) > 1:
-        memory = _memory(cell, facts.exemplars, parts[:number])
-        # Of the first task too, which needs none: its group then trains the whole chain.
-        inputs["exemplars"] = (shared.exemplars(facts.exemplars.selection, cell.seed),)
-        images += _kept(cell, memory)
-        readable = list(parts[: number + 1])
+    readable = parts[: number + 1] if memory else [part]
+    if memory:
+        earlier = [rows.blocks for rows in readable[:-1]]
+        images += sum(shares(earlier, memory.exemplars, memory.budget).values())
+    query = shared.kind() if card.query and plain else None
+    reads = shared.reads(readable, frozen=query is not None)
     reference = shared.reference if card.reference else None
     if reference is not None:
-        inputs["reference"] = (reference.stage(),)
+        inputs = inputs | {"reference": (reference.stage(),)}
     learner = LearnerRef(
         method=method,
         seed=cell.seed,
-        task=_columns(cell, parts, learned, number),
-        learned=_seen(parts, learned, number),
+        task=_columns(cell, parts, number),
         network=shared.network(),
         preprocessing=shared.preprocessing,
     )
-    data = TrainingData(task=part, memory=memory, reference=reference and reference.texts)
-    hints = shared.placed(
-        TrainHints(
-            reading=shared.reading(
-                images * facts.epochs * (2 if card.query and not plain else 1), resources.cpus
-            ),
-            checkpoint_minutes=resources.checkpoint_minutes,
-            reference=reference and reference.images.places(0, len(reference.images)),
-        ),
-        train,
-        partial(rows_of, train.labels, train.domains, readable if card.images else []),
+    data = TrainingData(
+        task=described(part),
+        memory=memory,
+        query=query,
+        reference=reference and reference.texts,
+    )
+    reading = shared.reading(
+        images * facts.epochs * (2 if card.query and not plain else 1), resources.cpus
+    )
+    hints = Hints(
+        TrainHints(reading=reading, checkpoint_minutes=resources.checkpoint_minutes),
+        places=partial(places, readable if card.images else ()),
+        selection=reads.selection,
+        **({"reference": partial(places, [reference.rows])} if reference else {}),
     )
     group = f"train {cell.label}"
     stage = Stage(
@@ -259,77 +253,80 @@ def _training(
             )
         ),
         inputs=inputs,
+        reads=reads.stages() | ({"exemplars": _ranks(cell, kept, parts)} if kept else {}),
         hints=hints,
         resources=Resources(cpus=resources.cpus, gpus=resources.gpus, workers=resources.workers),
         chain=chain,
-        label=f"{group} {_place(learner.task)}",
+        label=f"{group} task {number + 1}/{len(parts)}",
         group=group,
     )
-    return Training(model=Model(stage=stage, learner=learner, data=data), hints=hints)
+    return Training(model=Model(stage=stage, learner=learner, data=data, rows=part), hints=hints)
 
 
-def _place(task: Columns) -> str:
-    """A task's place in the stream, for people."""
-    return f"task {task.index + 1}/{task.count}"
-
-
-def _seen(parts: Sequence[TaskData], learned: Sequence[int], number: int) -> tuple[int, ...]:
-    """Classes of the tasks up to one, in the order learned."""
-    return tuple(learned[: len({c for part in parts[: number + 1] for c in part.classes})])
-
-
-def _columns(cell: Cell, parts: Sequence[TaskData], learned: Sequence[int], number: int) -> Columns:
+def _columns(cell: Cell, parts: Sequence[Rows], number: int) -> Columns:
     """Facts that the method may know about a task; class names and templates if it reads them."""
-    shared, part, seen = cell.shared, parts[number], _seen(parts, learned, number)
-    place = {c: column for column, c in enumerate(learned)}
-    counts = shared.counts(shared.dataset.train, part)
-    # A domain need not have images of every class.
-    present = [c for c, count in zip(part.classes, counts, strict=True) if count]
-    reads = cell.method.facts.network == "clip"
+    facts = cell.method.facts
+    before, seen = (
+        1 + max((r.classes[-1] for r in parts[:n]), default=-1) for n in (number, number + 1)
+    )
+    reads = facts.network == "clip"
     return Columns(
         index=number,
         count=len(parts),
-        current=tuple(sorted(place[c] for c in present)),
-        before=len(_seen(parts, learned, number - 1)),
-        seen=len(seen),
-        names=tuple(shared.dataset.classes[c] for c in seen) if reads else None,
-        templates=shared.templates if reads else None,
+        current=parts[number].classes,
+        before=before,
+        seen=seen,
+        names=cell.stream.classes[:seen] if reads else None,
+        templates=cell.shared.templates if reads else None,
     )
 
 
-def _memory(cell: Cell, exemplars: Exemplars, earlier: Sequence[TaskData]) -> Memory:
+def _memory(cell: Cell, exemplars: Exemplars, parts: Sequence[Rows]) -> Memory:
     """Images that a task may train on again.
+
+    Args:
+        parts: the tasks before, and the task.
 
     Raises:
         ConfigError: the budget leaves a class without a single image.
     """
-    budget, kind = exemplars.count, exemplars.budget
-    classes = len({c for task in earlier for c in task.classes})
+    budget, kind, earlier = exemplars.count, exemplars.budget, parts[:-1]
+    classes = len({label for rows in earlier for label in rows.classes})
     if kind == "total" and budget < classes:
         raise ConfigError(
             f"{cell.method.name} shares exemplars {budget} among {classes} classes, which "
             f"leaves none for some; give at least {classes}, or 0",
             key="methods",
         )
-    return Memory(earlier=tuple(earlier), exemplars=budget, budget=kind)
+    return Memory(
+        earlier=tuple(map(described, earlier)),
+        exemplars=budget,
+        budget=kind,
+        ranking=cell.shared.ranking(exemplars.selection, cell.seed),
+        order=union(parts).digest,
+    )
 
 
-def _kept(cell: Cell, memory: Memory) -> int:
-    """Number of exemplars."""
-    table = cell.shared.table(cell.shared.dataset.train)
-    return sum(shares(table, memory.earlier, memory.exemplars, memory.budget).values())
+def _ranks(cell: Cell, exemplars: Exemplars, parts: Sequence[Rows]) -> tuple[Stage, ...]:
+    """Ranks of the images of all tasks but the last, whichever task asks.
+
+    A worker group trains on as long as nothing is missing that the next task reads.
+    """
+    ranking = cell.shared.ranking(exemplars.selection, cell.seed)
+    return tuple(stage for rows in parts[:-1] for stage in cell.shared.ranks(ranking, rows))
 
 
 def run_of(cell: Cell) -> Run:
     """Tasks in a chain, or side by side and then joined, and predictions after each."""
-    facts = cell.method.facts
-    parts = (_union(cell.described),) if facts.upper_bound else cell.described
-    order, method = learned(cell), cell.method.description
+    facts, method = cell.method.facts, cell.method.description
+    parts = [task.train for task in cell.stream.tasks]
+    if facts.upper_bound:
+        parts = [union(parts)]
     experts: list[Model] = []
     if facts.independent:
-        experts, models = side_by_side(cell, parts, order)
+        experts, models = side_by_side(cell, parts)
     else:
-        models = [each.model for each in chain(cell, method, parts, order)]
+        models = [each.model for each in chain(cell, method, parts)]
     predictions = predicted(cell, cell.method, models)
     alone, states = (tuple(model.stage for model in part) for part in (experts, models))
     # A vote over the neighbours in a batch is no prediction of an image.
@@ -345,12 +342,4 @@ def run_of(cell: Cell) -> Run:
         },
         served=None if votes else served_learner(models[-1]),
         models=models,
-    )
-
-
-def _union(described: Sequence[TaskData]) -> TaskData:
-    """All tasks as one."""
-    return TaskData(
-        classes=tuple(dict.fromkeys(c for task in described for c in task.classes)),
-        domains=tuple(dict.fromkeys(d for task in described for d in task.domains)),
     )

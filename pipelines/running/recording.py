@@ -32,7 +32,6 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
     """
     run, summary = finished.run, finished.summary
     stage = run.evaluate
-    order = [c for task in run.tasks for c in task.classes]
     identity = served_model.model_identity(plan, run)
 
     def artifacts() -> Artifacts:
@@ -41,9 +40,10 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
         return {
             **(served_model.model(plan, store, run) if with_model and identity else {}),
             "predictions.parquet": store.read(stage.operator, stage.key, "predictions.parquet"),
-            "class_order.json": canonical(order),
+            "class_order.json": canonical(run.stream.ids),
+            "classes.json": canonical(run.stream.classes),
             **_made_of(finished.facts),
-            **plots.method_artifacts(summary, list(dict.fromkeys(order))),
+            **plots.method_artifacts(summary, range(len(run.stream.classes))),
         }
 
     return MethodRun(

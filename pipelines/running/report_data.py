@@ -29,8 +29,8 @@ def report(
     """The HTML report of a finished run, which took `seconds`."""
     spec = plan.spec
     scenario = spec.scenario
-    stream = runs[0].run.tasks
-    sizes = [len(task.classes) for task in stream]
+    stream = runs[0].run.stream.tasks
+    sizes = [len(task.train.classes) for task in stream]
     facts = {
         "data": f"{len(plan.dataset.train):,} training and {len(plan.dataset.test):,} test images, "
         f"{len(plan.dataset.classes)} classes",

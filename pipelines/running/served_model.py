@@ -38,8 +38,8 @@ def _description(plan: Plan, run: Run) -> tuple[dict[str, Any], dict[str, model_
     beside = run.served.beside
     description = {
         "predictor": to_json(run.served.predictor),
-        "columns": run.classes,
-        "classes": list(plan.dataset.classes),
+        "columns": list(range(len(run.stream.classes))),
+        "classes": list(run.stream.classes),
         **_network(plan),
         "dtype": plan.spec.features.dtype,
         **({model_files.BESIDE: _network(beside)} if beside else {}),
