@@ -124,12 +124,15 @@ class Compared:
         return not self.why and not self.different
 
 
-def compare(baseline: Baseline, code: Code, store: Path, spec: str, expected: set[str]) -> Compared:
+def compare(
+    baseline: Baseline, code: Code, store: Path, spec: str, expected: set[str], computed_too: bool
+) -> Compared:
     """Runs a spec with the newer code on a copy of the store, and compares what it says.
 
     Args:
         store: the copy.
         expected: operators whose stages, and what reads them, may be computed.
+        computed_too: compare results that were computed again as well.
     """
     words = [str(baseline.spec(spec)), "--store", str(store)]
     log = baseline.log(f"compare-{spec}")
@@ -152,11 +155,12 @@ def compare(baseline: Baseline, code: Code, store: Path, spec: str, expected: se
     different = [f"{len(before['results'])} results -> {len(after['results'])}"]
     if len(before["results"]) == len(after["results"]):
         pairs = zip(before["results"], after["results"], strict=True)
-        # One that was computed is so on purpose here, or the stage is listed above.
+        # One that was computed is so on purpose here, or the stage is listed above; it has other
+        # numbers on purpose, unless the keys alone are new.
         different = [
             f"{old['label']}, order {old['order']}, seed {old['seed']}{found}"
             for old, new in pairs
-            if new["cached"]
+            if new["cached"] or computed_too
             for found in differences(old, new)
         ]
     return Compared(spec, len(rows), computed, why, len(after["results"]), different, seconds)
@@ -229,6 +233,9 @@ def main() -> None:
     parser.add_argument(
         "--expect-computed", metavar="OPERATORS", default="", help="changed on purpose"
     )
+    parser.add_argument(
+        "--same-numbers", action="store_true", help="of results that are computed again, too"
+    )
     given = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="graftwork-same-") as folder:
         baseline = Baseline((given.baseline or Path(folder, "baseline")).absolute())
@@ -257,7 +264,9 @@ def run(given: argparse.Namespace, baseline: Baseline, older: Code) -> bool:
     with tempfile.TemporaryDirectory(dir=baseline.folder, prefix="compared-") as folder:
         store = Path(folder, "store")
         linked_copy(baseline.store, store)
-        rows = [compare(baseline, newer, store, spec, expected) for spec in specs]
+        rows = [
+            compare(baseline, newer, store, spec, expected, given.same_numbers) for spec in specs
+        ]
     print(table(rows))
     good = all(row.good for row in rows)
     if given.recompute:
