@@ -13,12 +13,14 @@ Shapes: n rows.
 
 import base64
 import zlib
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
 
+from graftwork.operators import keys
 from graftwork.operators.data.dataset import Dataset, Split
 from graftwork.operators.data.index_file import SplitIndex
 from graftwork.operators.data.scenario import StreamTask
@@ -182,14 +184,75 @@ class Stream:
     Args:
         tasks: the tasks.
         classes: names of the classes, by number.
-        ids: the data set's own numbers of these classes.
+        ids: places of these classes among those of `Data`.
         untested: names of classes with test images that no task learns -> number of these images.
     """
 
     tasks: tuple[Task, ...]
     classes: tuple[str, ...]
     ids: tuple[int, ...]
-    untested: dict[str, int]
+    untested: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Piece:
+    """Rows that arrive together: a task, before anything is numbered.
+
+    Args:
+        name: of the task.
+        train: where its training rows are.
+        rows: these, int64 ascending.
+        test: where its test rows are.
+        tested: these, int64 ascending.
+        classes: names of the classes, by their number in both splits.
+        order: such numbers, in the order in which classes of one task are numbered.
+        domains: names of the domains, by their number in both splits.
+    """
+
+    name: str
+    train: Split
+    rows: np.ndarray
+    test: Split
+    tested: np.ndarray
+    classes: tuple[str, ...]
+    order: Sequence[int]
+    domains: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Listed:
+    """A task that brings its own images.
+
+    Args:
+        name: of the task.
+        dataset: its images.
+        only: names of the classes that count; None for all.
+        domain: name of the domain.
+        apart: whether its classes are no other task's, whatever their names are.
+    """
+
+    name: str
+    dataset: Dataset
+    only: tuple[str, ...] | None
+    domain: str
+    apart: bool
+
+    def piece(self) -> Piece:
+        """The rows of its classes."""
+        # Of its own, whoever else takes rows of the same source: other tasks may number otherwise.
+        train, test = replace(self.dataset.train), replace(self.dataset.test)
+        names = self.dataset.classes
+        wanted = [n for n, name in enumerate(names) if self.only is None or name in self.only]
+        return Piece(
+            name=self.name,
+            train=train,
+            rows=np.flatnonzero(np.isin(train.labels, wanted)),
+            test=test,
+            tested=np.flatnonzero(np.isin(test.labels, wanted)),
+            classes=tuple(f"{self.name}/{name}" for name in names) if self.apart else names,
+            order=wanted,
+            domains=(self.domain,) * len(self.dataset.domains),
+        )
 
 
 def cut(dataset: Dataset, tasks: Sequence[StreamTask]) -> Stream:
@@ -198,39 +261,112 @@ def cut(dataset: Dataset, tasks: Sequence[StreamTask]) -> Stream:
     Args:
         tasks: in order of arrival.
     """
-    train, test = dataset.train, dataset.test
-    classes = np.full(len(dataset.classes), -1, dtype=np.int32)
-    domains = np.full(len(dataset.domains), -1, dtype=np.int32)
-    waiting = np.zeros(0, dtype=np.int64)
+    pieces = [
+        Piece(
+            name=task.name,
+            train=dataset.train,
+            rows=_members(dataset.train, task),
+            test=dataset.test,
+            tested=_members(dataset.test, task),
+            classes=dataset.classes,
+            order=task.classes,
+            domains=dataset.domains,
+        )
+        for task in tasks
+    ]
+    return arrange(pieces, dataset.classes)
+
+
+def arrange(pieces: Sequence[Piece], catalogue: Sequence[str] | None = None) -> Stream:
+    """Numbers what arrives.
+
+    Args:
+        pieces: in order of arrival.
+        catalogue: names that `Stream.ids` are places of; None for those of the stream.
+    """
+    classes: dict[str, int] = {}
+    domains: dict[str, int] = {}
+    waiting: list[tuple[Piece, np.ndarray]] = []
     found: list[Task] = []
-    for number, task in enumerate(tasks):
-        rows = _members(train, task)
-        present = set(np.unique(train.labels[rows]).tolist())
-        _arrive(classes, [c for c in task.classes if c in present])
-        tested = np.union1d(waiting, _members(test, task))
+    for number, piece in enumerate(pieces):
+        present = set(np.unique(piece.train.labels[piece.rows]).tolist())
+        for each in piece.order:
+            if each in present:
+                classes.setdefault(piece.classes[each], len(classes))
         # In a domain a class may be tested that nothing was trained on so far.
-        known = classes[test.labels[tested]] >= 0
-        tested, waiting = tested[known], tested[~known]
-        here = {*np.unique(train.domains[rows]), *np.unique(test.domains[tested])}
-        _arrive(domains, [d for d in task.domains if d in here])
+        waiting.append((piece, piece.tested))
+        known = [(own, rows, _numbers(own.classes, classes)) for own, rows in waiting]
+        ready = [(own, rows[t[own.test.labels[rows]] >= 0]) for own, rows, t in known]
+        waiting = [(own, rows[t[own.test.labels[rows]] < 0]) for own, rows, t in known]
+        for each in np.unique(piece.train.domains[piece.rows]).tolist():
+            domains.setdefault(piece.domains[each], len(domains))
+        tested = [_tested(own, rows, classes) for own, rows in ready if len(rows)]
         found.append(
             Task(
                 index=number,
-                name=task.name,
-                train=_rows(train, rows, classes, domains),
-                test=_rows(test, tested, classes, domains),
-                seen=int(classes.max()) + 1,
+                name=piece.name,
+                train=_trained(piece, classes, domains),
+                test=union(tested),
+                seen=len(classes),
             )
         )
-    ids = np.argsort(classes)[np.count_nonzero(classes < 0) :]
-    names, counts = np.unique(test.labels[waiting], return_counts=True)
+    names = tuple(classes)
+    place = {name: n for n, name in enumerate(names if catalogue is None else catalogue)}
+    untested = Counter(
+        own.classes[label] for own, rows in waiting for label in own.test.labels[rows].tolist()
+    )
     return Stream(
         tasks=tuple(found),
-        classes=tuple(dataset.classes[i] for i in ids.tolist()),
-        ids=tuple(ids.tolist()),
-        untested={
-            dataset.classes[i]: n for i, n in zip(names.tolist(), counts.tolist(), strict=True)
-        },
+        classes=names,
+        ids=tuple(place[name] for name in names),
+        untested=untested,
+    )
+
+
+def _numbers(names: Sequence[str], known: Mapping[str, int]) -> np.ndarray:
+    """Numbers int32 by place; -1 for what has none."""
+    return np.array([known.get(name, -1) for name in names], dtype=np.int32)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Data:
+    """All images of a spec.
+
+    Args:
+        sources: its data sets: a single one that is cut into tasks, or one for each task.
+        stream: of what is listed task by task; None for what is cut.
+        classes: names of all classes; `Stream.ids` are places among them.
+    """
+
+    sources: tuple[Dataset, ...]
+    stream: Stream | None
+    classes: tuple[str, ...]
+
+    @cached_property
+    def counts(self) -> tuple[int, int]:
+        """Training and test images, those that several tasks share once."""
+        if self.stream is None:
+            return len(self.sources[0].train), len(self.sources[0].test)
+        tasks = self.stream.tasks
+        return sum(len(task.train) for task in tasks), sum(len(task.test) for task in tasks)
+
+    @cached_property
+    def digest(self) -> str:
+        """Digest of the training images, of all data sets in their order."""
+        digests = [source.train.digest for source in self.sources]
+        return digests[0] if self.stream is None else keys.digest(digests)
+
+
+def of_dataset(dataset: Dataset) -> Data:
+    """Images that are cut into tasks."""
+    return Data(sources=(dataset,), stream=None, classes=dataset.classes)
+
+
+def of_tasks(tasks: Sequence[Listed]) -> Data:
+    """Images that come task by task."""
+    stream = arrange([task.piece() for task in tasks])
+    return Data(
+        sources=tuple(task.dataset for task in tasks), stream=stream, classes=stream.classes
     )
 
 
@@ -256,21 +392,22 @@ def _members(split: Split, task: StreamTask) -> np.ndarray:
     return np.flatnonzero(member)
 
 
-def _arrive(numbers: np.ndarray, ids: Iterable[int]) -> None:
-    """Gives the next numbers to those that have none."""
-    for each in ids:
-        if numbers[each] < 0:
-            numbers[each] = numbers.max() + 1
-
-
-def _rows(split: Split, rows: np.ndarray, classes: np.ndarray, domains: np.ndarray) -> Rows:
+def _trained(piece: Piece, classes: Mapping[str, int], domains: Mapping[str, int]) -> Rows:
+    split, rows = piece.train, piece.rows
     part = Part(
         split=split,
         rows=rows,
-        labels=classes[split.labels[rows]],
-        domains=domains[split.domains[rows]],
+        labels=_numbers(piece.classes, classes)[split.labels[rows]],
+        domains=_numbers(piece.domains, domains)[split.domains[rows]],
     )
     return Rows((part,))
+
+
+def _tested(piece: Piece, rows: np.ndarray, classes: Mapping[str, int]) -> Rows:
+    """Test rows; nobody asks for their domain, which need not have a number yet."""
+    labels = _numbers(piece.classes, classes)[piece.test.labels[rows]]
+    domains = np.zeros(len(rows), dtype=np.int32)
+    return Rows((Part(split=piece.test, rows=rows, labels=labels, domains=domains),))
 
 
 def pack(rows: np.ndarray) -> str:

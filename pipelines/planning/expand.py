@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 
 from graftwork.operators.data import scenario as scenarios
 from graftwork.operators.data.scenario import OrderName
-from graftwork.operators.data.stream import Stream, cut
+from graftwork.operators.data.stream import Data, Stream, cut
 from graftwork.operators.errors import BadDataError
 from graftwork.pipelines.planning.fitted import fitted
 from graftwork.pipelines.planning.fused import fused
@@ -17,6 +17,10 @@ from graftwork.pipelines.planning.methods import Method
 from graftwork.pipelines.planning.runs import Cell, Run
 from graftwork.pipelines.planning.shared import Shared
 from graftwork.pipelines.planning.trained import run_of
+from graftwork.pipelines.spec.model import PipelineSpec
+
+LISTED: OrderName = "listed"
+"""Name of the order of tasks that a spec lists."""
 
 
 def make_runs(
@@ -30,21 +34,7 @@ def make_runs(
     Raises:
         BadDataError: a task without training or test images.
     """
-    spec, dataset = shared.spec, shared.dataset
-    scenario = spec.scenario
-    streams: list[tuple[OrderName, Stream]] = []
-    for order in scenario.orders:
-        tasks = scenarios.tasks(
-            scenario.kind,
-            len(dataset.classes),
-            dataset.domains,
-            scenario.initial,
-            scenario.increment,
-            order,
-        )[: scenario.tasks]
-        stream = cut(dataset, tasks)
-        _check_rows(stream, order)
-        streams.append((order, stream))
+    spec, streams = shared.spec, list(_streams(shared.spec, shared.data))
     for method in methods:
         for order, stream in streams:
             for seed in spec.seeds:
@@ -59,12 +49,37 @@ def make_runs(
                 yield {"trained": run_of, "fused": fused}.get(method.facts.contract, fitted)(cell)
 
 
-def _check_rows(stream: Stream, order: OrderName) -> None:
+def _streams(spec: PipelineSpec, data: Data) -> Iterator[tuple[OrderName, Stream]]:
+    """The streams of a spec, and what they are called.
+
+    Raises:
+        BadDataError: a task without training or test images.
+        ConfigError: an order or sizes that do not fit the data.
+    """
+    if data.stream is not None:
+        _check_rows(data.stream, "stream", "")
+        yield LISTED, data.stream
+        return
+    scenario, [dataset] = spec.scenario, data.sources
+    assert scenario is not None, "what is not listed is cut; checked while the spec is read"
+    for order in scenario.orders:
+        tasks = scenarios.tasks(
+            scenario.kind,
+            len(dataset.classes),
+            dataset.domains,
+            scenario.initial,
+            scenario.increment,
+            order,
+        )[: scenario.tasks]
+        stream = cut(dataset, tasks)
+        _check_rows(stream, "scenario", f" of order {order}")
+        yield order, stream
+
+
+def _check_rows(stream: Stream, key: str, order: str) -> None:
     """Every task needs rows to learn from and rows to be tested on."""
     for number, task in enumerate(stream.tasks):
         for name, rows in (("training", task.train), ("test", task.test)):
             if not len(rows):
-                raise BadDataError(
-                    f"task {number} of order {order} ({task.name}) has no {name} images",
-                    key="scenario",
-                )
+                place = f"{key}.{number}" if key == "stream" else key
+                raise BadDataError(f'task "{task.name}"{order} has no {name} images', key=place)

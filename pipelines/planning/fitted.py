@@ -39,11 +39,14 @@ def fitted(cell: Cell) -> Run:
         shards["adapted"] = cache(lambda split: shared.shards(split, graft, model))
         if not parts.keeps_frozen:
             del kinds["features"], shards["features"]
-    separable = classifier.separable and shared.spec.scenario.kind == "class_incremental"
+    scenario = shared.spec.scenario
+    separable = (
+        classifier.separable and scenario is not None and scenario.kind == "class_incremental"
+    )
     train, ids = [task.train for task in tasks], cell.stream.ids
     if separable:
         # One fit on all classes serves every order.
-        everything, ids = whole(shared.dataset.train)
+        everything, ids = whole(shared.data.sources[0].train)
         train = [everything]
     place = {each: label for label, each in enumerate(ids)}
     columns = tuple(place[each] for each in cell.stream.ids)
@@ -64,7 +67,7 @@ def fitted(cell: Cell) -> Run:
         hints=Hints(
             FitHints(
                 cpus=cpus,
-                num_classes=len(shared.dataset.classes),
+                num_classes=len(shared.data.classes),
                 ids=ids,
                 selection=Selection(),
             ),
@@ -92,7 +95,7 @@ def _labels(columns: Sequence[int], count: int) -> tuple[int, ...]:
 
 def _texts(shared: Shared, ids: Sequence[int]) -> TextParameters:
     """Texts of the classes in the order of their numbers."""
-    names = tuple(shared.dataset.classes[i] for i in ids)
+    names = tuple(shared.data.classes[i] for i in ids)
     return TextParameters(kind=shared.text_kind(), names=names)
 
 

@@ -13,7 +13,7 @@ from graftwork.operators.backbones import resolve as backbones
 from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data import dataset as datasets
 from graftwork.operators.data import description as descriptions
-from graftwork.operators.data.dataset import Dataset
+from graftwork.operators.data.stream import Data, Listed, of_dataset, of_tasks
 from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleError, together
 from graftwork.operators.images import preprocessing as preprocessings
 from graftwork.operators.images.preprocessing import Preprocessing
@@ -36,7 +36,7 @@ class Plan:
     """The graph of a spec, with what the stages were made of."""
 
     spec: PipelineSpec
-    dataset: Dataset
+    data: Data
     backbone: Backbone
     preprocessing: Preprocessing
     runs: tuple[Run, ...]
@@ -71,12 +71,12 @@ def make_plan(loaded: Loaded, memo: Memo) -> Plan:
 def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     spec = loaded.spec
     methods, combinations, backbone = _resolve(loaded, memo)
-    dataset = datasets.index(spec.dataset.model_dump(mode="json"), memo)
+    data = data_of(spec, memo)
     preprocessing = _preprocessing(spec.backbone.preprocessing, backbone)
-    check_networks(spec, backbone, dataset.classes, methods)
+    check_networks(spec, backbone, data.classes, methods)
     shared = Shared(
         spec=spec,
-        dataset=dataset,
+        data=data,
         backbone=backbone,
         preprocessing=preprocessing,
         reference=_reference(spec, memo) if any(m.facts.reference for m in methods) else None,
@@ -86,11 +86,42 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     runs = tuple(make_runs(shared, methods, beside))
     return Plan(
         spec=spec,
-        dataset=dataset,
+        data=data,
         backbone=backbone,
         preprocessing=preprocessing,
         runs=(*runs, *combine.combine(shared, combinations, runs)),
     )
+
+
+def data_of(spec: PipelineSpec, memo: Memo) -> Data:
+    """The images of a spec, indexed.
+
+    Raises:
+        BadDataError: they cannot be used.
+        ConfigError: a place that may not be used, or class names that do not go together.
+    """
+    if spec.dataset is not None:
+        return of_dataset(datasets.index(spec.dataset.model_dump(mode="json"), memo))
+    tasks = []
+    for number, task in enumerate(spec.stream):
+        try:
+            found = datasets.index(task.description(), memo)
+        except (BadDataError, ConfigError) as error:
+            raise error.moved("dataset", f"stream.{number}") from error
+        if unknown := set(task.only or ()) - set(found.classes):
+            raise ConfigError(
+                f'no class "{min(unknown)}" there', key=f"stream.{number}.only"
+            )
+        tasks.append(
+            Listed(
+                name=task.name,
+                dataset=found,
+                only=task.only,
+                domain=task.domain,
+                apart=spec.disjoint_classes,
+            )
+        )
+    return of_tasks(tasks)
 
 
 def _beside(shared: Shared, memo: Memo, methods: Sequence[Method]) -> Shared | None:
@@ -115,7 +146,7 @@ def _beside(shared: Shared, memo: Memo, methods: Sequence[Method]) -> Shared | N
             )
         beside = Shared(
             spec=shared.spec.model_copy(update={"backbone": given}),
-            dataset=shared.dataset,
+            data=shared.data,
             backbone=backbone,
             preprocessing=preprocessing,
             main=shared,

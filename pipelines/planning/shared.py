@@ -5,9 +5,9 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 
 from graftwork.operators.backbones.resolve import Backbone
-from graftwork.operators.data.dataset import Dataset, Split
+from graftwork.operators.data.dataset import Split
 from graftwork.operators.data.digests import digest_of
-from graftwork.operators.data.stream import Rows, whole
+from graftwork.operators.data.stream import Data, Rows, whole
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.features import (
@@ -61,7 +61,7 @@ class Shared:
 
     Args:
         spec: the spec.
-        dataset: its images.
+        data: its images.
         backbone: the network.
         preprocessing: the test transform.
         reference: images and texts of no task, if a method asks for them.
@@ -69,7 +69,7 @@ class Shared:
     """
 
     spec: PipelineSpec
-    dataset: Dataset
+    data: Data
     backbone: Backbone
     preprocessing: Preprocessing
     reference: Reference | None = None
@@ -197,7 +197,7 @@ class Shared:
         resources = self.spec.resources.extract
         return Stage(
             operator="text",
-            parameters=to_json(TextParameters(kind=self.text_kind(), names=self.dataset.classes)),
+            parameters=to_json(TextParameters(kind=self.text_kind(), names=self.data.classes)),
             hints=to_json(NetworkHints(network=self.where(), cpus=resources.cpus)),
             resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
             label="text features",
@@ -236,7 +236,7 @@ class Shared:
 
     def reading(self, images: int, cpus: float) -> ImageHints:
         """Hints of a stage that sends so many images through the backbone, without places."""
-        given = self.spec.dataset
+        given = self.spec.dataset or BuiltinDataset(builtin="digits")
         return ImageHints(
             network=self.where(),
             cpus=cpus,

@@ -85,7 +85,7 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
             ),
         },
         artifacts=artifacts,
-        dataset=(plan.spec.pipeline, plan.dataset.train.digest[:16]),
+        dataset=(plan.spec.pipeline, plan.data.digest[:16]),
         cached=finished.cached,
     )
 

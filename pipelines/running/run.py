@@ -42,8 +42,8 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> Document:
     plan = make_plan(loaded, store.memo)
     _write_run_record(plan, store)
     display.say(
-        f"{pipeline}: {len(plan.dataset.train)} training and {len(plan.dataset.test)} test images, "
-        f"{len(plan.dataset.classes)} classes, {len(plan.runs)} runs, {len(plan.stages)} stages"
+        f"{pipeline}: {training} training and {test} test images, "
+        f"{len(plan.data.classes)} classes, {len(plan.runs)} runs, {len(plan.stages)} stages"
     )
     tracker.start(
         name=time.strftime("%Y-%m-%d %H:%M:%S"),

@@ -1,0 +1,99 @@
+"""The section of a spec that lists its tasks one by one, in order of arrival."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, Field, ValidationInfo, field_validator
+
+from graftwork.pipelines.spec.data import (
+    BUILTIN_DATASETS,
+    HOLDOUT_SAYS,
+    LIMITS_SAYS,
+    MAX_COUNT,
+    MAX_PIXELS,
+    ClassNames,
+    Limits,
+    LimitsField,
+    places,
+)
+from graftwork.pipelines.spec.fields import (
+    Place,
+    Section,
+    choice,
+    integer,
+    listing,
+    no_duplicates,
+    optional,
+    real,
+    refuse,
+    text,
+)
+
+_name = text(200, forbidden="/")
+
+
+class ListedTask(Section):
+    """A task that brings its own images."""
+
+    name: Annotated[str, _name] = Field(description="of the task, for people; once in a stream")
+    builtin: Annotated[str | None, optional(choice(BUILTIN_DATASETS))] = Field(
+        default=None, description="name of a data set that needs no files, instead of places"
+    )
+    train: Annotated[tuple[Place, ...] | None, optional(places)] = Field(
+        default=None, description="as dataset.train", validate_default=True
+    )
+    test: Annotated[tuple[Place, ...] | None, optional(places)] = Field(
+        default=None, description="as dataset.test", validate_default=True
+    )
+    only: Annotated[
+        tuple[Annotated[str, text(200)], ...] | None,
+        optional(listing("names of classes", single=True)),
+    ] = Field(default=None, description="names of the classes that the task takes; null: all")
+    domain: Annotated[str, text(200)] = Field(
+        default="images", description="name of what the images have in common, not a column"
+    )
+    image: Annotated[str, text()] = Field(default="image", description="as dataset.image")
+    label: Annotated[str, text()] = Field(default="label", description="as dataset.label")
+    classes: ClassNames = Field(default=None, description="as dataset.classes")
+    limit_per_class: LimitsField = Field(default=Limits(), description=LIMITS_SAYS)
+    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=HOLDOUT_SAYS)
+    on_bad_image: Annotated[Literal["error", "skip"], choice(("error", "skip"))] = Field(
+        default="error", description="as dataset.on_bad_image"
+    )
+    max_pixels: Annotated[int, integer(1, MAX_COUNT)] = Field(
+        default=MAX_PIXELS, description="as dataset.max_pixels"
+    )
+
+    @field_validator("train", "test")
+    @classmethod
+    def _one_source(cls, value: Any, info: ValidationInfo) -> Any:
+        builtin = info.data.get("builtin")
+        if builtin is None and value is None:
+            raise refuse("missing; give files, folders or URLs, or builtin")
+        if builtin is not None and value is not None:
+            raise refuse("not beside builtin; remove one of them")
+        return value
+
+    def description(self) -> dict[str, Any]:
+        """The images, as `operators.data.dataset.index` takes them."""
+        whose = {"name", "only", "domain"}
+        files = {"image", "label", "classes", "on_bad_image", "max_pixels", "train", "test"}
+        own = self.model_dump(mode="json", exclude=whose | (files if self.builtin else {"builtin"}))
+        # What a task lacks another one may have.
+        return own | {"domain": None, "ragged": True} if not self.builtin else own
+
+
+def _once(tasks: tuple[ListedTask, ...]) -> tuple[ListedTask, ...]:
+    names = [task.name for task in tasks]
+    for index, name in enumerate(names):
+        if name in names[:index]:
+            raise refuse(f'second task called "{name}"; give it another name', (index, "name"))
+    return tasks
+
+
+StreamField = Annotated[
+    tuple[ListedTask, ...] | None,
+    optional(listing("tasks")),
+    AfterValidator(lambda tasks: tasks and _once(tasks)),
+]
+
+__all__ = ["ListedTask", "StreamField", "no_duplicates"]
