@@ -171,6 +171,33 @@ def test_limit_per_class_takes_the_first(tmp_path: Path) -> None:
     assert len(found.test) == 9
 
 
+def test_limit_per_class_counts_within_each_domain(tmp_path: Path) -> None:
+    values = [0, 0, 0, 1, 0, 1, 0, 0, 1, 1]
+    style = ["x", "x", "x", "x", "y", "y", "y", "y", "x", "y"]
+    description = write(tmp_path / "a.parquet", range(10), values, style=style)
+    description |= {"limit_per_class": {"train": 2, "test": 1}}
+    found = index(description | {"domain": "style"})
+    assert read(found.train) == [png(n) for n in (0, 1, 3, 4, 5, 6, 8, 9)]
+    assert found.train.domains.tolist() == [0, 0, 0, 1, 1, 1, 0, 1]
+    assert read(found.test) == [png(n) for n in (0, 3, 4, 5)]
+    assert read(index(description).train) == [png(n) for n in (0, 1, 3, 5)]
+
+
+def test_a_memo_of_limits_by_class_alone_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a memo answers the same description and the same sources with other rows."""
+    style = ["x", "x", "y", "y"]
+    description = write(tmp_path / "a.parquet", range(4), [0, 0, 0, 0], style=style)
+    description |= {"domain": "style", "limit_per_class": {"train": 1, "test": 1}}
+    memo = Memo()
+    with monkeypatch.context() as before:
+        before.setattr(dataset, "VERSION", 1)
+        before.setattr(labels, "first_of_each", lambda *_: np.arange(1))
+        assert len(index(description, memo).train) == 1
+    assert read(index(description, memo).train) == [png(0), png(2)]
+
+
 def test_appended_data_leaves_earlier_images_in_place(tmp_path: Path) -> None:
     write(tmp_path / "0.parquet", range(6), np.arange(6) % 3)
     description = {"train": [str(tmp_path / "*.parquet")], "test": [str(tmp_path / "0.parquet")]}
@@ -626,16 +653,22 @@ def test_a_million_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(canonical(first.train.places(0, count))) < 300
 
 
-def test_first_of_each_class_is_a_loop_over_rows() -> None:
-    values = np.random.default_rng(0).integers(0, 7, 500)
-    seen: dict[int, int] = {}
+@pytest.mark.parametrize("domains", [1, 4])
+def test_first_of_each_is_a_loop_over_rows(domains: int) -> None:
+    random = np.random.default_rng(0)
+    # Numbers as an index has them: their products must not leave 32 bits.
+    values = random.integers(0, 7, 500).astype(np.int32) * 300_000_000
+    places = random.integers(0, domains, 500).astype(np.int32) * 1000
+    seen: dict[tuple[int, int], int] = {}
     expected = []
-    for row, value in enumerate(values.tolist()):
-        seen[value] = seen.get(value, 0) + 1
-        if seen[value] <= 9:
+    for row, group in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
+        seen[group] = seen.get(group, 0) + 1
+        if seen[group] <= 9:
             expected.append(row)
-    assert labels.first_of_each_class(values, 9).tolist() == expected
-    assert labels.first_of_each_class(values, None).tolist() == list(range(500))
+    assert len(expected) == 9 * 7 * domains
+    assert labels.first_of_each(values, places, 9).tolist() == expected
+    assert labels.first_of_each(values, places, None).tolist() == list(range(500))
+    assert labels.first_of_each(values[:0], places[:0], 9).tolist() == []
 
 
 def test_join_merges_names() -> None:

@@ -41,7 +41,7 @@ from graftwork.operators.store.memo import Memo
 
 __all__ = ["Dataset", "Split", "SplitIndex", "index", "read_index"]
 
-VERSION = 1
+VERSION = 2
 """Raised when the memo's content changes its meaning; the stage has a version of its own."""
 _MEMO = pa.schema(
     [
@@ -213,7 +213,10 @@ def _build(
     if problems or more:
         raise together([BadDataError(what) for what in problems + more])
     limits = description["limit_per_class"]
-    kept = {split: labels.first_of_each_class(ids[split], limits[split]) for split in SPLITS}
+    kept = {
+        split: labels.first_of_each(ids[split], domain_ids[split], limits[split])
+        for split in SPLITS
+    }
     scans = {
         split: scan.images(
             places[split].at(kept[split]),

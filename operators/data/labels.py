@@ -114,12 +114,19 @@ def columns_of(labels: np.ndarray, learned: Sequence[int]) -> np.ndarray:
     return column[labels]
 
 
-def first_of_each_class(ids: np.ndarray, limit: int | None) -> np.ndarray:
-    """Ascending rows int64 that hold the first `limit` of each class; None keeps all."""
-    if limit is None:
+def first_of_each(ids: np.ndarray, domains: np.ndarray, limit: int | None) -> np.ndarray:
+    """Ascending rows int64 that hold the first `limit` of each class in each domain.
+
+    Args:
+        ids: [N] integer class numbers.
+        domains: [N] integer domain numbers.
+        limit: None keeps all rows.
+    """
+    if limit is None or not len(ids):
         return np.arange(len(ids))
-    order = np.argsort(ids, kind="stable")
-    ordered = ids[order]
+    groups = ids.astype(np.int64) * (int(domains.max()) + 1) + domains
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
     rank = np.arange(len(ids)) - np.searchsorted(ordered, ordered)
     return np.sort(order[rank < limit])
 

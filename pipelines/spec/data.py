@@ -35,13 +35,13 @@ seed = integer(0, MAX_SEED)
 
 
 class Limits(Section):
-    """First rows of each class in file order; null means all of them."""
+    """First rows of each class in each domain, in file order; null means all of them."""
 
     train: Annotated[int | None, optional(_count)] = Field(
-        default=None, description="rows of each class used for training"
+        default=None, description="rows of each class in each domain used for training"
     )
     test: Annotated[int | None, optional(_count)] = Field(
-        default=None, description="rows of each class used for testing"
+        default=None, description="rows of each class in each domain used for testing"
     )
 
 
@@ -53,7 +53,7 @@ def _limits(value: Any) -> Any:
 
 
 _LimitsField = Annotated[Limits, Before(_limits, "integer (both splits), mapping, or null")]
-_LIMITS_SAYS = "first rows of each class in file order"
+_LIMITS_SAYS = "first rows of each class in each domain, in file order"
 _HOLDOUT_SAYS = (
     "share of each class's training images to test on instead of the test images, "
     "for choosing hyper-parameters"
