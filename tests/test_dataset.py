@@ -524,7 +524,7 @@ def test_a_class_whose_images_are_all_bad(tmp_path: Path) -> None:
     cells = pa.array([png(0), b"?"], pa.binary())
     description = write(tmp_path / "a.parquet", None, [0, 1], cells) | {"on_bad_image": "skip"}
     assert problems(description, tmp_path)[:2] == [
-        'class 1 ("1") has no training images',
+        "class 1 has no training images",
         "a.parquet row 1: not JPEG, PNG or WEBP",
     ]
 

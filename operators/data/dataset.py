@@ -176,7 +176,12 @@ def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None
 def _held_out(dataset: Dataset, share: float) -> Dataset:
     """The data set with a part of its training images in the place of the test images."""
     train = dataset.train
-    held = holdout.held_out(train.digests, train.labels, train.domains, share)
+
+    def called(row: int) -> str:
+        domain = dataset.domains[train.domains[row]]
+        return labels.called(int(train.labels[row]), dataset.classes, domain)
+
+    held = holdout.held_out(train.digests, train.labels, train.domains, share, called)
 
     def part(name: str, rows: np.ndarray) -> Split:
         return replace(

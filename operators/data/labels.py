@@ -148,18 +148,20 @@ def _untrained(ids: Mapping[str, np.ndarray], count: int, names: Sequence[str]) 
     first = int(gap[0]) if len(gap) else len(present)
     problems = []
     if len(tested):
-        one = _class(int(tested[0]), names)
+        one = called(int(tested[0]), names)
         problems.append(f"test has images of {one}, train has none{_more(len(tested), 'classes')}")
     if (missing := count - len(present)) > len(tested):
         hint = "" if names else "; class numbers must be 0, 1, 2, ... without gaps"
         problems.append(
-            f"{_class(first, names)} has no training images{_more(missing, 'classes')}{hint}"
+            f"{called(first, names)} has no training images{_more(missing, 'classes')}{hint}"
         )
     return problems
 
 
-def _class(number: int, names: Sequence[str]) -> str:
-    return f'class {number} ("{names[number]}")' if names else f"class {number}"
+def called(number: int, names: Sequence[str], domain: str = "") -> str:
+    """Name of a class for people, of its images in one domain if that has a name."""
+    own = f' ("{names[number]}")' if names and names[number] != str(number) else ""
+    return f"class {number}{own}" + (f' in domain "{domain}"' if domain else "")
 
 
 def _nulls(columns: Columns, places: Mapping[str, Places], what: str) -> list[str]:

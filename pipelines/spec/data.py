@@ -55,8 +55,8 @@ def _limits(value: Any) -> Any:
 _LimitsField = Annotated[Limits, Before(_limits, "integer (both splits), mapping, or null")]
 _LIMITS_SAYS = "first rows of each class in each domain, in file order"
 _HOLDOUT_SAYS = (
-    "share of each class's training images to test on instead of the test images, "
-    "for choosing hyper-parameters"
+    "share of each class's training images in each domain to test on instead of the test images, "
+    "for choosing hyper-parameters; equal images are held out together"
 )
 
 
