@@ -375,7 +375,8 @@ def test_missing_and_mistyped_columns_of_all_files_at_once(tmp_path: Path) -> No
             None,
             [
                 "class 1 has no training images (in all 2 classes); "
-                "class numbers must be 0, 1, 2, ... without gaps"
+                "class numbers must be 0, 1, 2, ... without gaps; "
+                "list all classes in dataset.classes if some are to have no images"
             ],
         ),
         (
@@ -384,10 +385,33 @@ def test_missing_and_mistyped_columns_of_all_files_at_once(tmp_path: Path) -> No
             None,
             [
                 "class 1 has no training images (in all 999999999999 classes); "
-                "class numbers must be 0, 1, 2, ... without gaps"
+                "class numbers must be 0, 1, 2, ... without gaps; "
+                "list all classes in dataset.classes if some are to have no images"
             ],
         ),
-        ([0, 2], [0], ["a", "b", "c"], ['class 1 ("b") has no training images']),
+        (
+            [0, 3],
+            [0, 1],
+            None,
+            [
+                "test has images of class 1, train has none",
+                "class 2 has no training images; class numbers must be 0, 1, 2, ... without gaps; "
+                "list all classes in dataset.classes if some are to have no images",
+            ],
+        ),
+        (
+            [0, 2],
+            [0, 1],
+            ["a", "b", "c", "d"],
+            ['test has images of class 1 ("b"), train has none'],
+        ),
+        (
+            ["a", "c"],
+            ["a", "b"],
+            ["a", "b", "c", "d"],
+            ['test has images of class 1 ("b"), train has none'],
+        ),
+        ([], [], ["a"], ["train: no images"]),
         (["x"], [0], None, ["labels are integers in one split and strings in the other"]),
         (
             ["x"],
@@ -437,9 +461,39 @@ def test_domains_that_cannot_be_used(tmp_path: Path) -> None:
 def test_an_empty_class_folder(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", {"ant/1.png": png(1), "cat/2.png": png(2)})
     (tmp_path / "set/bee").mkdir()
-    assert problems({"train": [root], "test": [root]}, tmp_path) == [
-        'class 1 ("bee") has no training images'
+    description = {"train": [root], "test": [root]}
+    assert problems(description, tmp_path) == [
+        'class 1 ("bee") has no training images; '
+        "list all classes in dataset.classes if some are to have no images"
     ]
+    for names in (["ant", "cat"], ["cat", "bee", "dog", "ant"]):
+        found = index(description | {"classes": names})
+        assert found.classes == tuple(names)
+        assert [found.classes[label] for label in found.train.labels] == ["ant", "cat"]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_listed_classes_may_have_no_images(tmp_path: Path, text: bool) -> None:
+    """Neither in the middle nor at the end; others have none to be tested on."""
+    names = ["ant", "bee", "cat", "dog", "elk"]
+
+    def cells(numbers: list[int]) -> Any:
+        return [names[n] for n in numbers] if text else numbers
+
+    train = write(tmp_path / "a.parquet", range(6), cells([3, 0, 2, 3, 2, 0]))["train"]
+    test = write(tmp_path / "b.parquet", range(6, 8), cells([3, 0]))["train"]
+    memo = Memo()
+    description = {"train": train, "test": test, "classes": names}
+    found = index(description, memo)
+    assert found.classes == found.train.classes == found.test.classes == tuple(names)
+    assert found.train.labels.tolist() == [3, 0, 2, 3, 2, 0]
+    assert found.test.labels.tolist() == [3, 0]
+    assert found.train.parameters().classes == found.test.parameters().classes == 5
+    assert_same(index(description, memo), found)
+    result = run(found.test.stage().assignment(), SimpleNamespace(memo=memo))
+    assert result.facts["classes"] == {"ant": 1, "bee": 0, "cat": 0, "dog": 1, "elk": 0}
+    limited = index(description | {"limit_per_class": {"train": 1}}, memo)
+    assert limited.train.labels.tolist() == [3, 0, 2]
 
 
 def test_not_parquet(tmp_path: Path) -> None:
@@ -527,6 +581,18 @@ def test_a_class_whose_images_are_all_bad(tmp_path: Path) -> None:
         "class 1 has no training images",
         "a.parquet row 1: not JPEG, PNG or WEBP",
     ]
+    # To list it is not to say that its images may be lost.
+    assert problems(description | {"classes": ["ant", "bee", "cat"]}, tmp_path)[:2] == [
+        'class 1 ("bee") has no training images',
+        "a.parquet row 1: not JPEG, PNG or WEBP",
+    ]
+    test = write(tmp_path / "b.parquet", range(2), [0, 1])["test"]
+    assert problems(description | {"test": test}, tmp_path)[0] == (
+        "test has images of class 1, train has none"
+    )
+    nothing = pa.array([b"?", b"?"], pa.binary())
+    train = write(tmp_path / "c.parquet", None, [0, 1], nothing)["train"]
+    assert problems(description | {"train": train, "test": test}, tmp_path)[0] == "train: no images"
 
 
 def test_bad_image_files(tmp_path: Path) -> None:

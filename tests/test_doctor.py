@@ -146,6 +146,21 @@ def test_many_classes_are_shortened(tmp_path: Path) -> None:
     assert len(report.train.classes) == 30
 
 
+def test_classes_without_images_are_not_those_that_are_only_not_tested(tmp_path: Path) -> None:
+    names = ["ant", "bee", "cat", *"defghi"]
+    train = write(tmp_path / "a.parquet", [png(0), png(1)], [0, 2])
+    test = write(tmp_path / "b.parquet", [png(2)], [0])
+    report = doctor.describe(indexed(train, test, classes=names))
+    assert report.warnings == [
+        "classes without images: 7; bee, d, e, f, g, ...",
+        "classes without test images: 1; cat",
+    ]
+    assert report.train.classes["bee"] == report.test.classes["bee"] == 0
+    lines = rendered(report).split("\n")
+    assert ["bee", "0", "0"] in [line.split() for line in lines]
+    assert ["classes", "2", "1"] in [line.split() for line in lines]
+
+
 def test_a_single_class(tmp_path: Path) -> None:
     train = write(tmp_path / "a.parquet", [png(0)], [0])
     test = write(tmp_path / "b.parquet", [png(1)], [0])

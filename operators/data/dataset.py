@@ -240,7 +240,7 @@ def _build(
     good = {split: scans[split].good() for split in SPLITS}
     rows = {split: kept[split][good[split]] for split in SPLITS}
     chosen = {split: ids[split][rows[split]] for split in SPLITS}
-    if problems := labels.untrained(chosen, classes):
+    if problems := labels.lost(ids, chosen, classes):
         more = scan.explain(bad) if bad else []
         raise together([*(BadDataError(what) for what in problems), *more])
     splits = {

@@ -184,7 +184,7 @@ def _decode_all(
 
 
 def _warnings(dataset: Dataset) -> list[str]:
-    """Duplicates, leaks between the splits, and classes that cannot be tested."""
+    """Duplicates, leaks between the splits, and classes that cannot be trained or tested."""
     train, test = dataset.train, dataset.test
     digests = np.concatenate([train.digests, test.digests])
     labels = np.concatenate([train.labels, test.labels])
@@ -204,11 +204,15 @@ def _warnings(dataset: Dataset) -> list[str]:
             pairs = sorted(zip(first[chosen].tolist(), second[chosen].tolist(), strict=True))
             names = [_sample(dataset, position) for position in pairs[0]]
             found.append(f"images {what}: {count}; first: {names[0]}, {names[1]}")
-    tested = np.bincount(test.labels, minlength=len(dataset.classes))
-    if len(missing := np.flatnonzero(tested == 0)):
-        names = ", ".join(dataset.classes[i] for i in missing[:_ENDS])
-        dots = ", ..." if len(missing) > _ENDS else ""
-        found.append(f"classes without test images: {len(missing)}; {names}{dots}")
+    trained, tested = (np.bincount(s.labels, minlength=len(dataset.classes)) for s in (train, test))
+    for what, chosen in (
+        ("without images", trained + tested == 0),
+        ("without test images", (trained > 0) & (tested == 0)),
+    ):
+        if len(missing := np.flatnonzero(chosen)):
+            names = ", ".join(dataset.classes[i] for i in missing[:_ENDS])
+            dots = ", ..." if len(missing) > _ENDS else ""
+            found.append(f"classes {what}: {len(missing)}; {names}{dots}")
     if len(dataset.classes) == 1:
         found.append("there is only one class")
     return found

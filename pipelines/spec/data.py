@@ -110,7 +110,10 @@ class FileDataset(Section):
     classes: Annotated[
         Place | tuple[str, ...] | None,
         Rule(_classes, "path of a JSON list, list of names, or null"),
-    ] = Field(default=None, description="class names by class id, for reports")
+    ] = Field(
+        default=None,
+        description="class names by class id; classes without images may be among them",
+    )
     limit_per_class: _LimitsField = Field(default=Limits(), description=_LIMITS_SAYS)
     holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=_HOLDOUT_SAYS)
     on_bad_image: Annotated[Literal["error", "skip"], choice(("error", "skip"))] = Field(
