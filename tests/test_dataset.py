@@ -101,6 +101,36 @@ def test_source_order_digests_and_labels(tmp_path: Path) -> None:
     assert found.train.images_digest(2, 5) == hashlib.sha256(joined).hexdigest()
 
 
+def test_equal_images_stay_as_they_stand(tmp_path: Path) -> None:
+    """In two classes, in two domains, in a class twice, and in both splits: every row counts."""
+    numbers, values, style = [0, 1, 0, 2, 2, 1, 3], [0, 0, 1, 1, 1, 0, 0], [*"xxxxyyy"]
+    train = write(tmp_path / "a.parquet", numbers, values, style=style)["train"]
+    test = write(tmp_path / "b.parquet", [2, 9, 2], [0, 0, 1], style=[*"xyx"])["train"]
+    memo = Memo()
+    description = {"train": train, "test": test, "domain": "style"}
+    found = index(description, memo)
+    digest = {n: np.frombuffer(hashlib.sha256(png(n)).digest(), np.uint8) for n in range(10)}
+    assert np.array_equal(found.train.digests, [digest[n] for n in numbers])
+    assert found.train.labels.tolist() == values
+    assert found.train.domains.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert read(found.train) == [png(n) for n in numbers]
+    assert np.array_equal(found.test.digests, [digest[n] for n in (2, 9, 2)])
+    assert found.test.labels.tolist() == [0, 0, 1]
+    assert_same(index(description, memo), found)
+    limited = index(description | {"limit_per_class": {"train": 1}}, memo)
+    assert read(limited.train) == [png(0), png(0), png(2), png(1)]
+    assert limited.train.labels.tolist() == [0, 1, 1, 0]
+
+
+def test_equal_images_in_folders_stay_as_they_stand(tmp_path: Path) -> None:
+    files = {"ant/1.png": png(0), "ant/2.png": png(0), "bee/1.png": png(0)}
+    root = folder(tmp_path / "set", files)
+    found = index({"train": [root], "test": [root]})
+    assert found.train.labels.tolist() == found.test.labels.tolist() == [0, 0, 1]
+    assert len({digest.tobytes() for digest in found.train.digests}) == 1
+    assert found.train.places(0, 3)["files"] == [f"{root}/{name}" for name in files]
+
+
 def test_hugging_face_struct(tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = pa.array([{"bytes": png(n), "path": f"{n}.png"} for n in range(6)], kind)

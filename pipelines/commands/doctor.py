@@ -193,17 +193,22 @@ def _warnings(dataset: Dataset) -> list[str]:
     same = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
     first, second = order[:-1][same], order[1:][same]
     number = len(train)
+    pairs = np.stack([first, second], axis=1)
+    # Of every row the first one with its image: a test image may be there several times.
+    starts = np.maximum.accumulate(np.where(np.append(False, same), 0, np.arange(len(order))))
+    origin = np.zeros(len(order), dtype=np.int64)
+    origin[order] = order[starts]
+    leaked = np.flatnonzero(origin[number:] < number) + number
     found = []
     for what, chosen in (
-        ("in train more than once", second < number),
-        ("in test more than once", first >= number),
-        ("in train and in test", (first < number) & (second >= number)),
-        ("with two labels", labels[first] != labels[second]),
+        ("images in train more than once", pairs[second < number]),
+        ("images in test more than once", pairs[first >= number]),
+        ("test images that are also in train", np.stack([leaked, origin[leaked]], axis=1)),
+        ("images with two labels", pairs[labels[first] != labels[second]]),
     ):
-        if count := int(chosen.sum()):
-            pairs = sorted(zip(first[chosen].tolist(), second[chosen].tolist(), strict=True))
-            names = [_sample(dataset, position) for position in pairs[0]]
-            found.append(f"images {what}: {count}; first: {names[0]}, {names[1]}")
+        if len(chosen):
+            names = [_sample(dataset, position) for position in min(chosen.tolist())]
+            found.append(f"{what}: {len(chosen)}; first: {names[0]}, {names[1]}")
     trained, tested = (np.bincount(s.labels, minlength=len(dataset.classes)) for s in (train, test))
     for what, chosen in (
         ("without images", trained + tested == 0),
