@@ -492,7 +492,10 @@ def test_folders(call: Command, tmp_path: Path) -> None:
         "per class, or Parquet files as empty/*.parquet"
     ]
     (folder(tmp_path / "hollow") / "c2").mkdir()
-    assert found("hollow") == ['class 2 ("c2") has no training images']
+    assert found("hollow") == [
+        'class 2 ("c2") has no training images; '
+        "list all classes in dataset.classes if some are to have no images"
+    ]
     extra = folder(tmp_path / "extra", 3)
     assert found("good", extra) == ['test has images of class 2 ("c2"), train has none']
     odd = folder(tmp_path / "odd")

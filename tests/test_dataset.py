@@ -101,6 +101,36 @@ def test_source_order_digests_and_labels(tmp_path: Path) -> None:
     assert found.train.images_digest(2, 5) == hashlib.sha256(joined).hexdigest()
 
 
+def test_equal_images_stay_as_they_stand(tmp_path: Path) -> None:
+    """In two classes, in two domains, in a class twice, and in both splits: every row counts."""
+    numbers, values, style = [0, 1, 0, 2, 2, 1, 3], [0, 0, 1, 1, 1, 0, 0], [*"xxxxyyy"]
+    train = write(tmp_path / "a.parquet", numbers, values, style=style)["train"]
+    test = write(tmp_path / "b.parquet", [2, 9, 2], [0, 0, 1], style=[*"xyx"])["train"]
+    memo = Memo()
+    description = {"train": train, "test": test, "domain": "style"}
+    found = index(description, memo)
+    digest = {n: np.frombuffer(hashlib.sha256(png(n)).digest(), np.uint8) for n in range(10)}
+    assert np.array_equal(found.train.digests, [digest[n] for n in numbers])
+    assert found.train.labels.tolist() == values
+    assert found.train.domains.tolist() == [0, 0, 0, 0, 1, 1, 1]
+    assert read(found.train) == [png(n) for n in numbers]
+    assert np.array_equal(found.test.digests, [digest[n] for n in (2, 9, 2)])
+    assert found.test.labels.tolist() == [0, 0, 1]
+    assert_same(index(description, memo), found)
+    limited = index(description | {"limit_per_class": {"train": 1}}, memo)
+    assert read(limited.train) == [png(0), png(0), png(2), png(1)]
+    assert limited.train.labels.tolist() == [0, 1, 1, 0]
+
+
+def test_equal_images_in_folders_stay_as_they_stand(tmp_path: Path) -> None:
+    files = {"ant/1.png": png(0), "ant/2.png": png(0), "bee/1.png": png(0)}
+    root = folder(tmp_path / "set", files)
+    found = index({"train": [root], "test": [root]})
+    assert found.train.labels.tolist() == found.test.labels.tolist() == [0, 0, 1]
+    assert len({digest.tobytes() for digest in found.train.digests}) == 1
+    assert found.train.places(0, 3)["files"] == [f"{root}/{name}" for name in files]
+
+
 def test_hugging_face_struct(tmp_path: Path) -> None:
     kind = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     cells = pa.array([{"bytes": png(n), "path": f"{n}.png"} for n in range(6)], kind)
@@ -169,6 +199,33 @@ def test_limit_per_class_takes_the_first(tmp_path: Path) -> None:
     assert read(found.train) == [png(n) for n in (0, 1, 2, 3, 5, 7)]
     assert found.train.places(0, 6)["runs"] == [[0, 0, 4], [0, 5, 6], [0, 7, 8]]
     assert len(found.test) == 9
+
+
+def test_limit_per_class_counts_within_each_domain(tmp_path: Path) -> None:
+    values = [0, 0, 0, 1, 0, 1, 0, 0, 1, 1]
+    style = ["x", "x", "x", "x", "y", "y", "y", "y", "x", "y"]
+    description = write(tmp_path / "a.parquet", range(10), values, style=style)
+    description |= {"limit_per_class": {"train": 2, "test": 1}}
+    found = index(description | {"domain": "style"})
+    assert read(found.train) == [png(n) for n in (0, 1, 3, 4, 5, 6, 8, 9)]
+    assert found.train.domains.tolist() == [0, 0, 0, 1, 1, 1, 0, 1]
+    assert read(found.test) == [png(n) for n in (0, 3, 4, 5)]
+    assert read(index(description).train) == [png(n) for n in (0, 1, 3, 5)]
+
+
+def test_a_memo_of_limits_by_class_alone_is_computed_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Such a memo answers the same description and the same sources with other rows."""
+    style = ["x", "x", "y", "y"]
+    description = write(tmp_path / "a.parquet", range(4), [0, 0, 0, 0], style=style)
+    description |= {"domain": "style", "limit_per_class": {"train": 1, "test": 1}}
+    memo = Memo()
+    with monkeypatch.context() as before:
+        before.setattr(dataset, "VERSION", 1)
+        before.setattr(labels, "first_of_each", lambda *_: np.arange(1))
+        assert len(index(description, memo).train) == 1
+    assert read(index(description, memo).train) == [png(0), png(2)]
 
 
 def test_appended_data_leaves_earlier_images_in_place(tmp_path: Path) -> None:
@@ -348,7 +405,8 @@ def test_missing_and_mistyped_columns_of_all_files_at_once(tmp_path: Path) -> No
             None,
             [
                 "class 1 has no training images (in all 2 classes); "
-                "class numbers must be 0, 1, 2, ... without gaps"
+                "class numbers must be 0, 1, 2, ... without gaps; "
+                "list all classes in dataset.classes if some are to have no images"
             ],
         ),
         (
@@ -357,10 +415,33 @@ def test_missing_and_mistyped_columns_of_all_files_at_once(tmp_path: Path) -> No
             None,
             [
                 "class 1 has no training images (in all 999999999999 classes); "
-                "class numbers must be 0, 1, 2, ... without gaps"
+                "class numbers must be 0, 1, 2, ... without gaps; "
+                "list all classes in dataset.classes if some are to have no images"
             ],
         ),
-        ([0, 2], [0], ["a", "b", "c"], ['class 1 ("b") has no training images']),
+        (
+            [0, 3],
+            [0, 1],
+            None,
+            [
+                "test has images of class 1, train has none",
+                "class 2 has no training images; class numbers must be 0, 1, 2, ... without gaps; "
+                "list all classes in dataset.classes if some are to have no images",
+            ],
+        ),
+        (
+            [0, 2],
+            [0, 1],
+            ["a", "b", "c", "d"],
+            ['test has images of class 1 ("b"), train has none'],
+        ),
+        (
+            ["a", "c"],
+            ["a", "b"],
+            ["a", "b", "c", "d"],
+            ['test has images of class 1 ("b"), train has none'],
+        ),
+        ([], [], ["a"], ["train: no images"]),
         (["x"], [0], None, ["labels are integers in one split and strings in the other"]),
         (
             ["x"],
@@ -410,9 +491,39 @@ def test_domains_that_cannot_be_used(tmp_path: Path) -> None:
 def test_an_empty_class_folder(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", {"ant/1.png": png(1), "cat/2.png": png(2)})
     (tmp_path / "set/bee").mkdir()
-    assert problems({"train": [root], "test": [root]}, tmp_path) == [
-        'class 1 ("bee") has no training images'
+    description = {"train": [root], "test": [root]}
+    assert problems(description, tmp_path) == [
+        'class 1 ("bee") has no training images; '
+        "list all classes in dataset.classes if some are to have no images"
     ]
+    for names in (["ant", "cat"], ["cat", "bee", "dog", "ant"]):
+        found = index(description | {"classes": names})
+        assert found.classes == tuple(names)
+        assert [found.classes[label] for label in found.train.labels] == ["ant", "cat"]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_listed_classes_may_have_no_images(tmp_path: Path, text: bool) -> None:
+    """Neither in the middle nor at the end; others have none to be tested on."""
+    names = ["ant", "bee", "cat", "dog", "elk"]
+
+    def cells(numbers: list[int]) -> Any:
+        return [names[n] for n in numbers] if text else numbers
+
+    train = write(tmp_path / "a.parquet", range(6), cells([3, 0, 2, 3, 2, 0]))["train"]
+    test = write(tmp_path / "b.parquet", range(6, 8), cells([3, 0]))["train"]
+    memo = Memo()
+    description = {"train": train, "test": test, "classes": names}
+    found = index(description, memo)
+    assert found.classes == found.train.classes == found.test.classes == tuple(names)
+    assert found.train.labels.tolist() == [3, 0, 2, 3, 2, 0]
+    assert found.test.labels.tolist() == [3, 0]
+    assert found.train.parameters().classes == found.test.parameters().classes == 5
+    assert_same(index(description, memo), found)
+    result = run(found.test.stage().assignment(), SimpleNamespace(memo=memo))
+    assert result.facts["classes"] == {"ant": 1, "bee": 0, "cat": 0, "dog": 1, "elk": 0}
+    limited = index(description | {"limit_per_class": {"train": 1}}, memo)
+    assert limited.train.labels.tolist() == [3, 0, 2]
 
 
 def test_not_parquet(tmp_path: Path) -> None:
@@ -497,9 +608,21 @@ def test_a_class_whose_images_are_all_bad(tmp_path: Path) -> None:
     cells = pa.array([png(0), b"?"], pa.binary())
     description = write(tmp_path / "a.parquet", None, [0, 1], cells) | {"on_bad_image": "skip"}
     assert problems(description, tmp_path)[:2] == [
-        'class 1 ("1") has no training images',
+        "class 1 has no training images",
         "a.parquet row 1: not JPEG, PNG or WEBP",
     ]
+    # To list it is not to say that its images may be lost.
+    assert problems(description | {"classes": ["ant", "bee", "cat"]}, tmp_path)[:2] == [
+        'class 1 ("bee") has no training images',
+        "a.parquet row 1: not JPEG, PNG or WEBP",
+    ]
+    test = write(tmp_path / "b.parquet", range(2), [0, 1])["test"]
+    assert problems(description | {"test": test}, tmp_path)[0] == (
+        "test has images of class 1, train has none"
+    )
+    nothing = pa.array([b"?", b"?"], pa.binary())
+    train = write(tmp_path / "c.parquet", None, [0, 1], nothing)["train"]
+    assert problems(description | {"train": train, "test": test}, tmp_path)[0] == "train: no images"
 
 
 def test_bad_image_files(tmp_path: Path) -> None:
@@ -626,16 +749,22 @@ def test_a_million_rows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
     assert len(canonical(first.train.places(0, count))) < 300
 
 
-def test_first_of_each_class_is_a_loop_over_rows() -> None:
-    values = np.random.default_rng(0).integers(0, 7, 500)
-    seen: dict[int, int] = {}
+@pytest.mark.parametrize("domains", [1, 4])
+def test_first_of_each_is_a_loop_over_rows(domains: int) -> None:
+    random = np.random.default_rng(0)
+    # Numbers as an index has them: their products must not leave 32 bits.
+    values = random.integers(0, 7, 500).astype(np.int32) * 300_000_000
+    places = random.integers(0, domains, 500).astype(np.int32) * 1000
+    seen: dict[tuple[int, int], int] = {}
     expected = []
-    for row, value in enumerate(values.tolist()):
-        seen[value] = seen.get(value, 0) + 1
-        if seen[value] <= 9:
+    for row, group in enumerate(zip(values.tolist(), places.tolist(), strict=True)):
+        seen[group] = seen.get(group, 0) + 1
+        if seen[group] <= 9:
             expected.append(row)
-    assert labels.first_of_each_class(values, 9).tolist() == expected
-    assert labels.first_of_each_class(values, None).tolist() == list(range(500))
+    assert len(expected) == 9 * 7 * domains
+    assert labels.first_of_each(values, places, 9).tolist() == expected
+    assert labels.first_of_each(values, places, None).tolist() == list(range(500))
+    assert labels.first_of_each(values[:0], places[:0], 9).tolist() == []
 
 
 def test_join_merges_names() -> None:

@@ -123,7 +123,7 @@ def test_duplicates_and_leaks(tmp_path: Path) -> None:
     assert report.warnings == [
         f"images in train more than once: 2; first: {train} row 0 (cat), {train} row 4 (cat)",
         f"images in test more than once: 1; first: {test} row 0 (cat), {test} row 2 (cat)",
-        f"images in train and in test: 1; first: {train} row 2 (owl), {test} row 1 (owl)",
+        f"test images that are also in train: 1; first: {test} row 1 (owl), {train} row 2 (owl)",
         f"images with two labels: 1; first: {train} row 1 (dog), {train} row 3 (cat)",
         "classes without test images: 1; dog",
     ]
@@ -146,6 +146,38 @@ def test_many_classes_are_shortened(tmp_path: Path) -> None:
     assert len(report.train.classes) == 30
 
 
+def test_every_test_image_that_is_trained_on_is_counted(tmp_path: Path) -> None:
+    train = write(tmp_path / "a.parquet", [png(0), png(1), png(0), png(2)], [0, 1, 0, 1])
+    test = write(tmp_path / "b.parquet", [png(5), png(2), png(0), png(6), png(0)], [1, 1, 1, 0, 0])
+    report = doctor.describe(indexed(train, test))
+    assert report.warnings == [
+        f"images in train more than once: 1; first: {train} row 0 (0), {train} row 2 (0)",
+        f"images in test more than once: 1; first: {test} row 2 (1), {test} row 4 (0)",
+        f"test images that are also in train: 3; first: {test} row 1 (1), {train} row 3 (1)",
+        f"images with two labels: 2; first: {train} row 2 (0), {test} row 2 (1)",
+    ]
+    same = doctor.describe(indexed(train, train))
+    assert (
+        f"test images that are also in train: 4; first: {train} row 0 (0), {train} row 0 (0)"
+        in (same.warnings)
+    )
+
+
+def test_classes_without_images_are_not_those_that_are_only_not_tested(tmp_path: Path) -> None:
+    names = ["ant", "bee", "cat", *"defghi"]
+    train = write(tmp_path / "a.parquet", [png(0), png(1)], [0, 2])
+    test = write(tmp_path / "b.parquet", [png(2)], [0])
+    report = doctor.describe(indexed(train, test, classes=names))
+    assert report.warnings == [
+        "classes without images: 7; bee, d, e, f, g, ...",
+        "classes without test images: 1; cat",
+    ]
+    assert report.train.classes["bee"] == report.test.classes["bee"] == 0
+    lines = rendered(report).split("\n")
+    assert ["bee", "0", "0"] in [line.split() for line in lines]
+    assert ["classes", "2", "1"] in [line.split() for line in lines]
+
+
 def test_a_single_class(tmp_path: Path) -> None:
     train = write(tmp_path / "a.parquet", [png(0)], [0])
     test = write(tmp_path / "b.parquet", [png(1)], [0])
@@ -163,6 +195,6 @@ def test_real_duplicates_are_found() -> None:
     # CIFAR-100 has a few equal images under two labels, and some in both splits.
     assert [w.partition(";")[0] for w in report.warnings] == [
         "images in train more than once: 1",
-        "images in train and in test: 2",
+        "test images that are also in train: 2",
         "images with two labels: 2",
     ]

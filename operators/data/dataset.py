@@ -40,7 +40,7 @@ from graftwork.operators.store.memo import Memo
 
 __all__ = ["Dataset", "Split", "SplitIndex", "index", "read_index"]
 
-VERSION = 1
+VERSION = 2
 """Raised when the memo's content changes its meaning; the stage has a version of its own."""
 _MEMO = pa.schema(
     [
@@ -172,7 +172,12 @@ def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None
 def _held_out(dataset: Dataset, share: float) -> Dataset:
     """The data set with a part of its training images in the place of the test images."""
     train = dataset.train
-    held = holdout.held_out(train.digests, train.labels, train.domains, share)
+
+    def called(row: int) -> str:
+        domain = dataset.domains[train.domains[row]]
+        return labels.called(int(train.labels[row]), dataset.classes, domain)
+
+    held = holdout.held_out(train.digests, train.labels, train.domains, share, called)
 
     def part(name: str, rows: np.ndarray) -> Split:
         return replace(
@@ -209,7 +214,10 @@ def _build(
     if problems or more:
         raise together([BadDataError(what) for what in problems + more])
     limits = description["limit_per_class"]
-    kept = {split: labels.first_of_each_class(ids[split], limits[split]) for split in SPLITS}
+    kept = {
+        split: labels.first_of_each(ids[split], domain_ids[split], limits[split])
+        for split in SPLITS
+    }
     scans = {
         split: scan.images(
             places[split].at(kept[split]),
@@ -228,7 +236,7 @@ def _build(
     good = {split: scans[split].good() for split in SPLITS}
     rows = {split: kept[split][good[split]] for split in SPLITS}
     chosen = {split: ids[split][rows[split]] for split in SPLITS}
-    if problems := labels.untrained(chosen, classes):
+    if problems := labels.lost(ids, chosen, classes):
         more = scan.explain(bad) if bad else []
         raise together([*(BadDataError(what) for what in problems), *more])
     splits = {

@@ -37,7 +37,8 @@ def class_ids(
     """Class numbers 0..C-1.
 
     Integers are the numbers themselves. Strings are numbered by their place in `given`, else in
-    the sorted list of those that occur in training or test.
+    the sorted list of those that occur in training or test. Only a class that is given may have no
+    images; one with test images needs training images.
 
     Args:
         labels: column of "train" and "test".
@@ -58,8 +59,10 @@ def class_ids(
         known = set(names)
         for split, column in labels.items():
             for code, name in enumerate(column.names or ()):
-                if name not in known:
-                    rows = np.flatnonzero(column.values == code)
+                if name in known:
+                    continue
+                rows = np.flatnonzero(column.values == code)
+                if len(rows):  # an empty class folder has none
                     what = f'label "{name}" is not among the classes'
                     problems.append(_line(places[split], rows, what))
         ids = {} if problems else {s: _renumber(c, names) for s, c in labels.items()}
@@ -77,7 +80,7 @@ def class_ids(
                 problems.append(_line(places[split], wrong, what))
         names = tuple(given) if given else ()
     if not problems:
-        problems += _untrained(ids, count, names)
+        problems += _incomplete(ids, count, names, listed=bool(given))
     if not problems and not names:
         names = tuple(map(str, range(count)))
     return names, {split: values.astype(np.int32) for split, values in ids.items()}, problems
@@ -114,45 +117,78 @@ def columns_of(labels: np.ndarray, learned: Sequence[int]) -> np.ndarray:
     return column[labels]
 
 
-def first_of_each_class(ids: np.ndarray, limit: int | None) -> np.ndarray:
-    """Ascending rows int64 that hold the first `limit` of each class; None keeps all."""
-    if limit is None:
+def first_of_each(ids: np.ndarray, domains: np.ndarray, limit: int | None) -> np.ndarray:
+    """Ascending rows int64 that hold the first `limit` of each class in each domain.
+
+    Args:
+        ids: [N] integer class numbers.
+        domains: [N] integer domain numbers.
+        limit: None keeps all rows.
+    """
+    if limit is None or not len(ids):
         return np.arange(len(ids))
-    order = np.argsort(ids, kind="stable")
-    ordered = ids[order]
+    groups = ids.astype(np.int64) * (int(domains.max()) + 1) + domains
+    order = np.argsort(groups, kind="stable")
+    ordered = groups[order]
     rank = np.arange(len(ids)) - np.searchsorted(ordered, ordered)
     return np.sort(order[rank < limit])
 
 
-def untrained(ids: Mapping[str, np.ndarray], names: Sequence[str]) -> list[str]:
-    """Problems with classes that have no training images; see `class_ids`."""
-    return _untrained(ids, len(names), names)
+def lost(
+    before: Mapping[str, np.ndarray], after: Mapping[str, np.ndarray], names: Sequence[str]
+) -> list[str]:
+    """Problems with classes that were trained on before images were left out.
 
-
-def _untrained(ids: Mapping[str, np.ndarray], count: int, names: Sequence[str]) -> list[str]:
-    if not len(ids["train"]):
+    Args:
+        before: class numbers int32 [N] per split, without a problem.
+        after: class numbers of the images that are left, [M] per split.
+        names: class names.
+    """
+    if not len(after["train"]):
         return ["train: no images"]
-    present = np.unique(ids["train"])
-    if len(present) == count:
-        return []
-    # Not a list of all that are missing: with a label of 10**12 there are too many.
-    tested = np.setdiff1d(ids["test"], present)
-    gap = np.flatnonzero(present != np.arange(len(present)))
-    first = int(gap[0]) if len(gap) else len(present)
-    problems = []
-    if len(tested):
-        one = _class(int(tested[0]), names)
-        problems.append(f"test has images of {one}, train has none{_more(len(tested), 'classes')}")
-    if (missing := count - len(present)) > len(tested):
-        hint = "" if names else "; class numbers must be 0, 1, 2, ... without gaps"
-        problems.append(
-            f"{_class(first, names)} has no training images{_more(missing, 'classes')}{hint}"
-        )
+    gone = np.setdiff1d(before["train"], after["train"])
+    tested = np.isin(gone, after["test"])
+    problems = _tested(gone[tested], names)
+    if not tested.all():
+        problems.append(_untrained(int(gone[~tested][0]), int((~tested).sum()), names))
     return problems
 
 
-def _class(number: int, names: Sequence[str]) -> str:
-    return f'class {number} ("{names[number]}")' if names else f"class {number}"
+def _incomplete(
+    ids: Mapping[str, np.ndarray], count: int, names: Sequence[str], listed: bool
+) -> list[str]:
+    """Problems with classes 0..count-1 that have no training images."""
+    if not len(ids["train"]):
+        return ["train: no images"]
+    present = np.unique(ids["train"])
+    problems = _tested(np.setdiff1d(ids["test"], present), names)
+    known = np.union1d(present, ids["test"])
+    if listed or len(known) == count:
+        return problems
+    # Not a list of all that are missing: with a label of 10**12 there are too many.
+    gap = np.flatnonzero(known != np.arange(len(known)))
+    first = int(gap[0]) if len(gap) else len(known)
+    what = _untrained(first, count - len(known), names)
+    hint = "" if names else "; class numbers must be 0, 1, 2, ... without gaps"
+    hint += "; list all classes in dataset.classes if some are to have no images"
+    return [*problems, what + hint]
+
+
+def _tested(classes: np.ndarray, names: Sequence[str]) -> list[str]:
+    if not len(classes):
+        return []
+    more = _more(len(classes), "classes")
+    return [f"test has images of {called(int(classes[0]), names)}, train has none{more}"]
+
+
+def _untrained(first: int, count: int, names: Sequence[str]) -> str:
+    return f"{called(first, names)} has no training images{_more(count, 'classes')}"
+
+
+def called(number: int, names: Sequence[str], domain: str = "") -> str:
+    """Name of a class for people, of its images in one domain if that has a name."""
+    own = f' ("{names[number]}")' if names and names[number] != str(number) else ""
+    return f"class {number}{own}" + (f' in domain "{domain}"' if domain else "")
 
 
 def _nulls(columns: Columns, places: Mapping[str, Places], what: str) -> list[str]:
@@ -177,5 +213,6 @@ def _union(columns: Columns) -> tuple[str, ...]:
 
 def _renumber(column: Column, names: Iterable[str]) -> np.ndarray:
     place = {name: number for number, name in enumerate(names)}
-    table = np.array([place[name] for name in column.names or ()], dtype=np.int64)
+    # An empty class folder may be none of the names; no row refers to it.
+    table = np.array([place.get(name, -1) for name in column.names or ()], dtype=np.int64)
     return table[column.values] if len(table) else column.values

@@ -184,7 +184,7 @@ def _decode_all(
 
 
 def _warnings(dataset: Dataset) -> list[str]:
-    """Duplicates, leaks between the splits, and classes that cannot be tested."""
+    """Duplicates, leaks between the splits, and classes that cannot be trained or tested."""
     train, test = dataset.train, dataset.test
     digests = np.concatenate([train.digests, test.digests])
     labels = np.concatenate([train.labels, test.labels])
@@ -193,22 +193,31 @@ def _warnings(dataset: Dataset) -> list[str]:
     same = (keys[order[1:]] == keys[order[:-1]]).all(axis=1)
     first, second = order[:-1][same], order[1:][same]
     number = len(train)
+    pairs = np.stack([first, second], axis=1)
+    # Of every row the first one with its image: a test image may be there several times.
+    starts = np.maximum.accumulate(np.where(np.append(False, same), 0, np.arange(len(order))))
+    origin = np.zeros(len(order), dtype=np.int64)
+    origin[order] = order[starts]
+    leaked = np.flatnonzero(origin[number:] < number) + number
     found = []
     for what, chosen in (
-        ("in train more than once", second < number),
-        ("in test more than once", first >= number),
-        ("in train and in test", (first < number) & (second >= number)),
-        ("with two labels", labels[first] != labels[second]),
+        ("images in train more than once", pairs[second < number]),
+        ("images in test more than once", pairs[first >= number]),
+        ("test images that are also in train", np.stack([leaked, origin[leaked]], axis=1)),
+        ("images with two labels", pairs[labels[first] != labels[second]]),
     ):
-        if count := int(chosen.sum()):
-            pairs = sorted(zip(first[chosen].tolist(), second[chosen].tolist(), strict=True))
-            names = [_sample(dataset, position) for position in pairs[0]]
-            found.append(f"images {what}: {count}; first: {names[0]}, {names[1]}")
-    tested = np.bincount(test.labels, minlength=len(dataset.classes))
-    if len(missing := np.flatnonzero(tested == 0)):
-        names = ", ".join(dataset.classes[i] for i in missing[:_ENDS])
-        dots = ", ..." if len(missing) > _ENDS else ""
-        found.append(f"classes without test images: {len(missing)}; {names}{dots}")
+        if len(chosen):
+            names = [_sample(dataset, position) for position in min(chosen.tolist())]
+            found.append(f"{what}: {len(chosen)}; first: {names[0]}, {names[1]}")
+    trained, tested = (np.bincount(s.labels, minlength=len(dataset.classes)) for s in (train, test))
+    for what, chosen in (
+        ("without images", trained + tested == 0),
+        ("without test images", (trained > 0) & (tested == 0)),
+    ):
+        if len(missing := np.flatnonzero(chosen)):
+            names = ", ".join(dataset.classes[i] for i in missing[:_ENDS])
+            dots = ", ..." if len(missing) > _ENDS else ""
+            found.append(f"classes {what}: {len(missing)}; {names}{dots}")
     if len(dataset.classes) == 1:
         found.append("there is only one class")
     return found

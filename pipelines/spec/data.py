@@ -35,13 +35,13 @@ seed = integer(0, MAX_SEED)
 
 
 class Limits(Section):
-    """First rows of each class in file order; null means all of them."""
+    """First rows of each class in each domain, in file order; null means all of them."""
 
     train: Annotated[int | None, optional(_count)] = Field(
-        default=None, description="rows of each class used for training"
+        default=None, description="rows of each class in each domain used for training"
     )
     test: Annotated[int | None, optional(_count)] = Field(
-        default=None, description="rows of each class used for testing"
+        default=None, description="rows of each class in each domain used for testing"
     )
 
 
@@ -53,10 +53,10 @@ def _limits(value: Any) -> Any:
 
 
 _LimitsField = Annotated[Limits, Before(_limits, "integer (both splits), mapping, or null")]
-_LIMITS_SAYS = "first rows of each class in file order"
+_LIMITS_SAYS = "first rows of each class in each domain, in file order"
 _HOLDOUT_SAYS = (
-    "share of each class's training images to test on instead of the test images, "
-    "for choosing hyper-parameters"
+    "share of each class's training images in each domain to test on instead of the test images, "
+    "for choosing hyper-parameters; equal images are held out together"
 )
 
 
@@ -110,7 +110,10 @@ class FileDataset(Section):
     classes: Annotated[
         Place | tuple[str, ...] | None,
         Rule(_classes, "path of a JSON list, list of names, or null"),
-    ] = Field(default=None, description="class names by class id, for reports")
+    ] = Field(
+        default=None,
+        description="class names by class id; classes without images may be among them",
+    )
     limit_per_class: _LimitsField = Field(default=Limits(), description=_LIMITS_SAYS)
     holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=_HOLDOUT_SAYS)
     on_bad_image: Annotated[Literal["error", "skip"], choice(("error", "skip"))] = Field(
