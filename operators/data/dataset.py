@@ -141,6 +141,7 @@ def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None
         description: the `dataset` section of a spec: `builtin`, or `train` and `test` (lists of
             files, globs, folders, URLs), `image`, `label`, `domain`, `classes` (names, or a JSON
             file of them), `limit_per_class`, `on_bad_image` ("error" or "skip"), `max_pixels`,
+            `part` (whether this is a part of a stream, so that classes may be missing),
             `holdout` (share of the training images that takes the place of the test images).
         memo: makes the next call fast while the sources are unchanged; alters no result.
         threads: that hash and check images; None for one per core.
@@ -209,7 +210,9 @@ def _build(
     places = {split: table.places for split, table in tables.items()}
     by_label = {split: table.label for split, table in tables.items()}
     by_domain = {split: table.domain for split, table in tables.items()}
-    classes, ids, problems = labels.class_ids(by_label, description["classes"], places)
+    classes, ids, problems = labels.class_ids(
+        by_label, description["classes"], places, description["part"]
+    )
     domains, domain_ids, more = labels.domain_ids(by_domain, places)
     if problems or more:
         raise together([BadDataError(what) for what in problems + more])

@@ -23,6 +23,7 @@ def resolve(description: Mapping[str, Any]) -> dict[str, Any]:
         "on_bad_image": description.get("on_bad_image") or "error",
         "max_pixels": description.get("max_pixels"),
         "classes": _class_names(description.get("classes")),
+        "part": bool(description.get("part")),
     }
     if name := description.get("builtin"):
         if name not in builtin.BUILTIN:

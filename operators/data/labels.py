@@ -32,7 +32,10 @@ def join(columns: Sequence[Column]) -> Column | None:
 
 
 def class_ids(
-    labels: Columns, given: Sequence[str] | None, places: Mapping[str, Places]
+    labels: Columns,
+    given: Sequence[str] | None,
+    places: Mapping[str, Places],
+    part: bool = False,
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray], list[str]]:
     """Class numbers 0..C-1.
 
@@ -44,6 +47,8 @@ def class_ids(
         labels: column of "train" and "test".
         given: class names, or None.
         places: names rows in messages.
+        part: of a stream, whose other tasks may have the classes that have no images here.
+            Integers are names then, in numeric order.
 
     Returns:
         Class names; int32 [N] per split; problems (with any, the numbers mean nothing).
@@ -67,6 +72,10 @@ def class_ids(
                     problems.append(_line(places[split], rows, what))
         ids = {} if problems else {s: _renumber(c, names) for s, c in labels.items()}
         count = len(names)
+    elif part and not given:
+        distinct = np.unique(np.concatenate([column.values for column in labels.values()]))
+        names, count = tuple(map(str, distinct.tolist())), len(distinct)
+        ids = {split: np.searchsorted(distinct, c.values) for split, c in labels.items()}
     else:
         ids = {split: column.values for split, column in labels.items()}
         top = max((int(v.max()) for v in ids.values() if len(v)), default=-1)
@@ -79,7 +88,9 @@ def class_ids(
                 what = f"label {value} out of range {allowed}"
                 problems.append(_line(places[split], wrong, what))
         names = tuple(given) if given else ()
-    if not problems:
+    if part and not problems and not len(ids["train"]):
+        problems = ["train: no images"]
+    if not part and not problems:
         problems += _incomplete(ids, count, names, listed=bool(given))
     if not problems and not names:
         names = tuple(map(str, range(count)))

@@ -298,20 +298,23 @@ def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> Non
     Raises:
         BadDataError: the data cannot be used.
     """
-    from graftwork.operators.data import dataset
-    from graftwork.pipelines.commands import doctor as doctors
+    from graftwork.pipelines.planning.plan import indexed
 
     with loaded.locating():
-        found = dataset.index(loaded.spec.dataset.model_dump(mode="json"), store.memo)
-    with display.counting("images decoded") as on_progress:
-        report = doctors.describe(found, on_progress=on_progress)
+        found = indexed(loaded.spec, store.memo)
+    reports: dict[str, Report] = {}
+    for name, own in found.items():
+        with display.counting(f"images decoded {name}".rstrip()) as on_progress:
+            reports[name] = describe(own, on_progress=on_progress)
+        if not as_json:
+            if name:
+                Console().print(f'task "{name}"')
+            Console().print(render(reports[name]))
     if as_json:
-        print(json.dumps(report.to_json(), indent=1))
-    else:
-        Console().print(doctors.render(report))
-    if report.problems:
+        written = {name: report.to_json() for name, report in reports.items()}
+        print(json.dumps({"tasks": written} if loaded.spec.stream else written[""], indent=1))
+    if bad := sum(len(report.problems) for report in reports.values()):
         raise BadDataError(
-            f"{len(report.problems)} unusable images; mend them, or leave them out with "
-            "dataset.on_bad_image: skip",
-            key="dataset",
+            f"{bad} unusable images; mend them, or leave them out with on_bad_image: skip",
+            key="stream" if loaded.spec.stream else "dataset",
         )

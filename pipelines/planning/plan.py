@@ -4,7 +4,7 @@ Planning reads the data set's index and the backbone's fingerprint (both remembe
 and is pure from there on: the same bytes give the same keys on any machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,6 +13,7 @@ from graftwork.operators.backbones import resolve as backbones
 from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data import dataset as datasets
 from graftwork.operators.data import description as descriptions
+from graftwork.operators.data.dataset import Dataset
 from graftwork.operators.data.stream import Data, Listed, of_dataset, of_tasks
 from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleError, together
 from graftwork.operators.images import preprocessing as preprocessings
@@ -71,7 +72,7 @@ def make_plan(loaded: Loaded, memo: Memo) -> Plan:
 def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     spec = loaded.spec
     methods, combinations, backbone = _resolve(loaded, memo)
-    data = data_of(spec, memo)
+    data = _data(spec, memo)
     preprocessing = _preprocessing(spec.backbone.preprocessing, backbone)
     check_networks(spec, backbone, data.classes, methods)
     shared = Shared(
@@ -93,35 +94,68 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     )
 
 
-def data_of(spec: PipelineSpec, memo: Memo) -> Data:
-    """The images of a spec, indexed.
+def indexed(spec: PipelineSpec, memo: Memo) -> dict[str, Dataset]:
+    """The data sets of a spec: one under the empty name, or those of its tasks by name.
 
     Raises:
         BadDataError: they cannot be used.
-        ConfigError: a place that may not be used, or class names that do not go together.
+        ConfigError: a place that may not be used.
     """
     if spec.dataset is not None:
-        return of_dataset(datasets.index(spec.dataset.model_dump(mode="json"), memo))
-    tasks = []
-    for number, task in enumerate(spec.stream):
+        return {"": datasets.index(spec.dataset.model_dump(mode="json"), memo)}
+    found = {}
+    for number, task in enumerate(spec.stream or ()):
         try:
-            found = datasets.index(task.description(), memo)
+            found[task.name] = datasets.index(task.description(), memo)
         except (BadDataError, ConfigError) as error:
             raise error.moved("dataset", f"stream.{number}") from error
-        if unknown := set(task.only or ()) - set(found.classes):
-            raise ConfigError(
-                f'no class "{min(unknown)}" there', key=f"stream.{number}.only"
-            )
+    return found
+
+
+def _data(spec: PipelineSpec, memo: Memo) -> Data:
+    """The images of a spec.
+
+    Raises:
+        BadDataError: they cannot be used.
+        ConfigError: class names that do not go together.
+    """
+    found = indexed(spec, memo)
+    if spec.stream is None:
+        return of_dataset(found[""])
+    tasks = []
+    for number, task in enumerate(spec.stream):
+        own = found[task.name]
+        if unknown := set(task.only or ()) - set(own.classes):
+            raise ConfigError(f'no class "{min(unknown)}" there', key=f"stream.{number}.only")
         tasks.append(
             Listed(
                 name=task.name,
-                dataset=found,
+                dataset=own,
                 only=task.only,
                 domain=task.domain,
                 apart=spec.disjoint_classes,
             )
         )
-    return of_tasks(tasks)
+    data = of_tasks(tasks)
+    _check_names(spec, found)
+    return data
+
+
+def _check_names(spec: PipelineSpec, found: Mapping[str, Dataset]) -> None:
+    """Refuses numbers of one task beside names of another: class 3 is no name for "cat".
+
+    Raises:
+        ConfigError: which tasks.
+    """
+    numbered = [name for name, own in found.items() if all(c.isdigit() for c in own.classes)]
+    if numbered and len(numbered) < len(found) and not spec.disjoint_classes:
+        other = next(name for name in found if name not in numbered)
+        place = list(found).index(numbered[0])
+        raise ConfigError(
+            f'"{numbered[0]}" numbers its classes, "{other}" names them; give the names, or set '
+            "disjoint_classes: true",
+            key=f"stream.{place}.classes",
+        )
 
 
 def _beside(shared: Shared, memo: Memo, methods: Sequence[Method]) -> Shared | None:

@@ -30,7 +30,7 @@ from graftwork.operators.parameters.learners import Network, Numerics
 from graftwork.operators.stage import Resources, Stage
 from graftwork.operators.versions import library_versions
 from graftwork.pipelines.planning.reads import Hints, Reads
-from graftwork.pipelines.spec.model import BuiltinDataset, PipelineSpec
+from graftwork.pipelines.spec.model import PipelineSpec
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -236,11 +236,10 @@ class Shared:
 
     def reading(self, images: int, cpus: float) -> ImageHints:
         """Hints of a stage that sends so many images through the backbone, without places."""
-        given = self.spec.dataset or BuiltinDataset(builtin="digits")
         return ImageHints(
             network=self.where(),
             cpus=cpus,
-            max_pixels=None if isinstance(given, BuiltinDataset) else given.max_pixels,
+            max_pixels=self.spec.max_pixels,
             images=images,
             places={},
         )

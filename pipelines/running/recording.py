@@ -110,18 +110,18 @@ def _training_curves(training: Sequence[Mapping[str, Any]]) -> dict[str, list[fl
 
 def pipeline_params(plan: Plan) -> dict[str, Any]:
     """Parameters of the pipeline's run in MLflow."""
-    spec = plan.spec
+    spec, (training, test) = plan.spec, plan.data.counts
     return {
         "backbone": plan.backbone.model,
         "backbone_fingerprint": plan.backbone.fingerprint,
         "precision": spec.backbone.precision,
         "preprocessing": canonical(plan.preprocessing.to_json()),
-        "scenario": spec.scenario.kind,
-        "initial": spec.scenario.initial,
-        "increment": spec.scenario.increment,
+        "scenario": spec.scenario.kind if spec.scenario else "listed tasks",
+        "initial": spec.scenario.initial if spec.scenario else None,
+        "increment": spec.scenario.increment if spec.scenario else None,
         "methods": ", ".join(dict.fromkeys(run.method.label for run in plan.runs)),
-        "training_images": len(plan.dataset.train),
-        "test_images": len(plan.dataset.test),
+        "training_images": training,
+        "test_images": test,
     }
 
 

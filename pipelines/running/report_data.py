@@ -28,13 +28,13 @@ def report(
 ) -> str:
     """The HTML report of a finished run, which took `seconds`."""
     spec = plan.spec
-    scenario = spec.scenario
+    cut = spec.scenario.kind.replace("_", " ") if spec.scenario else "listed"
+    training, test = plan.data.counts
     stream = runs[0].run.stream.tasks
     sizes = [len(task.train.classes) for task in stream]
     facts = {
-        "data": f"{len(plan.dataset.train):,} training and {len(plan.dataset.test):,} test images, "
-        f"{len(plan.dataset.classes)} classes",
-        "scenario": f"{scenario.kind.replace('_', ' ')}, {len(stream)} tasks of "
+        "data": f"{training:,} training and {test:,} test images, {len(plan.data.classes)} classes",
+        "scenario": f"{cut}, {len(stream)} tasks of "
         + (
             f"{sizes[0]} classes"
             if len(set(sizes)) == 1

@@ -41,6 +41,7 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> Document:
     tracker.check()
     plan = make_plan(loaded, store.memo)
     _write_run_record(plan, store)
+    training, test = plan.data.counts
     display.say(
         f"{pipeline}: {training} training and {test} test images, "
         f"{len(plan.data.classes)} classes, {len(plan.runs)} runs, {len(plan.stages)} stages"

@@ -52,9 +52,9 @@ def _limits(value: Any) -> Any:
     return {"train": limit, "test": limit}
 
 
-_LimitsField = Annotated[Limits, Before(_limits, "integer (both splits), mapping, or null")]
-_LIMITS_SAYS = "first rows of each class in each domain, in file order"
-_HOLDOUT_SAYS = (
+LimitsField = Annotated[Limits, Before(_limits, "integer (both splits), mapping, or null")]
+LIMITS_SAYS = "first rows of each class in each domain, in file order"
+HOLDOUT_SAYS = (
     "share of each class's training images in each domain to test on instead of the test images, "
     "for choosing hyper-parameters; equal images are held out together"
 )
@@ -66,8 +66,8 @@ class BuiltinDataset(Section):
     builtin: Annotated[str, choice(BUILTIN_DATASETS)] = Field(
         description="name of a data set that needs no files"
     )
-    limit_per_class: _LimitsField = Field(default=Limits(), description=_LIMITS_SAYS)
-    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=_HOLDOUT_SAYS)
+    limit_per_class: LimitsField = Field(default=Limits(), description=LIMITS_SAYS)
+    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=HOLDOUT_SAYS)
 
     @property
     def domain(self) -> None:
@@ -75,7 +75,7 @@ class BuiltinDataset(Section):
         return None
 
 
-_places = listing("paths or URLs", single=True)
+places = listing("paths or URLs", single=True)
 _Name = Annotated[str, text(200)]
 
 
@@ -93,13 +93,18 @@ def _classes(value: Any) -> str | tuple[str, ...] | None:
     return no_duplicates(tuple(value))
 
 
+ClassNames = Annotated[
+    Place | tuple[str, ...] | None, Rule(_classes, "path of a JSON list, list of names, or null")
+]
+
+
 class FileDataset(Section):
     """Images in files."""
 
-    train: Annotated[tuple[Place, ...], _places] = Field(
+    train: Annotated[tuple[Place, ...], places] = Field(
         description="Parquet file, glob, folder with a folder per class, URL, or a list of those"
     )
-    test: Annotated[tuple[Place, ...], _places] = Field(description="the same, for testing")
+    test: Annotated[tuple[Place, ...], places] = Field(description="the same, for testing")
     image: Annotated[str, text()] = Field(
         default="image", description="column with the encoded image, binary or struct {bytes, path}"
     )
@@ -107,15 +112,12 @@ class FileDataset(Section):
     domain: Annotated[str | None, optional(text())] = Field(
         default=None, description="column with the domain; domain_incremental needs it"
     )
-    classes: Annotated[
-        Place | tuple[str, ...] | None,
-        Rule(_classes, "path of a JSON list, list of names, or null"),
-    ] = Field(
+    classes: ClassNames = Field(
         default=None,
         description="class names by class id; classes without images may be among them",
     )
-    limit_per_class: _LimitsField = Field(default=Limits(), description=_LIMITS_SAYS)
-    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=_HOLDOUT_SAYS)
+    limit_per_class: LimitsField = Field(default=Limits(), description=LIMITS_SAYS)
+    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=HOLDOUT_SAYS)
     on_bad_image: Annotated[Literal["error", "skip"], choice(("error", "skip"))] = Field(
         default="error", description="what to do with an image that cannot be decoded"
     )
@@ -159,7 +161,7 @@ def _texts(value: Any) -> str | tuple[str, ...]:
 class Reference(Section):
     """Images and texts of no task, to which methods that train CLIP whole hold it."""
 
-    images: Annotated[tuple[Place, ...], _places] = Field(
+    images: Annotated[tuple[Place, ...], places] = Field(
         description="as in dataset.train; labels are not used"
     )
     texts: Annotated[

@@ -210,6 +210,13 @@ def listing(
     return Before(change, f"{words}, or one of them" if single else words)
 
 
+def optionally(change: Before) -> Before:
+    """The change of shape, with null let through."""
+    return Before(
+        lambda value: None if value is None else change.change(value), f"{change.says}, or null"
+    )
+
+
 def no_duplicates(values: tuple[Any, ...]) -> tuple[Any, ...]:
     """The values, if all of them differ."""
     first: dict[str, int] = {}

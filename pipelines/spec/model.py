@@ -51,6 +51,7 @@ from graftwork.pipelines.spec.fields import (
     text,
 )
 from graftwork.pipelines.spec.problems import parse_path, shown
+from graftwork.pipelines.spec.stream import StreamField
 from graftwork.pipelines.spec.yaml_source import Path
 
 __all__ = ["Backbone", "BuiltinDataset", "FileDataset", "PipelineSpec", "Preprocessing", "Scenario"]
@@ -231,10 +232,23 @@ class PipelineSpec(Section):
     pipeline: Annotated[str, _NAME] = Field(
         description="name of the pipeline, and of its MLflow experiment"
     )
-    dataset: Annotated[Dataset, Before(full_dataset, _DATASET_SAYS)] = Field(
-        description="images and labels"
+    stream: StreamField = Field(
+        default=None, description="tasks that bring their own images, in order of arrival"
     )
-    scenario: Scenario = Field(description="stream of tasks")
+    disjoint_classes: Annotated[bool, flag()] = Field(
+        default=False,
+        description="classes of different tasks of `stream` are different, whatever their names",
+    )
+    dataset: Annotated[Dataset | None, Before(full_dataset, _DATASET_SAYS)] = Field(
+        default=None,
+        description="images and labels that are cut into tasks; needed without `stream`",
+        validate_default=True,
+    )
+    scenario: Scenario | None = Field(
+        default=None,
+        description="how they are cut; needed without `stream`",
+        validate_default=True,
+    )
     backbone: Backbone = Field(description="frozen network")
     vit: Backbone | None = Field(
         default=None, description="a ViT beside a CLIP, for methods with a branch on each"
@@ -267,16 +281,37 @@ class PipelineSpec(Section):
     resources: Resources = Field(default=Resources(), description="sizes on the cluster")
     tracking: Recording = Field(default=Recording(), description="what MLflow keeps")
 
+    @field_validator("dataset", "scenario")
+    @classmethod
+    def _cut_or_listed(cls, value: Any, info: ValidationInfo) -> Any:
+        listed = info.data.get("stream")
+        if "stream" in info.data and listed is None and value is None:
+            raise refuse("missing; it is required, unless tasks are listed under stream")
+        if listed is not None and value is not None:
+            raise refuse(
+                "not beside stream, whose tasks bring their own images; remove one of them"
+            )
+        return value
+
     @field_validator("scenario")
     @classmethod
-    def _domains_exist(cls, value: Scenario, info: ValidationInfo) -> Scenario:
+    def _domains_exist(cls, value: Scenario | None, info: ValidationInfo) -> Scenario | None:
         dataset = info.data.get("dataset")
+        if value is None:
+            return value
         if dataset is not None and value.kind == "domain_incremental" and dataset.domain is None:
             raise refuse(
                 "domain_incremental needs the column with the domains; give dataset.domain",
                 ("kind",),
             )
         return value
+
+    @property
+    def max_pixels(self) -> int | None:
+        """Largest width times height of an image; None for the program's own limit."""
+        if self.stream is None:
+            return self.dataset.max_pixels if isinstance(self.dataset, FileDataset) else None
+        return max(task.max_pixels for task in self.stream)
 
     def written_path(self, key: str) -> Path:
         """The path of a hyper-parameter as in the file.

@@ -21,8 +21,8 @@ from graftwork.pipelines.spec.fields import (
     choice,
     integer,
     listing,
-    no_duplicates,
     optional,
+    optionally,
     real,
     refuse,
     text,
@@ -38,15 +38,15 @@ class ListedTask(Section):
     builtin: Annotated[str | None, optional(choice(BUILTIN_DATASETS))] = Field(
         default=None, description="name of a data set that needs no files, instead of places"
     )
-    train: Annotated[tuple[Place, ...] | None, optional(places)] = Field(
+    train: Annotated[tuple[Place, ...] | None, optionally(places)] = Field(
         default=None, description="as dataset.train", validate_default=True
     )
-    test: Annotated[tuple[Place, ...] | None, optional(places)] = Field(
+    test: Annotated[tuple[Place, ...] | None, optionally(places)] = Field(
         default=None, description="as dataset.test", validate_default=True
     )
     only: Annotated[
         tuple[Annotated[str, text(200)], ...] | None,
-        optional(listing("names of classes", single=True)),
+        optionally(listing("names of classes", single=True)),
     ] = Field(default=None, description="names of the classes that the task takes; null: all")
     domain: Annotated[str, text(200)] = Field(
         default="images", description="name of what the images have in common, not a column"
@@ -79,7 +79,7 @@ class ListedTask(Section):
         files = {"image", "label", "classes", "on_bad_image", "max_pixels", "train", "test"}
         own = self.model_dump(mode="json", exclude=whose | (files if self.builtin else {"builtin"}))
         # What a task lacks another one may have.
-        return own | {"domain": None, "ragged": True} if not self.builtin else own
+        return own if self.builtin else own | {"domain": None, "part": True}
 
 
 def _once(tasks: tuple[ListedTask, ...]) -> tuple[ListedTask, ...]:
@@ -92,8 +92,6 @@ def _once(tasks: tuple[ListedTask, ...]) -> tuple[ListedTask, ...]:
 
 StreamField = Annotated[
     tuple[ListedTask, ...] | None,
-    optional(listing("tasks")),
+    optionally(listing("tasks")),
     AfterValidator(lambda tasks: tasks and _once(tasks)),
 ]
-
-__all__ = ["ListedTask", "StreamField", "no_duplicates"]
