@@ -29,6 +29,7 @@ from graftwork.pipelines.planning.runs import Run
 from graftwork.pipelines.planning.shared import Reference, Shared
 from graftwork.pipelines.spec.loading import Loaded
 from graftwork.pipelines.spec.model import PipelineSpec
+from graftwork.pipelines.spec.problems import nearest
 from graftwork.pipelines.spec.model import Preprocessing as PreprocessingSpec
 
 
@@ -126,7 +127,8 @@ def _data(spec: PipelineSpec, memo: Memo) -> Data:
     for number, task in enumerate(spec.stream):
         own = found[task.name]
         if unknown := set(task.only or ()) - set(own.classes):
-            raise ConfigError(f'no class "{min(unknown)}" there', key=f"stream.{number}.only")
+            hint = nearest(min(unknown), own.classes)
+            raise ConfigError(f'no class "{min(unknown)}"{hint}', key=f"stream.{number}.only")
         tasks.append(
             Listed(
                 name=task.name,
