@@ -6,6 +6,7 @@ from typing import Any
 
 from graftwork import methods
 from graftwork.methods.contracts.adapted import Adapted
+from graftwork.methods.contracts.stream import stream_needs
 from graftwork.operators import ensembling, merging
 from graftwork.operators.errors import ConfigError
 
@@ -17,8 +18,9 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     """Resolved hyper-parameters and card of a method, and what is wrong with the request.
 
     Returns:
-        `{"hyperparameters": ..., "card": ...}`, for `adapted` and `fused` also `"parts"`; empty
-        when there are problems, and the problems as (key path below the spec's entry, sentence).
+        `{"hyperparameters": ..., "card": ..., "needs": ...}`, for `adapted` and `fused` also
+        `"parts"`; empty when there are problems, and the problems as (key path below the spec's
+        entry, sentence).
     """
     if name not in methods.METHODS:
         return {}, [("", _unknown("method", name, list(methods.METHODS)))]
@@ -41,8 +43,10 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     facts["card"]["exemplars"] = getattr(built, "exemplars", built.card.exemplars)
     # A weight of 0 needs no reference.
     facts["card"]["reference"] = getattr(built, "needs_reference", built.card.reference)
+    facts["needs"] = asdict(stream_needs(built))
     if built.card.contract == "adapted":
         facts["parts"] = _parts(name, built)
+        facts["needs"] = asdict(stream_needs(built.parts().first_session))
     if built.card.contract == "fused":
         facts["parts"] = _branches(built)
     return facts, []
@@ -62,6 +66,7 @@ def _branches(built: Any) -> dict[str, Any]:
             "name": name,
             "hyperparameters": asdict(branch),
             "card": _card(branch),
+            "needs": asdict(stream_needs(branch)),
         }
     return found
 

@@ -33,7 +33,8 @@ class Task:
 
     Args:
         index: t, from 0.
-        count: T, number of tasks of the stream.
+        count: T, number of tasks of the stream; None unless the method needs it, see
+            `methods/contracts/stream.py`.
         current: columns of this task's classes; all of them have training images now.
         before: columns that existed before this task.
         seen: C, columns that exist after it.
@@ -41,16 +42,26 @@ class Task:
         templates: texts with one `{}` for a name, likewise.
 
     Example:
-        >>> task = graftwork.Task(index=1, count=5, current=(2, 3), before=2, seen=4)
+        >>> task = graftwork.Task(index=1, current=(2, 3), before=2, seen=4)
     """
 
     index: int
-    count: int
+    count: int | None = None
     current: tuple[int, ...]
     before: int
     seen: int
     names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+
+    def counted(self) -> int:
+        """T, for a method that needs it.
+
+        Raises:
+            ValueError: it is not known.
+        """
+        if self.count is None:
+            raise ValueError("count: must be the number of tasks of the stream, got None")
+        return self.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -261,7 +272,9 @@ class Trained(Protocol):
     """A method that trains on images; a frozen keyword-only dataclass.
 
     A method that keeps exemplars has the fields of `methods/contracts/exemplars.py`: who plans the
-    run reads them, and hands over the images of earlier tasks together with the task's own.
+    run reads them, and hands over the images of earlier tasks together with the task's own. One
+    that must know the number of tasks, or has no room for more than some, has the function of
+    `methods/contracts/stream.py`.
 
     Example:
         >>> method: graftwork.Trained = build("bitfit", {"epochs": 2})

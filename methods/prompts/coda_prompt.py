@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.stream import Room, StreamNeeds
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
 from graftwork.methods.parts import optim
@@ -78,6 +79,9 @@ class CodaPrompt(Epochs):
             },
         )
 
+    def stream_needs(self) -> StreamNeeds:
+        return StreamNeeds(count=True, room=Room(field="pool_size", size=self.pool_size))
+
     def recipe(self, task: Task) -> Recipe:
         # No weight decay: it would shrink the frozen components, which share their tensor with the
         # new ones.
@@ -104,16 +108,16 @@ class CodaPromptLearner(Learner):
     def __init__(self, vit: VisionTransformer, task: Task, method: CodaPrompt) -> None:
         super().__init__(vit, task)
         self._method = method
-        if method.pool_size < task.count:
+        count = task.counted()
+        if method.pool_size < count:
             raise ValueError(
-                f"pool_size: must be at least the number of tasks, {task.count}, "
-                f"got {method.pool_size}"
+                f"pool_size: must be at least the number of tasks, {count}, got {method.pool_size}"
             )
         if method.layers > len(vit.blocks):
             raise ValueError(
                 f"layers: must be at most the ViT's {len(vit.blocks)} blocks, got {method.layers}"
             )
-        self._share = method.pool_size // task.count
+        self._share = method.pool_size // count
         rows, width = (task.index + 1) * self._share, vit.embed_dim
         # Rows that were not drawn yet are zero and weigh nothing.
         shape = (rows, method.layers, method.prompt_length, width)
