@@ -6,6 +6,7 @@ from typing import Any
 
 from graftwork import methods
 from graftwork.methods.contracts.adapted import Adapted
+from graftwork.methods.contracts.hyperparameters import resolved
 from graftwork.methods.contracts.stream import stream_needs
 from graftwork.operators import ensembling, merging
 from graftwork.operators.errors import ConfigError
@@ -36,7 +37,7 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
         return {}, strangers + [(f".{name}.{field}", what) for field, what in error.problems]
     if strangers:
         return {}, strangers
-    facts: dict[str, Any] = {"hyperparameters": asdict(built), "card": _card(built)}
+    facts: dict[str, Any] = {"hyperparameters": resolved(built), "card": _card(built)}
     # A choice by the neighbours in a batch is no choice by the image alone.
     if getattr(built, "eval_selection", "instance") != "instance":
         facts["card"]["batch_information_at_test"] = True
@@ -64,7 +65,7 @@ def _branches(built: Any) -> dict[str, Any]:
         branch = methods.build(name, given)
         found[role] = {
             "name": name,
-            "hyperparameters": asdict(branch),
+            "hyperparameters": resolved(branch),
             "card": _card(branch),
             "needs": asdict(stream_needs(branch)),
         }
@@ -112,13 +113,13 @@ def _parts(name: str, built: Adapted) -> dict[str, Any]:
         else {
             "name": "first_session",
             "version": session.card.version,
-            "hyperparameters": asdict(session),
+            "hyperparameters": resolved(session),
         },
         "keeps_frozen": parts.keeps_frozen,
         "classifier": {
             "name": name,
             "version": classifier.card.version,
-            "hyperparameters": asdict(classifier),
+            "hyperparameters": resolved(classifier),
             "separable": classifier.card.separable,
             "uses_seed": classifier.card.uses_seed,
         },

@@ -29,6 +29,7 @@ NEEDS: list[tuple[str, dict[str, Any], StreamNeeds]] = [
         {"pool_size": 7},
         StreamNeeds(count=True, room=Room(field="pool_size", size=7)),
     ),
+    ("coda_prompt", {"components_per_task": 3}, StreamNeeds()),
     ("dualprompt", {}, StreamNeeds()),
     ("dualprompt", {"candidate_keys": "all"}, StreamNeeds(count=True)),
     ("l2p", {}, StreamNeeds()),
@@ -122,6 +123,11 @@ def test_more_tasks_than_there_is_room_for_are_refused_while_planning(store: Sto
     said = "room for 9 tasks, the stream has 10; give at least 10"
     assert second.endswith(f"methods.3.coda_prompt.pool_size: {said}")
     assert caught.value.parts[0].key == "methods.1.l2p.pool_size"
+    # A pool that grows has room for all; null is the default.
+    coda = "coda_prompt: {pool_size: 1, components_per_task"
+    assert plan(store, f"methods=[{{{coda}: 2}}}}]", *one).runs
+    with pytest.raises(ConfigError, match="room for 1 task, the stream has 10"):
+        plan(store, f"methods=[{{{coda}: null}}}}]", *one)
     # Where the stream ends early, or has larger tasks, there is room.
     assert plan(store, f"methods=[simplecil, {l2p}]", *one, "scenario.tasks=5").runs
     assert plan(store, f"methods=[simplecil, {l2p}]", "scenario.increment=2").runs
