@@ -35,7 +35,7 @@ class Task:
         index: t, from 0.
         count: T, number of tasks of the stream; None unless the method needs it, see
             `methods/contracts/stream.py`.
-        current: columns of this task's classes; all of them have training images now.
+        current: columns of this task's classes, ascending; all of them have training images now.
         before: columns that existed before this task.
         seen: C, columns that exist after it.
         names: of the classes of all C columns; only for methods on CLIP.
@@ -208,6 +208,16 @@ class Learner(nn.Module, Generic[N]):
         """The pre-trained network; of a method on CLIP, both towers."""
         return getattr(self, NETWORK)
 
+    def adopt(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Before anything is restored: gives tensors the sizes that a `Task` does not tell.
+
+        A class may return, and tasks have different numbers of classes: see `parts/entries.py`.
+
+        Returns:
+            What is restored, in today's form.
+        """
+        return stored
+
     def begin(self) -> None:
         """Before the first step of a task, after `restore`: copy, orthogonalise, freeze."""
 
@@ -350,8 +360,9 @@ def restore(learner: Learner[Any], state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: a stored tensor has no place in the learner.
     """
+    given = learner.adopt(state)
     own = learner.state_dict(keep_vars=True)
-    for name, stored in state.items():
+    for name, stored in given.items():
         place = own.get(name)
         if place is None:
             raise ValueError(f"stored tensor {name} {list(stored.shape)} has no place")
