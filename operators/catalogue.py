@@ -6,6 +6,8 @@ from typing import Any
 
 from graftwork import methods
 from graftwork.methods.contracts.adapted import Adapted
+from graftwork.methods.contracts.hyperparameters import resolved
+from graftwork.methods.contracts.stream import stream_needs
 from graftwork.operators import ensembling, merging
 from graftwork.operators.errors import ConfigError
 
@@ -17,8 +19,9 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     """Resolved hyper-parameters and card of a method, and what is wrong with the request.
 
     Returns:
-        `{"hyperparameters": ..., "card": ...}`, for `adapted` and `fused` also `"parts"`; empty
-        when there are problems, and the problems as (key path below the spec's entry, sentence).
+        `{"hyperparameters": ..., "card": ..., "needs": ...}`, for `adapted` and `fused` also
+        `"parts"`; empty when there are problems, and the problems as (key path below the spec's
+        entry, sentence).
     """
     if name not in methods.METHODS:
         return {}, [("", _unknown("method", name, list(methods.METHODS)))]
@@ -34,15 +37,17 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
         return {}, strangers + [(f".{name}.{field}", what) for field, what in error.problems]
     if strangers:
         return {}, strangers
-    facts: dict[str, Any] = {"hyperparameters": asdict(built), "card": _card(built)}
+    facts: dict[str, Any] = {"hyperparameters": resolved(built), "card": _card(built)}
     # A choice by the neighbours in a batch is no choice by the image alone.
     if getattr(built, "eval_selection", "instance") != "instance":
         facts["card"]["batch_information_at_test"] = True
     facts["card"]["exemplars"] = getattr(built, "exemplars", built.card.exemplars)
     # A weight of 0 needs no reference.
     facts["card"]["reference"] = getattr(built, "needs_reference", built.card.reference)
+    facts["needs"] = asdict(stream_needs(built))
     if built.card.contract == "adapted":
         facts["parts"] = _parts(name, built)
+        facts["needs"] = asdict(stream_needs(built.parts().first_session))
     if built.card.contract == "fused":
         facts["parts"] = _branches(built)
     return facts, []
@@ -60,8 +65,9 @@ def _branches(built: Any) -> dict[str, Any]:
         branch = methods.build(name, given)
         found[role] = {
             "name": name,
-            "hyperparameters": asdict(branch),
+            "hyperparameters": resolved(branch),
             "card": _card(branch),
+            "needs": asdict(stream_needs(branch)),
         }
     return found
 
@@ -107,13 +113,13 @@ def _parts(name: str, built: Adapted) -> dict[str, Any]:
         else {
             "name": "first_session",
             "version": session.card.version,
-            "hyperparameters": asdict(session),
+            "hyperparameters": resolved(session),
         },
         "keeps_frozen": parts.keeps_frozen,
         "classifier": {
             "name": name,
             "version": classifier.card.version,
-            "hyperparameters": asdict(classifier),
+            "hyperparameters": resolved(classifier),
             "separable": classifier.card.separable,
             "uses_seed": classifier.card.uses_seed,
         },

@@ -1,5 +1,6 @@
 """CODA-Prompt: weights without a softmax, orthogonal new components, old ones frozen."""
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from graftwork.methods.contracts.hyperparameters import HyperparameterError
+from graftwork.methods.contracts.stream import StreamNeeds, stream_needs
 from graftwork.methods.contracts.trained import Task
 from graftwork.methods.prompts.coda_prompt import (
     CodaPrompt,
@@ -17,7 +19,8 @@ from graftwork.methods.prompts.coda_prompt import (
     orthogonal_rows,
     overlap,
 )
-from graftwork.operators.training import forward
+from graftwork.operators.training import forward, loop
+from graftwork.operators.training.settings import Settings
 from tests import tiny
 
 METHOD = CodaPrompt(epochs=2, batch_size=6, lr=0.01, pool_size=6, prompt_length=4)
@@ -174,3 +177,72 @@ def test_domain_incremental_tasks_add_components_and_keep_the_classes():
     torch.testing.assert_close(
         learner(data.pixels, data.targets, query)["loss"], F.cross_entropy(scores, data.targets)
     )
+
+
+GROWING = dataclasses.replace(METHOD, pool_size=1, components_per_task=3)
+"""As `METHOD` on two tasks; a pool of one component would be refused if it were read."""
+UNKNOWN = [dataclasses.replace(tiny.task(index), count=None) for index in range(4)]
+"""Tasks of a stream that may grow."""
+
+
+def grown(tasks: list[Task], seed: int = 0) -> list[dict[str, Tensor]]:
+    found: list[dict[str, Tensor]] = []
+    for task in tasks:
+        before = found[-1] if found else None
+        settings = Settings(seed=seed)
+        state, _ = loop.train_task(GROWING, tiny.vit(), task, tiny.images(task), before, settings)
+        found.append(state)
+    return found
+
+
+@pytest.fixture(scope="module")
+def growing() -> list[dict[str, Tensor]]:
+    return grown(UNKNOWN[:3])
+
+
+def test_a_pool_that_grows_equals_an_equal_share_of_a_fixed_one_bit_for_bit(states, growing):
+    # Both take random numbers from (seed, task) and orthogonalise against the same earlier rows.
+    for fixed, own in zip(states, growing, strict=False):
+        assert fixed.keys() == own.keys()
+        assert all(torch.equal(fixed[name], own[name]) for name in fixed)
+
+
+def test_a_third_task_adds_components_orthogonal_to_all_and_leaves_the_others(states, growing):
+    for name in NAMES:
+        assert growing[2][name].shape == (9, *states[1][name].shape[1:])
+        assert torch.equal(growing[2][name][:6], growing[1][name])
+    learner = tiny.opened(GROWING, UNKNOWN[2], growing[1])
+    assert isinstance(learner, CodaPromptLearner)
+    assert not learner.keys[6:].any()
+    learner.begin()
+    for name in NAMES:
+        for layer in range(5):
+            rows = F.normalize(getattr(learner, name).detach()[:, layer].flatten(1).double(), dim=1)
+            assert (rows[6:] @ rows.T - torch.eye(9)[6:]).abs().max() < 1e-6
+
+
+def test_the_start_of_new_components_depends_on_seed_and_task_alone(growing):
+    def start(index: int, state: dict[str, Tensor] | None, seed: int = 0) -> Tensor:
+        learner = tiny.opened(GROWING, UNKNOWN[index], state, seed=seed)
+        learner.begin()
+        assert isinstance(learner, CodaPromptLearner)
+        return learner.keys.detach()[-3:]
+
+    assert torch.equal(start(0, None), start(0, None))
+    assert not torch.equal(start(0, None), start(0, None, seed=1))
+    again, other = start(1, growing[0]), start(2, growing[1])
+    assert torch.equal(again, start(1, growing[0]))
+    # Nearly orthogonal, since different draws lost different spans: not the same again.
+    assert not torch.allclose(again, other, atol=0.1)
+
+
+def test_a_pool_that_grows_has_any_number_of_tasks_and_stores_what_it_has():
+    assert stream_needs(GROWING) == StreamNeeds()
+    for index, task in enumerate(UNKNOWN):
+        learner = tiny.opened(GROWING, task, None)
+        assert isinstance(learner, CodaPromptLearner)
+        assert learner.components.shape == (3 * (index + 1), 5, 4, tiny.WIDTH)
+    with pytest.raises(ValueError, match="count: must be the number of tasks of the stream"):
+        tiny.opened(METHOD, UNKNOWN[0], None)
+    with pytest.raises(HyperparameterError, match="components_per_task: must be at least 1, got 0"):
+        CodaPrompt(components_per_task=0)

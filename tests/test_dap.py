@@ -196,7 +196,10 @@ def test_masking_leaves_domain_incremental_tasks_all_classes(mixed):
     task = Task(index=1, count=2, current=(0, 1, 2), before=3, seen=3)
     learner = tiny.opened(DAP(prompt_length=4, mask_to_inferred_task=True), task, None)
     assert isinstance(learner, DAPLearner)
-    learner.columns[0] = torch.tensor([0, 3])
+    # As version 1 stored it.
+    given = learner.adopt({"columns": torch.tensor([[0, 3], [0, 3]])})
+    assert given["classes"].tolist() == [[t, c] for t in (0, 1) for c in (0, 1, 2)]
+    learner.classes.copy_(given["classes"])
     _near_own_key(learner, query)
     assert (learner.logits(images, query) > -1e10).all()
 

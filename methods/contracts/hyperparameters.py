@@ -7,10 +7,15 @@ of the dataclasses that it includes. This module does not import torch.
 import difflib
 import inspect
 import math
+import types
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import MISSING, dataclass
 from dataclasses import fields as dataclass_fields
 from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+LATER = {"later": True}
+"""Metadata of a field that came after results were stored. At its default it means what was done
+before, and is in no key."""
 
 
 class HyperparameterError(ValueError):
@@ -39,7 +44,8 @@ class Field:
 
     Args:
         name: the field's name.
-        type: `int`, `float`, `bool`, `str`, or the allowed values joined by ` | `.
+        type: `int`, `float`, `bool`, `str`, or the allowed values joined by ` | `; with ` | null`
+            if it may be None.
         default: its value when nothing is given.
         doc: what it does, from the Args section of the class that declares or explains it.
     """
@@ -111,6 +117,16 @@ def build(cls: type, name: str, values: Mapping[str, Any]) -> Any:
     return instance
 
 
+def resolved(method: Any) -> dict[str, Any]:
+    """Hyper-parameters as keys hold them: all of them, but for `LATER` ones at their default."""
+    return {
+        field.name: value
+        for field in dataclass_fields(method)
+        if (value := getattr(method, field.name)) != field.default
+        or not field.metadata.get("later")
+    }
+
+
 def describe(cls: type) -> list[Field]:
     """The fields of a method's class, in their order."""
     types, docs = get_type_hints(cls), _argument_docs(cls)
@@ -131,6 +147,9 @@ def _accept(kind: Any, value: Any) -> Any:
     Raises:
         ValueError: its message says what the value must be.
     """
+    if isinstance(kind, types.UnionType):
+        [inner] = [each for each in get_args(kind) if each is not types.NoneType]
+        return None if value is None else _accept(inner, value)
     if get_origin(kind) is Literal:
         # `1 == True == 1.0`: compare types as well.
         if any(type(value) is type(choice) and value == choice for choice in get_args(kind)):
@@ -154,6 +173,9 @@ def _accept(kind: Any, value: Any) -> Any:
 
 
 def _type_name(kind: Any) -> str:
+    if isinstance(kind, types.UnionType):
+        named = (_type_name(each) for each in get_args(kind) if each is not types.NoneType)
+        return " | ".join([*named, "null"])
     return " | ".join(map(str, get_args(kind))) if get_origin(kind) is Literal else kind.__name__
 
 

@@ -33,24 +33,35 @@ class Task:
 
     Args:
         index: t, from 0.
-        count: T, number of tasks of the stream.
-        current: columns of this task's classes; all of them have training images now.
+        count: T, number of tasks of the stream; None unless the method needs it, see
+            `methods/contracts/stream.py`.
+        current: columns of this task's classes, ascending; all of them have training images now.
         before: columns that existed before this task.
         seen: C, columns that exist after it.
         names: of the classes of all C columns; only for methods on CLIP.
         templates: texts with one `{}` for a name, likewise.
 
     Example:
-        >>> task = graftwork.Task(index=1, count=5, current=(2, 3), before=2, seen=4)
+        >>> task = graftwork.Task(index=1, current=(2, 3), before=2, seen=4)
     """
 
     index: int
-    count: int
+    count: int | None = None
     current: tuple[int, ...]
     before: int
     seen: int
     names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+
+    def counted(self) -> int:
+        """T, for a method that needs it.
+
+        Raises:
+            ValueError: it is not known.
+        """
+        if self.count is None:
+            raise ValueError("count: must be the number of tasks of the stream, got None")
+        return self.count
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -197,6 +208,16 @@ class Learner(nn.Module, Generic[N]):
         """The pre-trained network; of a method on CLIP, both towers."""
         return getattr(self, NETWORK)
 
+    def adopt(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        """Before anything is restored: gives tensors the sizes that a `Task` does not tell.
+
+        A class may return, and tasks have different numbers of classes: see `parts/entries.py`.
+
+        Returns:
+            What is restored, in today's form.
+        """
+        return stored
+
     def begin(self) -> None:
         """Before the first step of a task, after `restore`: copy, orthogonalise, freeze."""
 
@@ -261,7 +282,9 @@ class Trained(Protocol):
     """A method that trains on images; a frozen keyword-only dataclass.
 
     A method that keeps exemplars has the fields of `methods/contracts/exemplars.py`: who plans the
-    run reads them, and hands over the images of earlier tasks together with the task's own.
+    run reads them, and hands over the images of earlier tasks together with the task's own. One
+    that must know the number of tasks, or has no room for more than some, has the function of
+    `methods/contracts/stream.py`.
 
     Example:
         >>> method: graftwork.Trained = build("bitfit", {"epochs": 2})
@@ -337,8 +360,9 @@ def restore(learner: Learner[Any], state: Mapping[str, Tensor]) -> None:
     Raises:
         ValueError: a stored tensor has no place in the learner.
     """
+    given = learner.adopt(state)
     own = learner.state_dict(keep_vars=True)
-    for name, stored in state.items():
+    for name, stored in given.items():
         place = own.get(name)
         if place is None:
             raise ValueError(f"stored tensor {name} {list(stored.shape)} has no place")

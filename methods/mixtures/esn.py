@@ -5,6 +5,7 @@ classes of a task, X tokens, Q temperatures.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -63,8 +64,8 @@ class ESN(Decayed, Epochs):
         paper="https://arxiv.org/abs/2211.15969",
         summary="A class-attention block and a classifier per task, each trained alone; the task "
         "of the lowest energy is found by a vote over temperatures.",
-        memory="L * D floats; T * (5 D^2 + 10.5 D + 1); classifiers of C * (D + 2) floats if "
-        "class-incremental, T * C * (D + 2) if domain-incremental",
+        memory="L * D floats; T * (5 D^2 + 10.5 D + 1); classifiers of C * (D + 3) floats if "
+        "class-incremental, T * C * (D + 3) if domain-incremental",
         uses_seed=True,
         growth="tasks",
         independent=True,
@@ -186,6 +187,9 @@ class ESNLearner(Learner):
         self.stages.requires_grad_(False)
         self.heads = StageHeads(vit.embed_dim, task)
         self.register_buffer("temperatures", torch.full((task.index + 1,), COLDEST))
+
+    def adopt(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return self.heads.adopt(stored, "heads")
 
     def join(self, expert: State, data: TaskImages) -> None:
         if not self.task.index:

@@ -3,6 +3,7 @@
 Shapes: B batch, D width, P weights of the backbone, S tasks so far, C classes seen.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -33,8 +34,8 @@ class MagMaxIndependent(magmax.Changes):
         title="MagMax, independent fine-tuning",
         paper="https://arxiv.org/abs/2407.06322",
         summary="Fine-tunes every task alone; predicts with the changes of largest magnitude.",
-        memory="backbone, once, however many tasks; classifiers of C * (D + 2) floats if "
-        "class-incremental, T * C * (D + 2) if domain-incremental",
+        memory="backbone, once, however many tasks; classifiers of C * (D + 3) floats if "
+        "class-incremental, T * C * (D + 3) if domain-incremental",
         uses_seed=True,
         growth="tasks",
         independent=True,
@@ -98,6 +99,9 @@ class MagMaxJoined(Learner):
         self._scale = method.scale
         self.register_buffer("tau", torch.zeros_like(magmax.flat(vit)))
         self.heads = StageHeads(vit.num_features, task)
+
+    def adopt(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        return self.heads.adopt(stored, "heads")
 
     def join(self, expert: State, data: TaskImages) -> None:
         change = torch.cat(

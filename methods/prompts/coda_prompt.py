@@ -4,7 +4,7 @@ Shapes: B batch, D width, L prompt length (keys and values together), R blocks w
 M components so far, n of them new, C classes seen, H heads, K = D / H.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -13,7 +13,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
-from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.hyperparameters import LATER, require
+from graftwork.methods.contracts.stream import Room, StreamNeeds
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
 from graftwork.methods.parts import optim
@@ -33,8 +34,10 @@ class CodaPrompt(Epochs):
     Args:
         batch_size: images per step, of all workers together; a smaller last batch is left out.
         pool_size: components of all tasks together; each task gets an equal share, so that it
-            must be at least the number of tasks. Components beyond the width of the ViT cannot
-            be orthogonal to all others and start in random directions.
+            must be at least the number of tasks, which has to be known. Components beyond the
+            width of the ViT cannot be orthogonal to all others and start in random directions.
+        components_per_task: new components of each task, for streams that may grow; the pool is
+            then as large as it gets, and `pool_size` is not read.
         prompt_length: vectors of a component, half of them keys, half values; even.
         layers: blocks with prompts, from the first.
         mu: weight of the penalty on components, keys and masks that are not orthogonal.
@@ -52,12 +55,14 @@ class CodaPrompt(Epochs):
     layers: int = 5
     mu: float = 0.0
     gs: Orthogonalisation = "least_squares"
+    components_per_task: int | None = field(default=None, metadata=LATER)
 
     card: ClassVar[Card] = Card(
         title="CODA-Prompt",
         paper="https://arxiv.org/abs/2211.13218",
         summary="Prefixes are sums of components weighted by attention; new ones for every task.",
-        memory="layers * pool_size * (prompt_length + 2) * D floats in all; C * (D + 1) of head",
+        memory="layers * pool_size * (prompt_length + 2) * D floats in all, with a pool of T * n "
+        "if components_per_task is n; C * (D + 1) of head",
         uses_seed=True,
         query=True,
         contract="trained",
@@ -75,13 +80,38 @@ class CodaPrompt(Epochs):
                 ),
                 "layers": (self.layers >= 1, "at least 1"),
                 "mu": (self.mu >= 0, "at least 0"),
+                "components_per_task": (
+                    self.components_per_task is None or self.components_per_task >= 1,
+                    "at least 1",
+                ),
             },
         )
+
+    def stream_needs(self) -> StreamNeeds:
+        if self.components_per_task is not None:
+            return StreamNeeds()
+        return StreamNeeds(count=True, room=Room(field="pool_size", size=self.pool_size))
 
     def recipe(self, task: Task) -> Recipe:
         # No weight decay: it would shrink the frozen components, which share their tensor with the
         # new ones.
         return replace(usual_recipe(self), drop_last=True)
+
+    def share(self, task: Task) -> int:
+        """New components of each task of the stream.
+
+        Raises:
+            ValueError: there are more tasks than components, or nobody knows how many tasks.
+        """
+        if self.components_per_task is not None:
+            return self.components_per_task
+        count = task.counted()
+        # Planning knows how long the stream is, and has refused it.
+        if self.pool_size < count:
+            raise ValueError(
+                f"pool_size: must be at least the number of tasks, {count}, got {self.pool_size}"
+            )
+        return self.pool_size // count
 
     def learner(self, vit: VisionTransformer, task: Task) -> "CodaPromptLearner":
         return CodaPromptLearner(vit, task, self)
@@ -104,16 +134,11 @@ class CodaPromptLearner(Learner):
     def __init__(self, vit: VisionTransformer, task: Task, method: CodaPrompt) -> None:
         super().__init__(vit, task)
         self._method = method
-        if method.pool_size < task.count:
-            raise ValueError(
-                f"pool_size: must be at least the number of tasks, {task.count}, "
-                f"got {method.pool_size}"
-            )
         if method.layers > len(vit.blocks):
             raise ValueError(
                 f"layers: must be at most the ViT's {len(vit.blocks)} blocks, got {method.layers}"
             )
-        self._share = method.pool_size // task.count
+        self._share = method.share(task)
         rows, width = (task.index + 1) * self._share, vit.embed_dim
         # Rows that were not drawn yet are zero and weigh nothing.
         shape = (rows, method.layers, method.prompt_length, width)

@@ -5,7 +5,7 @@ C classes seen.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
@@ -18,7 +18,7 @@ from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks.vit import DeepPrompt, forward_tokens, read_out
-from graftwork.methods.parts import optim
+from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.epochs import Clipped, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import EPS, current_cross_entropy
 from graftwork.methods.parts.prompt_tokens import uniform_bound
@@ -77,6 +77,7 @@ class DAP(Clipped, Epochs):
         summary="Every block makes prompts of the image's tokens, for the task nearest to it.",
         memory="blocks * (N * P + 2 * D * (E + 2)) floats; T * (D + E) of keys and embeddings; "
         "C * (D + 1) of head",
+        version=2,
         growth="tasks",
         uses_seed=True,
         query=True,
@@ -144,6 +145,8 @@ class DAPLearner(Learner):
     """
 
     needs_query: ClassVar[bool] = True
+    classes: Tensor
+    """Task and column of each class of each task [E, 2] int64."""
 
     def __init__(self, vit: VisionTransformer, task: Task, method: DAP) -> None:
         super().__init__(vit, task)
@@ -159,10 +162,18 @@ class DAPLearner(Learner):
         # classes of the whole stream, which gives it there, is not known.
         nn.init.normal_(self.head.weight, std=method.head_std)
         nn.init.constant_(self.head.bias, math.log(0.01 / 0.99))
-        # First column of each task's classes, and the one after the last.
-        self.columns: Tensor
-        self.register_buffer("columns", torch.zeros(task.index + 1, 2, dtype=torch.int64))
-        self.columns[-1] = torch.tensor([min(task.current), max(task.current) + 1])
+        self.register_buffer("classes", entries.pairs(task, entries.usual(task)))
+
+    def adopt(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        given = dict(stored)
+        if (ranges := given.pop("columns", None)) is not None:
+            # States of version 1 have the first column of each task's classes, and the end of them.
+            ids = [(t, c) for t, (a, b) in enumerate(ranges.tolist()) for c in range(a, b)]
+            given["classes"] = torch.tensor(ids)
+        before = entries.earlier(given["classes"][:, 0], self.task)
+        own = entries.pairs(self.task, before)
+        self.register_buffer("classes", own.to(self.classes.device))
+        return given
 
     def begin(self) -> None:
         if self.task.index:
@@ -187,10 +198,9 @@ class DAPLearner(Learner):
         scores = self.head(self._features(images, task))
         if not self._method.mask_to_inferred_task:
             return scores
-        place = torch.arange(self.task.seen, device=scores.device)
-        first, end = self.columns[task].unbind(1)
-        inside = (place >= first[:, None]) & (place < end[:, None])
-        return scores.float().where(inside, FAR)
+        inside = torch.zeros_like(scores[:1], dtype=torch.bool).repeat(self.task.index + 1, 1)
+        inside[self.classes[:, 0], self.classes[:, 1]] = True
+        return scores.float().where(inside[task], FAR)
 
     def inferred(self, query: Tensor) -> Tensor:
         """Task [B] of each image, or of the batch; never one that was not learned yet."""

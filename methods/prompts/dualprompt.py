@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.stream import StreamNeeds
 from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
 from graftwork.methods.parts import optim
@@ -45,7 +46,7 @@ class DualPrompt(Clipped, Epochs):
         kv_layout: scrambled mimics the PyTorch ports, which mix the keys and values of the images
             of a batch: no use but to reproduce them.
         candidate_keys: tasks that an image may be taken for: those seen, or all of the stream,
-            with the untrained keys of tasks to come, as published.
+            with the untrained keys of tasks to come, as published; a stream with them cannot grow.
         eval_selection: the task of an image by its own nearest key, or by a vote of the test
             batch, which leaks what an image's neighbours are.
     """
@@ -96,6 +97,9 @@ class DualPrompt(Clipped, Epochs):
             },
         )
 
+    def stream_needs(self) -> StreamNeeds:
+        return StreamNeeds(count=self.candidate_keys == "all")
+
     def recipe(self, task: Task) -> Recipe:
         return usual_recipe(self)
 
@@ -131,7 +135,7 @@ class DualPromptLearner(Learner):
         low, high = (-1.0, 1.0) if method.prompt_init == "wide" else (0.0, 0.01)
         shared = method.g_last - method.g_first + 1
         own = method.e_last - method.e_first + 1
-        tasks = task.count if method.candidate_keys == "all" else task.index + 1
+        tasks = task.counted() if method.candidate_keys == "all" else task.index + 1
 
         def uniform(*shape: int) -> nn.Parameter:
             return nn.Parameter(torch.empty(shape).uniform_(low, high))

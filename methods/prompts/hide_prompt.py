@@ -4,6 +4,7 @@ Shapes: B batch, D width, H heads, K = D / H, L prefix length, R blocks with a p
 far, C classes seen, E entries: classes of each task, so that E = C if no class occurs again.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -16,7 +17,7 @@ from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
-from graftwork.methods.parts import optim
+from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.epochs import Clipped, Steps, rules
 from graftwork.methods.parts.heads import current_cross_entropy, linear_head
 from graftwork.methods.prompts.contrast import contrast
@@ -97,6 +98,7 @@ class HiDePrompt(Clipped, Steps):
         "(C + E) * (D + 1) of classifiers; 2 * E * k * (2 * D + 1) + 2 * E numbers of statistics "
         "with k centroids, 2 * E * (D * D + D + 1) + 2 * E with covariances; E = C, or T * C if "
         "domain-incremental",
+        version=2,
         growth="tasks",
         uses_seed=True,
         query=True,
@@ -200,21 +202,32 @@ class HiDePromptLearner(Learner):
         super().__init__(vit, task)
         self._method, self._own = method, len(task.current)
         width, blocks = vit.num_features, method.last_block - method.first_block + 1
-        # Either every task has all classes, or none that another has.
-        number = (task.index + 1) * self._own if task.before == task.seen else task.seen
+        before = entries.usual(task)
         # Axis 1: block; next: key or value.
         shape = (task.index + 1, blocks, 2, method.prompt_length, *heads(vit))
         self.e = nn.Parameter(torch.empty(shape).uniform_(-1, 1))
         self.head = linear_head(width, task.seen)
-        self.tii = TaskInference(width, number)
-        self.plain = Mixtures(number, width, method.statistics, method.centroids)
-        self.prompted = Mixtures(number, width, method.statistics, method.centroids)
-        self.register_buffer("entries", torch.zeros(number, 2, dtype=torch.int64))
-        self.entries[-self._own :, 0] = task.index
-        self.entries[-self._own :, 1] = torch.tensor(task.current)
+        self.tii = TaskInference(width, before + self._own)
+        self._hold(before)
         place = torch.zeros(task.seen, dtype=torch.int64)
         place[list(task.current)] = torch.arange(self._own)
         self.register_buffer("place", place, persistent=False)
+
+    def _hold(self, before: int) -> None:
+        """Makes place for what is kept of the classes of earlier tasks and of this one."""
+        method, number, width = self._method, before + self._own, self.network.num_features
+        self.plain = Mixtures(number, width, method.statistics, method.centroids)
+        self.prompted = Mixtures(number, width, method.statistics, method.centroids)
+        self.register_buffer("entries", entries.pairs(self.task, before))
+
+    def adopt(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        before = entries.earlier(stored["entries"][:, 0], self.task)
+        if before + self._own != len(self.entries):
+            device = self.entries.device
+            self.tii.head = linear_head(self.network.num_features, before + self._own)
+            self._hold(before)
+            self.to(device)
+        return stored
 
     def begin(self) -> None:
         """Starts the task's prefix as a copy of the one before."""

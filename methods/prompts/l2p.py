@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.stream import Room, StreamNeeds
 from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import forward_tokens
 from graftwork.methods.parts import optim
@@ -82,6 +83,11 @@ class L2P(Clipped, Epochs):
             },
         )
 
+    def stream_needs(self) -> StreamNeeds:
+        if self.train_selection != "task":
+            return StreamNeeds()
+        return StreamNeeds(room=Room(field="pool_size", size=self.pool_size, per_task=self.top_n))
+
     def recipe(self, task: Task) -> Recipe:
         return usual_recipe(self)
 
@@ -92,10 +98,11 @@ class L2P(Clipped, Epochs):
             ValueError: the pool has no prompts left for the task, or the ViT has no position for
                 a class token.
         """
+        # Planning knows how long the stream is, and has refused it.
         if self.train_selection == "task" and self.top_n * (task.index + 1) > self.pool_size:
             raise ValueError(
-                f"pool_size: must be at least top_n * tasks for train_selection task, "
-                f"{self.top_n * task.count} here, got {self.pool_size}"
+                f"pool_size: must be at least top_n for each task with train_selection task, "
+                f"{self.top_n * (task.index + 1)} for task {task.index + 1}, got {self.pool_size}"
             )
         placed = vit.pos_embed is not None and vit.cls_token is not None and not vit.no_embed_class
         if self.prompt_pos == "cls" and not placed:

@@ -5,6 +5,7 @@ R rows of all tasks' classifiers together.
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -17,7 +18,7 @@ from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, read_out
-from graftwork.methods.parts import optim
+from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.clusters import k_means
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.prompt_tokens import without_prompt
@@ -57,7 +58,7 @@ class SPrompts(Decayed, Epochs):
         memory="T * (L + K) * D floats; classifiers of T * C * (D + 1) floats if "
         "domain-incremental, C * (D + 1) if class-incremental",
         growth="tasks",
-        version=2,
+        version=3,
         uses_seed=True,
         query=True,
         contract="trained",
@@ -94,28 +95,33 @@ class SPromptsLearner(Learner):
         method: hyper-parameters.
     """
 
+    centres: Tensor
+    rows: Tensor
+    """Task and column of each row of the classifiers [R, 2]; -1 for a row that is not used."""
+
     def __init__(self, vit: VisionTransformer, task: Task, method: SPrompts) -> None:
         super().__init__(vit, task)
         self._count = method.centres
-        tasks, width, own = task.index + 1, vit.embed_dim, len(task.current)
-        # Either every task has a row for all classes, or none that another has. A domain may lack
-        # images of a class: its row stays unused.
-        start = task.index * task.seen if task.before == task.seen else task.before
-        rows = start + task.seen if task.before == task.seen else task.seen
-        self._own = slice(start, start + own)
-        bound = 1 / math.sqrt(width)
-        shape = (tasks, method.prompt_length, width)
-        self.prompts = nn.Parameter(torch.empty(shape).uniform_(-bound, bound))
-        self.weight = nn.Parameter(torch.empty(rows, width).uniform_(-bound, bound))
-        self.bias = nn.Parameter(torch.empty(rows).uniform_(-bound, bound))
-        self.centres: Tensor
+        tasks, width = task.index + 1, vit.embed_dim
+        self.prompts = nn.Parameter(_drawn(width, tasks, method.prompt_length, width))
+        self._hold(entries.usual(task))
         self.register_buffer("centres", torch.zeros(tasks, method.centres, width))
-        # Task and column of each row of the classifiers; -1 for a row that is not used.
-        self.rows: Tensor
-        self.register_buffer("rows", torch.full((rows, 2), -1, dtype=torch.int64))
-        self.rows[self._own, 0] = task.index
-        self.rows[self._own, 1] = torch.tensor(task.current)
         self._kept: list[tuple[Tensor, Tensor]] = []
+
+    def _hold(self, before: int) -> None:
+        """Makes place for the rows of the classifiers of earlier tasks and of this one's."""
+        rows, width = before + len(self.task.current), self.network.embed_dim
+        self._own = slice(before, rows)
+        self.weight = nn.Parameter(_drawn(width, rows, width))
+        self.bias = nn.Parameter(_drawn(width, rows))
+        self.register_buffer("rows", entries.pairs(self.task, before))
+
+    def adopt(self, stored: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+        before, device = entries.earlier(stored["rows"][:, 0], self.task), self.rows.device
+        if before != self._own.start:
+            self._hold(before)
+            self.to(device)
+        return stored
 
     @property
     def needs_query(self) -> bool:  # type: ignore[override]
@@ -168,6 +174,12 @@ class SPromptsLearner(Learner):
     def _features(self, images: Tensor, prompt: Tensor) -> Tensor:
         tokens = forward_tokens(self.network, images, prompt=prompt)
         return read_out(self.network, without_prompt(self.network, tokens, prompt.shape[1]))
+
+
+def _drawn(width: int, *shape: int) -> Tensor:
+    """The start of a linear layer of this width."""
+    bound = 1 / math.sqrt(width)
+    return torch.empty(shape).uniform_(-bound, bound)
 
 
 def _queries(query: Tensor | None) -> Tensor:

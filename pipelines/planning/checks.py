@@ -4,7 +4,8 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from graftwork.operators.backbones.resolve import Backbone
-from graftwork.operators.errors import ConfigError, IncompatibleError
+from graftwork.operators.data.scenario import tasks
+from graftwork.operators.errors import ConfigError, IncompatibleError, together
 from graftwork.operators.images.augmentation import AUGMENTATIONS
 from graftwork.pipelines.spec.model import PipelineSpec
 
@@ -59,7 +60,7 @@ def check_trainable(shared: Shared, methods: Iterable["Method"]) -> None:
 
     Raises:
         IncompatibleError: the backbone has blocks that the methods' seams do not fit.
-        ConfigError: precision, pooling or preprocessing do not suit.
+        ConfigError: precision, pooling or preprocessing do not suit, or there are too many tasks.
     """
     trained = [method for method in methods if method.trains]
     if not trained:
@@ -81,6 +82,44 @@ def check_trainable(shared: Shared, methods: Iterable["Method"]) -> None:
             key="features.pooling",
         )
     _check_crop(shared, trained)
+    check_room(trained, _number_of_tasks(shared))
+
+
+def check_room(methods: Iterable["Method"], count: int) -> None:
+    """Refuses a stream of more tasks than a method has room for.
+
+    Args:
+        methods: trained ones.
+        count: the number of tasks.
+
+    Raises:
+        ConfigError: one problem for each such method.
+    """
+    problems = []
+    for method in methods:
+        for part in (method, *method.branches.values()):
+            room = part.needs.room
+            if room is None or room.tasks >= count:
+                continue
+            fits = f"{room.tasks} task" + ("" if room.tasks == 1 else "s")
+            what = f"room for {fits}, the stream has {count}; give at least {room.per_task * count}"
+            problems.append(ConfigError(what, key=f"{method.key}.{room.field}"))
+    if problems:
+        raise together(problems)
+
+
+def _number_of_tasks(shared: Shared) -> int:
+    """Number of tasks of every stream; it is the same for all orders."""
+    scenario, dataset = shared.spec.scenario, shared.dataset
+    stream = tasks(
+        scenario.kind,
+        len(dataset.classes),
+        dataset.domains,
+        scenario.initial,
+        scenario.increment,
+        scenario.orders[0],
+    )
+    return len(stream[: scenario.tasks])
 
 
 def _check_crop(shared: Shared, trained: Sequence["Method"]) -> None:

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from graftwork.methods.contracts.stream import Room, StreamNeeds
 from graftwork.operators.keys import program_digest
 from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.parameters.tasks import Budget
@@ -126,6 +127,9 @@ class Method:
         label: the name, with what the spec sets where a method stands in it twice.
         adapted: parts of an adapted method.
         branches: of a fused method, by role: "clip" and "vit".
+        needs: what it asks of a stream of tasks; of an adapted method, what its first session
+            does.
+        key: where the spec names it, `methods.INDEX.NAME`; empty for a branch.
     """
 
     name: str
@@ -134,6 +138,8 @@ class Method:
     label: str
     adapted: Adapted | None = None
     branches: Mapping[str, "Method"] = field(default_factory=dict)
+    needs: StreamNeeds = field(default_factory=StreamNeeds)
+    key: str = ""
 
     @property
     def description(self) -> MethodRef:
@@ -188,7 +194,13 @@ def method_of(name: str, label: str, described: Mapping[str, Any]) -> Method:
             for role, branch in parts.items()
             if facts.contract == "fused"
         },
+        needs=_needs(described["needs"]),
     )
+
+
+def _needs(described: Mapping[str, Any]) -> StreamNeeds:
+    room = described["room"]
+    return StreamNeeds(count=described["count"], room=room and Room(**room))
 
 
 def _adapted(parts: Mapping[str, Any]) -> Adapted:
@@ -226,6 +238,7 @@ def resolve_methods(loaded: Loaded, memo: Memo) -> tuple[Method, ...]:
             memo.put(preimage, known)
         label = name if names.count(name) == 1 else f"{name} {_short(given)}".strip()
         method = method_of(name, label, json.loads(known))
+        method = replace(method, key=f"methods.{number}.{name}")
         if method.facts.batch_information_at_test:
             # Wherever its numbers are shown.
             method = replace(method, label=f"{label} (sees the test batch)")
