@@ -79,15 +79,20 @@ def collect(store: Store, days: float, unused: bool, delete: bool) -> dict[str, 
             for name, (size, modified) in files.items():
                 if name not in kept and modified < horizon:
                     garbage[name] = size, "left by a crash"
+    committed = store.blobs.files("fit").keys() - garbage.keys()
     for folder, reason in (
         ("quarantine", "set aside as damaged"),
         # A running task's snapshot and a held lease are replaced all the time.
         ("unfinished", "snapshot of a task that was given up"),
+        # Without them a longer stream sums all rows again.
+        ("sums", "sums of a fit that nothing went on from"),
         ("leases", "lease of a run that ended"),
         ("memo", "leftover"),
     ):
         for name, (size, modified) in store.blobs.files(folder).items():
             leftover = folder != "memo" or name.endswith(".tmp") or "/probe-" in name
+            if folder == "sums" and f"fit/{name.partition('/')[2]}/manifest.json" in committed:
+                continue  # a longer stream goes on from them
             if leftover and modified < horizon:
                 garbage[name] = size, reason
     if delete:

@@ -8,6 +8,9 @@ from torch import Tensor
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.fitted import Rows
 
+CLASS_AXES = {"count": 0, "sum": 0, "text": 0, "cross": 1, "held_cross": 1}
+"""Axis of the classes in sums of these names; other tensors have none."""
+
 BLOCK = 64
 """Rows that matrix products for logits are padded to a multiple of."""
 

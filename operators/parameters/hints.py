@@ -65,6 +65,22 @@ class CpuHints:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvaluateHints:
+    """Hints of `evaluate`.
+
+    Args:
+        cpus: threads of the arithmetic.
+        beginnings: of a fitted method, keys of the evaluations after fewer tasks, the longest
+            first: what one of them predicted is not predicted again.
+        selection: rows that it reads.
+    """
+
+    cpus: float
+    beginnings: tuple[str, ...] = ()
+    selection: Selection = Selection()
+
+
+@dataclass(frozen=True, kw_only=True)
 class FitHints:
     """Hints of `fit`.
 
@@ -72,13 +88,18 @@ class FitHints:
         cpus: threads of the arithmetic.
         num_classes: K, of the data set.
         ids: the data set's own numbers of the classes by arrival; sums are kept under these.
+        beginnings: keys of the fits of fewer tasks, the longest first: what one of them found is
+            not computed again.
+        grows: whether the sums are kept for a longer stream.
         selection: rows that it reads.
     """
 
     cpus: float
     num_classes: int
     ids: tuple[int, ...]
-    selection: Selection
+    beginnings: tuple[str, ...] = ()
+    grows: bool = False
+    selection: Selection = Selection()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,11 +159,13 @@ class TrainHints:
 
     Args:
         reading: network and images.
+        tasks: how many there are, for people.
         checkpoint_minutes: between two snapshots; 0 for one after every step.
         reference: where the images are that belong to no task, for a method that asks for them.
     """
 
     reading: ImageHints = field(metadata=INLINE)
+    tasks: int
     checkpoint_minutes: float
     reference: Places | None = field(default=None, metadata=OPTIONAL)
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable
 import torch
 
 from graftwork.operators.assignment import Assignment, Result
+from graftwork.operators.errors import DamagedStage
 from graftwork.operators.evaluation import metrics
 from graftwork.operators.evaluation.fitted_scores import FittedScores
 from graftwork.operators.formats import predictions, selection
@@ -18,7 +19,7 @@ from graftwork.operators.formats.manifests import EvaluationFacts, StageFacts, f
 from graftwork.operators.keys import canonical
 from graftwork.operators.parameters.as_json import from_json, to_json
 from graftwork.operators.parameters.fitting import EvaluateParameters
-from graftwork.operators.parameters.hints import CpuHints, Selection
+from graftwork.operators.parameters.hints import EvaluateHints
 from graftwork.operators.store import Store
 
 
@@ -32,12 +33,12 @@ def run(work: Assignment, store: Store) -> Result:
         DamagedStage: an input is damaged.
     """
     parameters = from_json(EvaluateParameters, work.parameters)
-    hints = from_json(CpuHints, work.hints)
+    hints = from_json(EvaluateHints, work.hints)
     torch.set_num_threads(max(1, int(hints.cpus)))
     if stored := work.inputs("predictions"):
         table = predictions.join(predictions.read(store, *stage) for stage in stored)
     else:
-        table = _predict(parameters, work, store, hints.selection)
+        table = _predict(parameters, work, store, hints)
     classes = parameters.tasks[-1].seen
     assert classes is not None, "test rows say how many classes are known"
     summary = metrics.summarise(table, len(parameters.tasks), classes)
@@ -52,19 +53,33 @@ def run(work: Assignment, store: Store) -> Result:
 
 
 def _predict(
-    parameters: EvaluateParameters, work: Assignment, store: Store, given: Selection
+    parameters: EvaluateParameters, work: Assignment, store: Store, hints: EvaluateHints
 ) -> predictions.Table:
     """Predictions of a fitted method after every task."""
+    given = hints.selection
     tasks = selection.of(work, store, given, parameters.tasks)
     rows, true_task = selection.joined(tasks), selection.numbers(tasks)
     matrix = selection.matrix(work, store, given, rows)
     assert matrix is not None, "a fitted method is evaluated on cached features"
-    scores, tables = FittedScores(parameters, work, store, rows, matrix), []
-    for number, task in enumerate(parameters.tasks):
+    scores = FittedScores(parameters, work, store, rows, matrix)
+    tables, begun = _beginning(store, hints)
+    for number, task in list(enumerate(parameters.tasks))[begun:]:
         assert task.seen is not None, "test rows say how many classes are known"
         own = scores.after(number, predictions.shown(true_task, number), task.seen)
         tables.append(predictions.decide(rows.index, parameters.tasks, true_task, number, own))
     return predictions.join(tables)
+
+
+def _beginning(store: Store, hints: EvaluateHints) -> tuple[list[predictions.Table], int]:
+    """Predictions that an evaluation after fewer tasks made, and the number of these tasks."""
+    for key in hints.beginnings:
+        try:
+            if store.has("evaluate", key):
+                table = predictions.read(store, "evaluate", key)
+                return [table], int(table["task_trained"].max()) + 1
+        except DamagedStage:
+            continue  # made again; who reads it has it computed again
+    return [], 0
 
 
 def _facts(work: Assignment, store: Store) -> EvaluationFacts:

@@ -8,22 +8,26 @@ again; where they are small they stay in the worker process.
 
 import json
 import time
-from collections.abc import Sequence
-from functools import lru_cache, partial
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache, partial, reduce
+from typing import Any
 
 import numpy as np
 import torch
+from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 from torch import Tensor
 
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.fitted import Fitted, Rows
+from graftwork.methods.parts.sums import CLASS_AXES
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.building import fitted
 from graftwork.operators.data.digests import digest_of
 from graftwork.operators.data.exemplars import Block, blocks
 from graftwork.operators.errors import DamagedStage, Diverged
-from graftwork.operators.formats import selection
+from graftwork.operators.formats import selection, sums
 from graftwork.operators.formats.texts import load
 from graftwork.operators.parameters.as_json import from_json, to_json
 from graftwork.operators.parameters.features import TextParameters
@@ -47,25 +51,32 @@ def run(work: Assignment, store: Store) -> Result:
     method = fitted(parameters.method)
     seed = parameters.seed or 0
     rows = TrainingRows(store, work, parameters, hints)
+    begun = _beginning(store, hints)
+    tensors, reports = dict(begun.tensors), list(begun.reports)
     total: State | None = None
-    tensors: dict[str, torch.Tensor] = {}
-    reports = []
     seen = 0
     for number, task in enumerate(parameters.tasks):
         started = time.perf_counter()
-        newest: State | None = None
-        for block in rows.blocks(number):
-            part = rows.statistics(method, seed, number, block)
-            newest = part if newest is None else method.add(newest, part)
-        assert newest is not None, "a task without training rows is refused before the run"
-        total = newest if total is None else method.add(total, newest)
         seen = max(seen, task.classes[-1] + 1)
+        if number < len(begun.reports) and begun.sums is not None:
+            continue
+        newest = _sum(method, rows, seed, number)
+        if number == len(begun.reports) and begun.sums is not None:
+            total = sums.widened(begun.sums, newest, CLASS_AXES)
+            if total is None:  # the sums of another form: once more from the rows
+                total = _sum_all(method, rows, seed, number)
+        total = newest if total is None else method.add(total, newest)
+        if number < len(begun.reports):
+            continue
         state = method.solve(total, newest, hints.ids[:seen], seed)
         for name, tensor in state.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise Diverged(f"{work.label}: {name} after task {number} is NaN or infinite")
             tensors[f"{number}/{name}"] = tensor.contiguous()
         reports.append(method.report(state) | {"seconds": round(time.perf_counter() - started, 6)})
+    assert total is not None, "a stream has a task"
+    if hints.grows:
+        sums.keep(store, work.key, total, hints.ids[:seen])
     return Result(
         files={"state.safetensors": save_tensors(tensors)},
         facts={
@@ -73,7 +84,59 @@ def run(work: Assignment, store: Store) -> Result:
             "state_bytes": sum(t.numel() * t.element_size() for t in tensors.values()),
             "trainable_parameters": 0,
         },
+        obsolete=begun.obsolete,
     )
+
+
+def _sum(method: Fitted, rows: "TrainingRows", seed: int, number: int) -> State:
+    """Statistics of a task, block by block."""
+    newest: State | None = None
+    for block in rows.blocks(number):
+        part = rows.statistics(method, seed, number, block)
+        newest = part if newest is None else method.add(newest, part)
+    assert newest is not None, "a task without training rows is refused before the run"
+    return newest
+
+
+def _sum_all(method: Fitted, rows: "TrainingRows", seed: int, count: int) -> State:
+    """Statistics of the first tasks."""
+    return reduce(method.add, (_sum(method, rows, seed, number) for number in range(count)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Beginning:
+    """Results that a fit of fewer tasks left.
+
+    Args:
+        tensors: states by task and name.
+        reports: of its solves.
+        sums: its running sums; None if they are to be made again.
+        obsolete: names of what this fit replaces.
+    """
+
+    tensors: Mapping[str, Tensor] = field(default_factory=dict)
+    reports: Sequence[Mapping[str, Any]] = ()
+    sums: State | None = None
+    obsolete: tuple[str, ...] = ()
+
+
+def _beginning(store: Store, hints: FitHints) -> Beginning:
+    """The longest stored fit that this one begins with."""
+    for key in hints.beginnings:
+        if not store.has("fit", key):
+            continue
+        try:
+            tensors = load_tensors(store.read("fit", key, "state.safetensors"))
+            reports = store.manifest("fit", key)["facts"]["tasks"]
+        except DamagedStage:
+            continue  # this fit does not need it; who reads it has it computed again
+        return Beginning(
+            tensors=tensors,
+            reports=reports,
+            sums=sums.find(store, key, hints.ids),
+            obsolete=(sums.name(key),) if hints.grows else (),
+        )
+    return Beginning()
 
 
 class TrainingRows:

@@ -52,7 +52,7 @@ def run(work: Assignment, store: Store) -> Result:
     rows = task_rows(work, store, learner, parameters.data, reading)
 
     def say(**facts: Any) -> None:
-        live.say(task=task.index + 1, tasks=task.count, **facts)
+        live.say(task=task.index + 1, tasks=hints.tasks, **facts)
 
     try:
         state, log = loop.train_task(

@@ -4,7 +4,6 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING
 
 from graftwork.operators.backbones.resolve import Backbone
-from graftwork.operators.data.scenario import tasks
 from graftwork.operators.errors import ConfigError, IncompatibleError, together
 from graftwork.operators.images.augmentation import AUGMENTATIONS
 from graftwork.pipelines.spec.model import PipelineSpec
@@ -82,7 +81,6 @@ def check_trainable(shared: Shared, methods: Iterable["Method"]) -> None:
             key="features.pooling",
         )
     _check_crop(shared, trained)
-    check_room(trained, _number_of_tasks(shared))
 
 
 def check_room(methods: Iterable["Method"], count: int) -> None:
@@ -106,20 +104,6 @@ def check_room(methods: Iterable["Method"], count: int) -> None:
             problems.append(ConfigError(what, key=f"{method.key}.{room.field}"))
     if problems:
         raise together(problems)
-
-
-def _number_of_tasks(shared: Shared) -> int:
-    """Number of tasks of every stream; it is the same for all orders."""
-    scenario, dataset = shared.spec.scenario, shared.dataset
-    stream = tasks(
-        scenario.kind,
-        len(dataset.classes),
-        dataset.domains,
-        scenario.initial,
-        scenario.increment,
-        scenario.orders[0],
-    )
-    return len(stream[: scenario.tasks])
 
 
 def _check_crop(shared: Shared, trained: Sequence["Method"]) -> None:

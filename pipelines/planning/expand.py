@@ -11,6 +11,7 @@ from graftwork.operators.data import scenario as scenarios
 from graftwork.operators.data.scenario import OrderName
 from graftwork.operators.data.stream import Data, Stream, cut
 from graftwork.operators.errors import BadDataError
+from graftwork.pipelines.planning.checks import check_room
 from graftwork.pipelines.planning.fitted import fitted
 from graftwork.pipelines.planning.fused import fused
 from graftwork.pipelines.planning.methods import Method
@@ -35,6 +36,11 @@ def make_runs(
         BadDataError: a task without training or test images.
     """
     spec, streams = shared.spec, list(_streams(shared.spec, shared.data))
+    methods = tuple(methods)
+    check_room(
+        [method for method in methods if method.trains],
+        max(len(stream.tasks) for _, stream in streams),
+    )
     for method in methods:
         for order, stream in streams:
             for seed in spec.seeds:
@@ -45,6 +51,8 @@ def make_runs(
                     stream=stream,
                     seed=seed,
                     beside=beside,
+                    # A sweep over class orders is no stream that grows.
+                    grows=len(streams) == 1,
                 )
                 yield {"trained": run_of, "fused": fused}.get(method.facts.contract, fitted)(cell)
 

@@ -1,14 +1,15 @@
 """Stages of a run of the contract `fitted`: a fit on cached features and an evaluation."""
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 
 from graftwork.operators.data.dataset import Split
 from graftwork.operators.data.stream import described, whole
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.features import Graft, TextParameters
-from graftwork.operators.parameters.fitting import FitParameters
-from graftwork.operators.parameters.hints import FitHints, Selection
+from graftwork.operators.parameters.fitting import EvaluateParameters, FitParameters
+from graftwork.operators.parameters.hints import FitHints
 from graftwork.operators.parameters.predictors import FittedPart, GraftPart
 from graftwork.operators.stage import Resources, Stage
 from graftwork.pipelines.planning import trained
@@ -50,40 +51,69 @@ def fitted(cell: Cell) -> Run:
         train = [everything]
     place = {each: label for label, each in enumerate(ids)}
     columns = tuple(place[each] for each in cell.stream.ids)
-    parameters = FitParameters(
-        method=classifier.method,
-        seed=cell.seed if classifier.uses_seed else None,
-        features=tuple(kinds.values()),
-        texts=_texts(shared, ids) if method.facts.network == "clip" else None,
-        tasks=tuple(map(described, train)),
-    )
     size = shared.spec.features.shard_size
     learnt = Reads(tasks=train, shards=shards, shard_size=size)
-    fit = Stage(
-        operator="fit",
-        parameters=to_json(parameters),
-        inputs={"graft": tuple(own)} if own else {},
-        reads=learnt.stages() | ({"text": (shared.texts(),)} if parameters.texts else {}),
-        hints=Hints(
-            FitHints(
-                cpus=cpus,
-                num_classes=len(shared.data.classes),
-                ids=ids,
-                selection=Selection(),
+
+    def parameters(count: int) -> FitParameters:
+        """Of the fit of the first tasks."""
+        parts = tuple(map(described, train[:count]))
+        seen = 1 + max(part.classes[-1] for part in parts)
+        return FitParameters(
+            method=classifier.method,
+            seed=cell.seed if classifier.uses_seed else None,
+            features=tuple(kinds.values()),
+            texts=_texts(shared, ids[:seen]) if method.facts.network == "clip" else None,
+            tasks=parts,
+        )
+
+    def fit(count: int) -> Stage:
+        """The fit of the first tasks."""
+        given = parameters(count)
+        return Stage(
+            operator="fit",
+            parameters=to_json(given),
+            inputs={"graft": tuple(own)} if own else {},
+            reads=learnt.stages() | ({"text": (shared.texts(),)} if given.texts else {}),
+            hints=Hints(
+                FitHints(
+                    cpus=cpus,
+                    num_classes=len(shared.data.classes),
+                    ids=ids,
+                    grows=cell.grows and not separable,
+                ),
+                beginnings=lambda: [fit(n).key for n in range(count - 1, 0, -1)],
+                selection=learnt.selection,
             ),
-            selection=learnt.selection,
-        ),
-        resources=Resources(cpus=cpus),
-        label=f"fit {method.label if separable and not own else cell.label}",
-    )
+            resources=Resources(cpus=cpus),
+            label=f"fit {method.label if separable and not own else cell.label}",
+        )
+
+    whole_fit = fit(len(train))
+    inputs = {"model": (whole_fit,), "first_session": tuple(own)}
+    evaluated = cell.evaluated(classifier.method, columns if separable else None)
     return cell.run(
-        own=[*own, fit],
-        model=fit,
-        evaluated=cell.evaluated(classifier.method, columns if separable else None),
-        inputs={"model": (fit,), "first_session": tuple(own)},
+        own=[*own, whole_fit],
+        model=whole_fit,
+        evaluated=evaluated,
+        inputs=inputs,
         reads=Reads(tasks=[task.test for task in tasks], shards=shards, shard_size=size),
-        served=_served(cell, parameters, fit, own, graft, _labels(columns, len(ids))),
+        beginnings=lambda: [
+            cell.evaluation(
+                cut_off(evaluated, n),
+                inputs | {"model": (whole_fit if separable else fit(n),)},
+            ).key
+            for n in range(len(tasks) - 1, 0, -1)
+        ],
+        served=_served(
+            cell, parameters(len(train)), whole_fit, own, graft, _labels(columns, len(ids))
+        ),
     )
+
+
+def cut_off(evaluated: EvaluateParameters, count: int) -> EvaluateParameters:
+    """The evaluation after the first tasks alone."""
+    tasks, columns = evaluated.tasks[:count], evaluated.columns
+    return replace(evaluated, tasks=tasks, columns=columns and columns[: tasks[-1].seen])
 
 
 def _labels(columns: Sequence[int], count: int) -> tuple[int, ...]:

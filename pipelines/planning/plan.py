@@ -29,8 +29,8 @@ from graftwork.pipelines.planning.runs import Run
 from graftwork.pipelines.planning.shared import Reference, Shared
 from graftwork.pipelines.spec.loading import Loaded
 from graftwork.pipelines.spec.model import PipelineSpec
-from graftwork.pipelines.spec.problems import nearest
 from graftwork.pipelines.spec.model import Preprocessing as PreprocessingSpec
+from graftwork.pipelines.spec.problems import nearest
 
 
 @dataclass(frozen=True, kw_only=True)

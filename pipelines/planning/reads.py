@@ -15,6 +15,7 @@ from graftwork.operators.data.stream import Part, Rows, pack
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.hints import (
     CpuHints,
+    EvaluateHints,
     FitHints,
     ImageHints,
     Numbering,
@@ -25,7 +26,7 @@ from graftwork.operators.parameters.hints import (
 )
 from graftwork.operators.stage import Stage
 
-H = TypeVar("H", CpuHints, FitHints, ImageHints, ShardHints, TrainHints)
+H = TypeVar("H", CpuHints, EvaluateHints, FitHints, ImageHints, ShardHints, TrainHints)
 
 
 class Hints(Mapping[str, Any], Generic[H]):

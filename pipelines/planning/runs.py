@@ -1,13 +1,13 @@
 """One method on one class order with one seed: what it is made of, and what becomes of it."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
 from graftwork.operators.data.scenario import OrderName
 from graftwork.operators.data.stream import Rows, Stream
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.fitting import EvaluateParameters
-from graftwork.operators.parameters.hints import CpuHints
+from graftwork.operators.parameters.hints import EvaluateHints
 from graftwork.operators.parameters.learners import LearnerRef, MethodRef
 from graftwork.operators.parameters.predictors import FittedPart, FusedPart, Part, TrainedPart
 from graftwork.operators.parameters.tasks import TaskData
@@ -114,6 +114,7 @@ class Cell:
     Args:
         shared: what all runs share.
         stream: its tasks.
+        grows: whether more tasks may come: what a longer stream goes on from is kept.
     """
 
     shared: Shared
@@ -122,6 +123,7 @@ class Cell:
     stream: Stream
     seed: int
     beside: Shared | None = None
+    grows: bool = False
 
     @property
     def label(self) -> str:
@@ -158,6 +160,7 @@ class Cell:
         inputs: Mapping[str, tuple[Stage, ...]],
         served: Served | None,
         reads: Reads | None = None,
+        beginnings: Callable[[], list[str]] = list,
         parents: Iterable[Run] = (),
         models: Iterable[Model] = (),
     ) -> Run:
@@ -166,17 +169,9 @@ class Cell:
         Args:
             inputs: of the evaluation.
             reads: rows that it reads; None if it puts together what others predicted.
+            beginnings: keys of the evaluations after fewer tasks, the longest first.
         """
-        cpus = self.shared.spec.resources.fit.cpus
-        evaluate = Stage(
-            operator="evaluate",
-            parameters=to_json(evaluated),
-            inputs=inputs,
-            reads=reads.stages() if reads else {},
-            hints=Hints(CpuHints(cpus=cpus), **({"selection": reads.selection} if reads else {})),
-            resources=Resources(cpus=cpus),
-            label=f"evaluate {self.label}",
-        )
+        evaluate = self.evaluation(evaluated, inputs, reads, beginnings)
         return Run(
             method=self.method,
             order=self.order,
@@ -189,4 +184,27 @@ class Cell:
             served=served,
             parents=tuple(parents),
             models=tuple(models),
+        )
+
+    def evaluation(
+        self,
+        evaluated: EvaluateParameters,
+        inputs: Mapping[str, tuple[Stage, ...]],
+        reads: Reads | None = None,
+        beginnings: Callable[[], list[str]] = list,
+    ) -> Stage:
+        """The stage of an evaluation; see `run`."""
+        cpus = self.shared.spec.resources.fit.cpus
+        return Stage(
+            operator="evaluate",
+            parameters=to_json(evaluated),
+            inputs=inputs,
+            reads=reads.stages() if reads else {},
+            hints=Hints(
+                EvaluateHints(cpus=cpus),
+                beginnings=beginnings,
+                **({"selection": reads.selection} if reads else {}),
+            ),
+            resources=Resources(cpus=cpus),
+            label=f"evaluate {self.label}",
         )

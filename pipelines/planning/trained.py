@@ -236,7 +236,11 @@ def _training(
         images * facts.epochs * (2 if card.query and not plain else 1), resources.cpus
     )
     hints = Hints(
-        TrainHints(reading=reading, checkpoint_minutes=resources.checkpoint_minutes),
+        TrainHints(
+            reading=reading,
+            tasks=len(parts),
+            checkpoint_minutes=resources.checkpoint_minutes,
+        ),
         places=partial(places, readable if card.images else ()),
         selection=reads.selection,
         **({"reference": partial(places, [reference.rows])} if reference else {}),
@@ -272,7 +276,7 @@ def _columns(cell: Cell, parts: Sequence[Rows], number: int) -> Columns:
     reads = facts.network == "clip"
     return Columns(
         index=number,
-        count=len(parts),
+        count=len(parts) if cell.method.needs.count else None,
         current=parts[number].classes,
         before=before,
         seen=seen,
