@@ -39,15 +39,16 @@ class Hints(Mapping[str, Any], Generic[H]):
     def __init__(self, value: H, **later: Callable[[], Any]) -> None:
         self.value, self.later = value, later
         self._fixed = to_json(value)
+        self._names = tuple(dict.fromkeys([*self._fixed, *later]))
 
     def __getitem__(self, name: str) -> Any:
         return self.later[name]() if name in self.later else self._fixed[name]
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._fixed)
+        return iter(self._names)
 
     def __len__(self) -> int:
-        return len(self._fixed)
+        return len(self._names)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
