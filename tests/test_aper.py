@@ -1,9 +1,10 @@
 """APER: both branches side by side under one cosine, and what planning sees of it."""
 
 import json
-from types import SimpleNamespace
-from typing import Any, cast
+from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,8 +15,12 @@ from graftwork.methods.contracts.fitted import Rows
 from graftwork.methods.parts.first_session import FirstSession
 from graftwork.methods.representations.simplecil import SimpleCIL
 from graftwork.operators import catalogue
-from graftwork.operators.assignment import Assignment
-from graftwork.operators.formats import features
+from graftwork.operators.assignment import Result
+from graftwork.operators.data.digests import digest_of
+from graftwork.operators.data.index_file import SplitIndex, encode_index
+from graftwork.operators.formats import features, selection
+from graftwork.operators.parameters.hints import Selection
+from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.training import forward, loop, settings
 from tests import tiny
@@ -113,13 +118,28 @@ def test_a_adapter_at_the_start_predicts_like_simplecil():
     assert 0.2 < (expected.argmax(1) == truth).float().mean() < 1
 
 
-def test_c_halves_are_the_two_branches(
-    trained: list[tuple[Tensor, Tensor]], monkeypatch: pytest.MonkeyPatch
-):
+def test_c_halves_are_the_two_branches(trained: list[tuple[Tensor, Tensor]], tmp_path: Path):
     stored = dict(zip(("features", "adapted"), trained[0], strict=True))
-    monkeypatch.setattr(features, "load", lambda store, shards: stored[shards[0][0]].numpy())
-    order = cast(Assignment, SimpleNamespace(inputs=lambda role: [(role, "key")]))
-    row = torch.from_numpy(features.matrix(cast(Store, None), features.roles(order)))
+    store = Store(str(tmp_path))
+    # The rows of twelve images of one class, as a fit on both branches reads them.
+    digests = np.arange(12 * 32, dtype=np.uint8).reshape(12, 32)
+    numbers = np.zeros(12, dtype=np.int32)
+    index = SplitIndex(digests=digests, labels=numbers, domains=numbers)
+    dataset = Stage(operator="dataset", parameters={})
+    store.commit(dataset.assignment(), Result(files={"index.parquet": encode_index(index)}), 0.0)
+    shards = {
+        role: Stage(operator="features", parameters={"images": digest_of(digests), "of": role})
+        for role in stored
+    }
+    for role, stage in shards.items():
+        content = {"features.parquet": features.encode_shard(stored[role].numpy())}
+        store.commit(stage.assignment(), Result(files=content), 0.0)
+    reads = {"dataset": (dataset,), **{role: (shards[role],) for role in ("adapted", "features")}}
+    work = Stage(operator="fit", parameters={}, reads=reads).assignment()
+    chosen = selection.Chosen(index=index, source=np.zeros(12, np.int64), position=np.arange(12))
+    found = selection.matrix(work, store, Selection(shards=((0, 0),)), chosen)
+    assert found is not None
+    row = torch.from_numpy(found)
     assert row.shape == (12, 2 * tiny.WIDTH)
     # Pitfall ii: the frozen backbone stands first.
     assert torch.equal(row[:, : tiny.WIDTH], stored["features"])

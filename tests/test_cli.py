@@ -558,7 +558,8 @@ def test_a_run_names_the_image_that_it_cannot_decode(tmp_path: Path) -> None:
         str(write_spec(tmp_path / "data.yaml", dataset=dataset, scenario=SCENARIO))
     )
     store = Store(str(tmp_path / "store"))
-    [stage] = make_plan(loaded, store.memo).features["train"]
+    made = make_plan(loaded, store.memo)
+    [stage] = [s for s in made.stages if s.label.startswith("features train ")]
     with pytest.raises(BadDataError) as caught:
         features.run(stage.assignment(), store)
     assert str(caught.value) == (

@@ -23,13 +23,11 @@ from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Learner, learned
 from graftwork.operators import building, catalogue, ensembling, merging
 from graftwork.operators.backbones import loading
-from graftwork.operators.data.labels import columns_of
 from graftwork.operators.errors import ConfigError, DamagedStage, Diverged, IncompatibleError
-from graftwork.operators.evaluation.fitted_scores import fitted_scores as scores_of_fit
-from graftwork.operators.formats import predictions
-from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats import predictions, selection, states
 from graftwork.operators.parameters.as_json import from_json
-from graftwork.operators.parameters.hints import ImageHints
+from graftwork.operators.parameters.hints import CpuHints, ImageHints
+from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.stage import Stage
 from graftwork.operators.stages import statistics
 from graftwork.operators.store import Store
@@ -150,21 +148,21 @@ def test_a_merged_state_predicts_like_the_learner_that_holds_it(whole: tuple[Sto
         methods.build("finetune", FINETUNE), network,  # type: ignore[arg-type]
         pngs.task_of(model), state(store, model), Settings(seed=0),
     )  # fmt: skip
-    order = last.assignment()
-    index = load_index(store, *order.inputs("dataset")[0])
-    rows = np.arange(len(index.labels))
-    targets = torch.from_numpy(columns_of(index.labels, model.parameters["learned"]))
-    images = opening.open_rows(
-        pngs.learner_of(last), from_json(ImageHints, order.hints), index, rows, targets, None
-    )
-    expected = forward.forward_plain(
-        learner.eval().logits, learner, images, Settings(seed=0), Log()
-    )
+    work = last.assignment()
+    hints = from_json(ImageHints, work.hints)
+    every = selection.joined(selection.rows_of(work, store, hints.selection))
+    # Images are read in the order of the data set, scores stand task by task.
+    rows = every.at(np.argsort(every.position))
+    assert rows.position.tolist() == list(range(12))
+    images = opening.open_rows(pngs.learner_of(last), hints, rows, None)
+    scores = forward.forward_plain(learner.eval().logits, learner, images, Settings(seed=0), Log())
+    expected = scores[torch.from_numpy(every.position)]
     torch.testing.assert_close(scores_of(store, last)["scores"], expected)
     table = predictions.read(store, "evaluate", run.evaluate.key)
     final = table["task_trained"] == 2
-    ids = np.array(model.parameters["learned"])
-    assert table["predicted"][final].tolist() == ids[expected.argmax(1).numpy()].tolist()
+    labels = made.dataset.test.labels[every.position].tolist()
+    assert [run.stream.ids[label] for label in table["label"][final]] == labels
+    assert table["predicted"][final].tolist() == expected.argmax(1).tolist()
     facts = store.manifest("evaluate", run.evaluate.key)["facts"]
     assert facts["forwards"] == 4 + 8 + 12 and facts["training"] == []
     assert facts["trainable_parameters"] > 0
@@ -455,32 +453,39 @@ def test_gram_matrices_are_of_inputs_in_the_precision_of_the_training(
 # --- ensembles --------------------------------------------------------------------------------
 
 
-def fitted_scores(store: Store, run: Run, number: int, rows: Any, classes: Any) -> np.ndarray:
-    given, work = run.evaluated, run.evaluate.assignment()
-    return scores_of_fit(given, given.tasks, work, store, number, rows, classes)
+def fitted_scores(store: Store, run: Run, number: int) -> np.ndarray:
+    """Scores of a fitted method on the images of the tasks up to one, columns by arrival."""
+    work, keyed = run.evaluate.assignment(), run.model.parameters
+    given = from_json(CpuHints, work.hints).selection
+    rows = selection.joined(selection.rows_of(work, store, given)[: number + 1])
+    matrix = selection.matrix(work, store, given, rows)
+    assert matrix is not None
+    [state] = states.load_states(store, "fit", run.model.key)
+    method = building.fitted(from_json(MethodRef, keyed["method"]))
+    scores = method.logits(state, torch.from_numpy(matrix.astype(np.float32)), 0)
+    # The fit serves all orders: its columns are the data set's own numbers.
+    return scores.numpy()[:, list(run.stream.ids[: 2 * number + 2])]
 
 
 def test_an_ensemble_is_what_numpy_makes_of_the_scores(whole: tuple[Store, Plan]) -> None:
-    """Trained and fitted: mean of softmax of standardised scores, columns by class id."""
+    """Trained and fitted: mean of softmax of standardised scores, columns by arrival."""
     store, made = whole
     run = run_of(made, "mean_prob of finetune and simplecil over methods")
     table = predictions.read(store, "evaluate", run.evaluate.key)
     tuned, fitted = run_of(made, "finetune"), run_of(made, "simplecil")
     for number, stage in enumerate(own(tuned, "predict")):
-        kept = scores_of(store, stage)
-        rows, ids = kept["rows"].numpy(), np.array(stage.parameters["learned"])
-        classes = np.sort(ids)
         both = [
-            kept["scores"].double().numpy()[:, np.argsort(ids)],
-            fitted_scores(store, fitted, number, rows, classes).astype(np.float64),
+            scores_of(store, stage)["scores"].double().numpy(),
+            fitted_scores(store, fitted, number).astype(np.float64),
         ]
+        assert both[0].shape == both[1].shape == (4 * number + 4, 2 * number + 2)
         total = np.zeros_like(both[0])
         for scores in both:
             scores = (scores - scores.mean(1, keepdims=True)) / scores.std(1, keepdims=True)
             total += np.exp(scores) / np.exp(scores).sum(1, keepdims=True)
         after = table["task_trained"] == number
-        assert table["sample"][after].tolist() == rows.tolist()
-        assert table["predicted"][after].tolist() == classes[total.argmax(1)].tolist()
+        assert table["sample"][after].tolist() == list(range(4 * number + 4))
+        assert table["predicted"][after].tolist() == total.argmax(1).tolist()
     facts = store.manifest("evaluate", run.evaluate.key)["facts"]
     assert facts["forwards"] == 0
     parts = [store.manifest("ensemble", own(run, "ensemble")[0].key)["seconds"]]
@@ -508,10 +513,9 @@ def test_seeds_are_combined_like_methods(whole: tuple[Store, Plan]) -> None:
     run = run_of(made, "max_logit of finetune over seeds")
     stages = [own(run_of(made, "finetune", seed), "predict")[-1] for seed in (0, 1)]
     scores = torch.stack([scores_of(store, s)["scores"] for s in stages]).amax(0)
-    ids = np.array(stages[0].parameters["learned"])
     table = predictions.read(store, "evaluate", run.evaluate.key)
     final = table["task_trained"] == 2
-    assert table["predicted"][final].tolist() == ids[scores.argmax(1).numpy()].tolist()
+    assert table["predicted"][final].tolist() == scores.argmax(1).tolist()
 
 
 # --- planning ---------------------------------------------------------------------------------
@@ -626,8 +630,8 @@ def test_a_stage_is_needed_by_those_whose_parents_do_not_need_it(
         (("ties of finetune over tasks", 0),)
     }
     # Features: of the method that reads them, not of the ensemble over it.
-    features = [stage for stages in made.features.values() for stage in stages]
-    assert names(features) == {(("simplecil", 0), ("simplecil", 1))}
+    features = of(made, "features")
+    assert features and names(features) == {(("simplecil", 0), ("simplecil", 1))}
 
 
 def test_results_name_their_parents(whole: tuple[Store, Plan]) -> None:

@@ -667,7 +667,7 @@ def test_run_stores_what_was_planned(tmp_path: Path) -> None:
     assert stored.domains.tolist() == [0, 1, 0, 0]
     rows = np.array([2, 0])
     first = [int.from_bytes(hashlib.sha256(png(n)).digest()[:8], "little") for n in (2, 0)]
-    assert stored.sample_ids(rows).view(np.uint64).tolist() == first
+    assert stored.at(rows).sample_ids().view(np.uint64).tolist() == first
     write(tmp_path / "a.parquet", range(4), [1, 0, 0, 1], style=style)
     with pytest.raises(BadDataError, match="dataset train: the data changed since the run"):
         run(found.train.stage().assignment(), store)

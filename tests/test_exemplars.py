@@ -23,13 +23,10 @@ from graftwork.methods.networks.vit import read_out
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.heads import linear_head
 from graftwork.operators.data import exemplars, sources
-from graftwork.operators.data.scenario import rows_of
+from graftwork.operators.data.digests import digest_of
+from graftwork.operators.data.index_file import SplitIndex
 from graftwork.operators.errors import ConfigError
-from graftwork.operators.formats.index import load_index
 from graftwork.operators.formats.ranks import load
-from graftwork.operators.parameters.as_json import from_json
-from graftwork.operators.parameters.tasks import Memory, TaskData
-from graftwork.operators.parameters.training import TrainParameters
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.training import snapshots
@@ -159,38 +156,40 @@ def test_a_random_order_follows_from_image_and_seed_alone() -> None:
 # --- the budget -------------------------------------------------------------------------------
 
 
-def described(*tasks: tuple[list[int], list[int]]) -> list[TaskData]:
-    return [TaskData(classes=tuple(classes), domains=tuple(domains)) for classes, domains in tasks]
-
-
 def test_the_budget_is_shared_by_the_classes_so_far() -> None:
-    counts = np.array([[50], [50], [3], [50], [50]])
-    first, second = described(([4, 2], [0]), ([0], [0]))
-    assert exemplars.shares(counts, [], 20, "total") == {}
-    assert exemplars.shares(counts, [first], 20, "total") == {(4, 0): 10, (2, 0): 3}
-    two = exemplars.shares(counts, [first, second], 20, "total")
-    assert two == {(4, 0): 6, (2, 0): 3, (0, 0): 6}
+    first, second = {(2, 0): 3, (4, 0): 50}, {(0, 0): 50}
+    assert exemplars.shares([], 20, "total") == {}
+    assert exemplars.shares([first], 20, "total") == {(0, (4, 0)): 10, (0, (2, 0)): 3}
+    two = exemplars.shares([first, second], 20, "total")
+    assert two == {(0, (4, 0)): 6, (0, (2, 0)): 3, (1, (0, 0)): 6}
     assert sum(two.values()) <= 20
-    every = exemplars.shares(counts, [first, second], 20, "per_class")
-    assert every == {(4, 0): 20, (2, 0): 3, (0, 0): 20}
+    every = exemplars.shares([first, second], 20, "per_class")
+    assert every == {(0, (4, 0)): 20, (0, (2, 0)): 3, (1, (0, 0)): 20}
 
 
 def test_a_class_in_several_domains_shares_its_part_among_them() -> None:
-    counts = np.full((2, 4), 50)
-    counts[1, 2] = 0
-    tasks = described(([0, 1], [3]), ([0, 1], [2]), ([0, 1], [0]))
-    found = exemplars.shares(counts, tasks, 20, "total")
-    assert found == {(0, 3): 4, (0, 2): 3, (0, 0): 3, (1, 3): 5, (1, 0): 5}
+    tasks = [{(0, 0): 50, (1, 0): 50}, {(0, 1): 50}, {(0, 2): 50, (1, 2): 50}]
+    found = exemplars.shares(tasks, 20, "total")
+    assert found == {
+        (0, (0, 0)): 4, (1, (0, 1)): 3, (2, (0, 2)): 3, (0, (1, 0)): 5, (2, (1, 2)): 5
+    }  # fmt: skip
     assert sum(found.values()) == 20
 
 
-def test_chosen_are_the_first_ranks_of_earlier_blocks() -> None:
+def test_a_class_in_several_tasks_shares_its_part_among_them() -> None:
+    tasks = [{(0, 0): 50, (0, 1): 50}, {(0, 0): 1}, {(0, 0): 50}]
+    found = exemplars.shares(tasks, 10, "per_class")
+    assert found == {(0, (0, 0)): 3, (0, (0, 1)): 3, (1, (0, 0)): 1, (2, (0, 0)): 2}
+
+
+def test_chosen_are_the_first_ranks_of_each_block() -> None:
     labels = np.array([0, 1, 0, 1, 0, 2, 1, 2])
-    ranks = np.array([2, 0, 0, 2, 1, 0, 1, 1])
-    earlier = tuple(described(([1], [0]), ([0], [0])))
-    memory = Memory(earlier=earlier, exemplars=4, budget="total")
-    found = exemplars.chosen(labels, np.zeros(8, int), ranks, memory)
-    assert found.tolist() == [1, 2, 4, 6]
+    domains = np.array([0, 0, 0, 1, 0, 0, 1, 0])
+    index = SplitIndex(digests=np.zeros((8, 32), np.uint8), labels=labels, domains=domains)
+    # Of rows 0, 2, 4; of 1; of 3, 6; of 5, 7.
+    ranks = [np.array(places) for places in ([2, 0, 1], [0], [1, 0], [0, 1])]
+    most = {(0, 0): 2, (1, 0): 4, (1, 1): 1, (2, 0): 0}
+    assert np.flatnonzero(exemplars.chosen(index, ranks, most)).tolist() == [1, 2, 4, 6]
 
 
 # --- places -----------------------------------------------------------------------------------
@@ -221,12 +220,27 @@ def test_a_part_of_the_places_is_read_without_the_rest(tmp_path: Path) -> None:
 # --- stages -----------------------------------------------------------------------------------
 
 
+def rows_of(made: Plan, label: int) -> np.ndarray:
+    """Training rows of a class, by the data set's own number."""
+    return np.flatnonzero(made.dataset.train.labels == label)
+
+
+def ranked(made: Plan, stage: Stage) -> int:
+    """The class whose images a stage ranks."""
+    digests = made.dataset.train.digests
+    images = {digest_of(digests[rows_of(made, label)]): label for label in range(pngs.CLASSES)}
+    return images[stage.parameters["images"]]
+
+
 def ranks_of(store: Store, made: Plan) -> np.ndarray:
-    [stage] = of(made, "exemplars")
-    return load(store, "exemplars", stage.key)
+    """The rank of each training row; -1 for those that are not ranked."""
+    ranks = np.full(len(TRAIN), -1)
+    for stage in of(made, "exemplars"):
+        ranks[rows_of(made, ranked(made, stage))] = load(store, "exemplars", stage.key)
+    return ranks
 
 
-def test_one_ranking_serves_all_orders_seeds_budgets_and_methods(
+def test_a_ranking_of_a_class_serves_all_orders_seeds_budgets_and_methods(
     store: Store, folder: Path
 ) -> None:
     both = [
@@ -234,27 +248,53 @@ def test_one_ranking_serves_all_orders_seeds_budgets_and_methods(
         {"replay": {"exemplars": 1, "exemplar_budget": "per_class"}},
     ]
     made = pngs.plan(store, folder, "scenario.orders=[1, 2]", "seeds=[0, 1]", methods=both)
-    [stage] = of(made, "exemplars")
     assert len(made.runs) == 8
-    assert stage.preimage["parameters"] == {"selection": "herding"}
-    assert stage.inputs["features"] == made.features["train"]
-    assert stage.inputs["dataset"] == (made.dataset.train.stage(),)
-    assert all(s.inputs["exemplars"] == (stage,) for s in of(made, "train"))
+    shards = {stage.label: stage for stage in of(made, "features")}
+    kind = {k: v for k, v in shards["features train 1/8"].parameters.items() if k != "images"}
+    stages = {ranked(made, stage): stage for stage in of(made, "exemplars")}
+    # Exemplars are of all tasks but the last.
+    earlier = [label for run in made.runs for label in run.stream.ids[:4]]
+    assert len(stages) == len(of(made, "exemplars")) and stages.keys() == set(earlier)
+    for label, stage in stages.items():
+        rows = rows_of(made, label)
+        images = digest_of(made.dataset.train.digests[rows])
+        assert stage.preimage["parameters"] == {
+            "selection": "herding", "features": kind, "images": images,
+        }  # fmt: skip
+        assert stage.preimage["inputs"] == {}
+        numbers = sorted(set(rows // 4))
+        held = [shards[f"features train {number + 1}/8"] for number in numbers]
+        assert stage.reads["features"] == tuple(held)
+        assert stage.reads["dataset"] == (made.dataset.train.stage(),)
+    for run in made.runs:
+        ids = run.stream.ids
+        for model in run.models:
+            read = model.stage.reads["exemplars"]
+            assert read == tuple(stages[label] for label in ids[:4])
     random = planned(store, folder, "seeds=[0, 1]", exemplar_selection="random")
-    assert len({stage.key for stage in of(random, "exemplars")}) == 2
-    assert all(stage.inputs["features"] == () for stage in of(random, "exemplars"))
+    drawn = of(random, "exemplars")
+    assert len({stage.key for stage in drawn}) == 2 * 4
+    assert sorted(stage.parameters["seed"] for stage in drawn) == [0] * 4 + [1] * 4
+    assert all(stage.reads.keys() == {"dataset"} for stage in drawn)
 
 
 def test_a_budget_changes_trainings_and_nothing_before_them(store: Store, folder: Path) -> None:
     one, two = planned(store, folder), planned(store, folder, exemplars=13)
-    for operator in ("dataset", "exemplars"):
-        assert [s.key for s in of(one, operator)] == [s.key for s in of(two, operator)]
-    assert one.features == two.features
+    for operator in ("dataset", "features", "exemplars"):
+        assert [s.key for s in of(one, operator)] == [s.key for s in of(two, operator)] != []
     assert not {s.key for s in of(one, "train")} & {s.key for s in of(two, "train")}
+    train, ids = one.dataset.train, one.runs[0].stream.ids
+    rows = np.flatnonzero(np.isin(train.labels, ids[:4]))
+    labels = np.array([ids.index(label) for label in train.labels[rows].tolist()], np.int32)
+    together = SplitIndex(digests=train.digests[rows], labels=labels, domains=np.zeros_like(labels))
+    ranking = dict(of(one, "exemplars")[0].parameters)
+    del ranking["images"]
     assert of(one, "train")[1].parameters["memory"] == {
         "earlier": [of(one, "train")[0].parameters["images"]],
         "exemplars": 12,
         "budget": "total",
+        "ranking": ranking,
+        "order": together.digest,
     }
 
 
@@ -279,14 +319,12 @@ def test_a_budget_that_leaves_classes_without_an_image_is_refused(
 
 def kept_by(store: Store, made: Plan, stage: Stage) -> tuple[list[int], list[int]]:
     """Rows of a task's own images and of its exemplars, by what the worker hands over."""
-    order = stage.assignment()
     rows = pngs.training_rows(stage, store)
     assert isinstance(rows, TaskRows)
-    index = load_index(store, *order.inputs("dataset")[0])
-    places = {sample: row for row, sample in enumerate(index.sample_ids(np.arange(len(TRAIN))))}
+    index, ids = made.dataset.train.stored(), made.runs[0].stream.ids
+    places = {sample: row for row, sample in enumerate(index.sample_ids())}
     found = np.array([places[sample] for sample in rows._samples])
-    learned = order.parameters["learned"]
-    assert [learned[column] for column in rows.targets] == index.labels[found].tolist()
+    assert [ids[column] for column in rows.targets] == index.labels[found].tolist()
     memory = rows.exemplars.numpy()
     return found[~memory].tolist(), found[memory].tolist()
 
@@ -297,22 +335,21 @@ def test_a_task_trains_on_its_images_and_the_best_of_earlier_ones(
 ) -> None:
     made = planned(store, folder, exemplar_selection=selection)
     compute(made.stages, store)
-    ranks, [run] = ranks_of(store, made), made.runs
+    ranks, ids = ranks_of(store, made), made.runs[0].stream.ids
     labels = made.dataset.train.labels
-    assert all(sorted(ranks[labels == c].tolist()) == list(range(PER_CLASS)) for c in range(6))
+    assert all(sorted(ranks[labels == c].tolist()) == list(range(PER_CLASS)) for c in ids[:4])
+    assert set(ranks[np.isin(labels, ids[4:])].tolist()) == {-1}
     for number, stage in enumerate(of(made, "train")):
         own, kept = kept_by(store, made, stage)
-        earlier = [c for task in run.tasks[:number] for c in task.classes]
-        assert own == np.flatnonzero(np.isin(labels, run.tasks[number].classes)).tolist()
+        earlier, current = ids[: 2 * number], ids[2 * number : 2 * number + 2]
+        assert own == np.flatnonzero(np.isin(labels, current)).tolist()
         share = 12 // max(1, len(earlier))
         assert kept == np.flatnonzero(np.isin(labels, earlier) & (ranks < share)).tolist()
         assert len(kept) == min(share, PER_CLASS) * len(earlier)
         assert store.manifest("train", stage.key)["facts"]["exemplars"] == len(kept)
         assert stage.hints["images"] == 2 * (len(own) + len(kept))
-        data = from_json(TrainParameters, stage.parameters).data
-        earlier_tasks = data.memory.earlier if data.memory else ()
-        known = rows_of(labels, made.dataset.train.domains, [*earlier_tasks, data.task])
-        assert sources.count(stage.hints["places"]) == len(known)
+        # Of all that may be kept: which ones are is known to the worker alone.
+        assert sources.count(stage.hints["places"]) == np.isin(labels, earlier + current).sum()
 
 
 def test_another_order_keeps_the_same_images_of_a_class(store: Store, folder: Path) -> None:

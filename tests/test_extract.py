@@ -21,6 +21,8 @@ from graftwork.operators.errors import BadDataError, ConfigError, DamagedStage, 
 from graftwork.operators.formats import features
 from graftwork.operators.images import preprocessing
 from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.parameters.as_json import to_json
+from graftwork.operators.parameters.hints import Selection
 from graftwork.operators.stage import Resources, Stage
 from graftwork.operators.stages import features as extract
 from graftwork.operators.store import Store
@@ -289,6 +291,7 @@ def test_the_operator_refuses_images_that_changed(tmp_path: Path) -> None:
             "batch_size": None,
             "cpus": 1,
             "max_pixels": None,
+            "selection": to_json(Selection()),
         },
         resources=Resources(),
         label="features train 1/1",
@@ -299,4 +302,4 @@ def test_the_operator_refuses_images_that_changed(tmp_path: Path) -> None:
 
 def test_a_damaged_shard_is_reported_with_its_key(tmp_path: Path) -> None:
     with pytest.raises(DamagedStage, match=r"manifest\.json is missing"):
-        features.load(Store(str(tmp_path)), [("features", "0" * 64)])
+        features.shard(Store(str(tmp_path)), "features", "0" * 64)

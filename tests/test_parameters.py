@@ -5,13 +5,14 @@ import json
 import pkgutil
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, is_dataclass
+from dataclasses import dataclass, field, is_dataclass, replace
 from typing import Any
 
 import pytest
 
 from graftwork.cluster.execution.graph import walk
 from graftwork.operators import catalogue, parameters
+from graftwork.operators.data.stream import described
 from graftwork.operators.images.augmentation import AUGMENTATIONS
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.keys import canonical
@@ -25,7 +26,7 @@ from graftwork.operators.parameters.predictors import (
     GraftPart,
     TrainedPart,
 )
-from graftwork.operators.parameters.tasks import Columns, Memory, TaskData
+from graftwork.operators.parameters.tasks import Columns, TaskData
 from graftwork.operators.stage import OPERATORS, Stage
 from graftwork.operators.store import Store
 from graftwork.pipelines.planning.expand import make_runs
@@ -39,7 +40,7 @@ KINDS: Mapping[str, tuple[type[Any], type[Any]]] = {
     "features": (features.ShardParameters, hints.ShardHints),
     "exemplars": (features.RankParameters, hints.CpuHints),
     "text": (features.TextParameters, hints.NetworkHints),
-    "fit": (fitting.FitParameters, hints.CpuHints),
+    "fit": (fitting.FitParameters, hints.FitHints),
     "train": (training.TrainParameters, hints.TrainHints),
     "join": (training.JoinParameters, hints.ImageHints),
     "predict": (training.PredictParameters, hints.ImageHints),
@@ -53,7 +54,8 @@ KINDS: Mapping[str, tuple[type[Any], type[Any]]] = {
 """Operator -> what its key and its hints hold."""
 
 METHOD = MethodRef(name="finetune", version=2, hyperparameters={"epochs": 3, "lr": 0.5})
-TASK = TaskData(classes=(3, 1), domains=(0, 2))
+TASK = TaskData(rows="0a", classes=(1, 3))
+TESTED = TaskData(rows="0b", classes=(0, 2), seen=4)
 COLUMNS = Columns(index=1, count=2, current=(2, 3), before=2, seen=4)
 NUMERICS = Numerics(device="cpu", precision="fp32", torch="2.9", compile=False)
 NETWORK = Network(architecture="vit", fingerprint="ab")
@@ -62,18 +64,32 @@ LEARNER = LearnerRef(
     method=METHOD,
     seed=7,
     task=COLUMNS,
-    learned=(5, 0, 3, 1),
     network=NETWORK,
     preprocessing=STEPS,
 )
-DATA = training.TrainingData(
-    task=TASK,
-    memory=Memory(earlier=(TASK,), exemplars=9, budget="per_class"),
-    reference=("a river",),
+GRAFT = features.Graft(method=METHOD, task=COLUMNS, seed=7)
+FROZEN = features.FeatureKind(
+    network=NETWORK, preprocessing=STEPS, pooling="token", dtype="float16", numerics=NUMERICS
 )
+ADAPTED = replace(FROZEN, graft=GRAFT)
+HERDING = features.Ranking(selection="herding", features=FROZEN)
+DRAWN = features.Ranking(selection="random", seed=7)
+MEMORY = training.Memory(
+    earlier=(TASK,), exemplars=9, budget="per_class", ranking=DRAWN, order="0c"
+)
+DATA = training.TrainingData(task=TASK, memory=MEMORY, query=FROZEN, reference=("a river",))
+TEXTS = features.TextKind(network=NETWORK, templates=("{}",), open_clip="3", numerics=NUMERICS)
+NUMBERING = hints.Numbering(classes=(1, -1, 0), domains=(0,))
+PART = hints.PartHints(source=0, rows="eJw=")
+CHOSEN = hints.Selection(sources=(NUMBERING,), tasks=((PART, PART), ()), shards=((0, 4), (0, 8)))
 PLACE = hints.NetworkPlace(model="vit.x", weights="/w", pooling="token", image_size=None)
 READING = hints.ImageHints(
-    network=PLACE, cpus=1.0, max_pixels=None, images=4, places={"kind": "files", "files": ["/a"]}
+    network=PLACE,
+    cpus=1.0,
+    max_pixels=None,
+    images=4,
+    places={"kind": "files", "files": ["/a"]},
+    selection=CHOSEN,
 )
 TRAINED = TrainedPart(
     method=METHOD, seed=7, task=COLUMNS, learned=(5, 0, 3, 1), state="a.safetensors"
@@ -82,9 +98,10 @@ TRAINED = TrainedPart(
 VALUES: list[Any] = [
     METHOD,
     TASK,
+    TESTED,
     COLUMNS,
-    Columns(index=0, count=1, current=(0,), before=0, seen=1, names=("cat",), templates=("{}",)),
-    DATA.memory,
+    Columns(index=0, current=(0,), before=0, seen=1, names=("cat",), templates=("{}",)),
+    MEMORY,
     NETWORK,
     NUMERICS,
     Numerics(device="cuda", precision="bf16", torch="2.9"),
@@ -100,28 +117,35 @@ VALUES: list[Any] = [
     training.JoinParameters(learner=LEARNER, data=DATA, numerics=NUMERICS),
     training.ScoreParameters(learner=LEARNER, data=DATA, numerics=NUMERICS),
     training.PredictParameters(
-        learner=LEARNER, numerics=NUMERICS, tasks=(TASK, TASK), after=(0, 1), vote_batch=None
+        learner=LEARNER, numerics=NUMERICS, tasks=(TESTED, TESTED), after=(0, 1), vote_batch=None
     ),
-    training.BlendParameters(method=METHOD, learned=(5, 0), tasks=(TASK,), after=(0,)),
+    training.PredictParameters(
+        learner=LEARNER, numerics=NUMERICS, query=FROZEN, tasks=(TESTED,), after=(0,), vote_batch=8
+    ),
+    training.BlendParameters(method=METHOD, tasks=(TESTED,), after=(0,)),
     features.DatasetParameters(digest="cd", classes=6, domains=("", "x")),
-    features.Graft(method=METHOD, task=COLUMNS, seed=7),
-    features.ShardParameters(
-        network=NETWORK,
-        preprocessing=STEPS,
-        pooling="token",
-        dtype="float16",
-        numerics=NUMERICS,
-        graft=features.Graft(method=METHOD, task=COLUMNS, seed=7),
-        digest="ef",
+    GRAFT,
+    FROZEN,
+    ADAPTED,
+    features.ShardParameters(kind=FROZEN, digest="ef"),
+    features.ShardParameters(kind=ADAPTED, digest="ef"),
+    HERDING,
+    DRAWN,
+    features.RankParameters(ranking=HERDING, digest="ef"),
+    features.RankParameters(ranking=DRAWN, digest="ef"),
+    TEXTS,
+    features.TextParameters(kind=TEXTS, names=("cat",)),
+    fitting.FitParameters(
+        method=METHOD,
+        seed=None,
+        features=(FROZEN, ADAPTED),
+        texts=features.TextParameters(kind=TEXTS, names=("cat",)),
+        tasks=(TASK,),
     ),
-    features.RankParameters(selection="herding"),
-    features.RankParameters(selection="random", seed=7),
-    features.TextParameters(
-        network=NETWORK, names=("cat",), templates=("{}",), open_clip="3", numerics=NUMERICS
-    ),
-    fitting.FitParameters(method=METHOD, seed=None, num_classes=6, tasks=(TASK,)),
+    fitting.FitParameters(method=METHOD, seed=7, features=(FROZEN,), tasks=(TASK, TASK)),
+    fitting.EvaluateParameters(method=METHOD, order=[1, 0], seed=7, tasks=(TESTED,)),
     fitting.EvaluateParameters(
-        method=METHOD, separable=False, order=[1, 0], seed=7, num_classes=6, tasks=(TASK,)
+        method=METHOD, columns=(1, 0), order="natural", seed=7, tasks=(TESTED,)
     ),
     combining.StatisticsKind(kind="fisher", labels="ground_truth"),
     combining.StatisticsParameters(
@@ -132,14 +156,28 @@ VALUES: list[Any] = [
         statistics=combining.StatisticsKind(kind="gram"),
         numerics=NUMERICS,
     ),
+    combining.StatisticsParameters(
+        learner=LEARNER,
+        task=TASK,
+        query=FROZEN,
+        limit=8,
+        shard=(0, 4),
+        statistics=combining.StatisticsKind(kind="fisher", labels="model_sample"),
+        numerics=NUMERICS,
+    ),
     combining.MergeParameters(
         learner=LEARNER, start=COLUMNS, merge=METHOD, head="newest", over="tasks"
     ),
-    combining.Member(method=METHOD, separable=True, seed=7),
+    combining.Member(method=METHOD, columns=(1, 0), seed=7),
     combining.EnsembleParameters(
-        rule=METHOD, members=(combining.Member(method=METHOD, seed=7),), tasks=(TASK,)
+        rule=METHOD, members=(combining.Member(method=METHOD, seed=7),), tasks=(TESTED,)
     ),
+    NUMBERING,
+    PART,
+    CHOSEN,
     hints.CpuHints(cpus=0.5),
+    hints.CpuHints(cpus=1, selection=CHOSEN),
+    hints.FitHints(cpus=1, num_classes=6, ids=(4, 2), selection=CHOSEN),
     PLACE,
     hints.NetworkHints(network=PLACE, cpus=2),
     READING,
@@ -322,7 +360,7 @@ def test_what_a_run_holds_is_what_its_stages_say(runs: list[Run]) -> None:
         for model in run.models:
             given = model.stage.parameters
             assert pngs.learner_of(model.stage) == model.learner
-            assert given["images"] == to_json(model.data.task)
+            assert given["images"] == to_json(model.data.task) == to_json(described(model.rows))
     assert sum(bool(run.models) for run in runs) == 5
 
 
@@ -331,10 +369,12 @@ def test_a_stage_of_several_names_its_group(runs: list[Run]) -> None:
     for stage in stages(runs):
         assert stage.label.startswith(stage.group)
         rest = stage.label.removeprefix(stage.group)
-        # Shards of features are counted, everything else by the task.
-        several = r" \d+/\d+" if stage.operator == "features" else r" task \d+.*"
-        assert not stage.group or re.fullmatch(several, rest), stage.label
+        # Shards of features are counted, exemplars go by their images, all else by the task.
+        several = {"features": r" \d+/\d+", "exemplars": r" [0-9a-f]{8}"}
+        pattern = several.get(stage.operator, r" task \d+.*")
+        assert not stage.group or re.fullmatch(pattern, rest), stage.label
         groups.setdefault(stage.operator, set()).add(stage.group)
     alone = {operator for operator, names in groups.items() if names == {""}}
-    assert alone == {"dataset", "exemplars", "text", "fit", "ensemble", "evaluate"}
+    assert alone == {"dataset", "text", "fit", "ensemble", "evaluate"}
+    assert groups["exemplars"] == {"exemplars herding", "exemplars random seed 0"}
     assert {"features train", "adapted features test"} <= groups["features"]

@@ -23,6 +23,7 @@ from graftwork.operators.backbones import loading
 from graftwork.operators.ensembling import rules
 from graftwork.operators.errors import BadDataError
 from graftwork.operators.merging import contract
+from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.pipelines.planning import explain
@@ -58,6 +59,7 @@ def test_the_same_spec_has_the_same_keys(store: Store) -> None:
     [
         ("resources.extract={cpus: 2, batch_size: 7}", set()),
         ("pipeline=other", set()),
+        ("features.shard_size=100", {"features"}),
         ("scenario.orders=[7]", {"fit", "evaluate"}),
         ("scenario.increment=5", {"fit", "evaluate"}),
         ("seeds=[1]", {"fit", "evaluate"}),
@@ -101,8 +103,11 @@ def test_a_separable_method_has_one_fit_for_all_orders(store: Store) -> None:
 
 def test_every_shard_is_a_range_of_the_data_set(store: Store) -> None:
     made = plan(store, "features.shard_size=100")
-    assert [made.images(s) for s in made.features["train"]] == [100] * 14 + [37]
-    assert sum(made.images(s) for s in made.features["test"]) == 360
+    images = {
+        split: [made.images(stage) for stage in made.stages if stage.group == f"features {split}"]
+        for split in ("train", "test")
+    }
+    assert images == {"train": [100] * 14 + [37], "test": [100] * 3 + [60]}
 
 
 def test_ten_thousand_stages_are_planned_in_seconds(store: Store) -> None:
@@ -117,9 +122,28 @@ def test_ten_thousand_stages_are_planned_in_seconds(store: Store) -> None:
 
 def test_a_stream_may_stop_early(store: Store) -> None:
     whole, short = plan(store), plan(store, "scenario.tasks=2")
-    assert short.runs[0].tasks == whole.runs[0].tasks[:2]
-    assert [len(run.tasks) for run in short.runs] == [2] * 6
+
+    def tasks(made: Plan) -> list[tuple[str, TaskData, TaskData]]:
+        return [(task.name, task.learned, task.tested) for task in made.runs[0].stream.tasks]
+
+    assert tasks(short) == tasks(whole)[:2]
+    assert len(tasks(whole)) == 5
+    assert [len(run.stream.tasks) for run in short.runs] == [2] * 6
+    assert [run.stream.classes for run in short.runs] == [whole.runs[0].stream.classes[:4]] * 6
     assert keys(short, "features") == keys(whole, "features")
+
+
+def test_a_stream_that_stops_early_reads_shards_of_its_rows_alone(store: Store) -> None:
+    """The data set holds its classes mixed; of a file for each class less would be read."""
+    one = "dataset.limit_per_class=1"
+    made = plan(store, "methods=[slda]", "scenario.tasks=2", "features.shard_size=1", one)
+    [run] = made.runs
+    labels = made.dataset.train.labels
+    rows = [row for row, label in enumerate(labels.tolist()) if label in run.stream.ids]
+    assert len(rows) == 4
+    shards = [stage.label for stage in run.model.reads["features"]]
+    assert shards == [f"features train {row + 1}/10" for row in rows]
+    assert sum(stage.operator == "features" for stage in made.stages) == 8
 
 
 def test_a_long_chain_has_keys() -> None:
@@ -231,24 +255,26 @@ def reasons(store: Store, *overrides: str) -> dict[str, str]:
     ("override", "says"),
     [
         ("scenario.tasks=4", "tasks 5 -> 4"),
-        (
-            "scenario.initial=4",
-            "tasks 5 -> 4, task 1 classes [4, 2] -> [4, 2, 7, 6], and 3 more",
-        ),
+        # Of each of the four tasks its classes and its rows.
+        ("scenario.initial=4", "tasks 5 -> 4, task 1 classes [0, 1] -> [0, 1, 2, 3], and 7 more"),
         (
             "scenario.orders=[[4, 2, 7, 6, 3, 0, 5, 8, 9, 1]]",
-            "task 3 classes [0, 3] -> [3, 0]",
+            "task 3 rows {before} -> {after}",
         ),
     ],
 )
 def test_a_plan_says_what_differs_in_a_list_of_tasks(
     stored: Store, override: str, says: str
 ) -> None:
-    why = reasons(stored, override)
+    why, made = reasons(stored, override), plan(stored, "methods=[slda, acil]", override)
+    before, after = (
+        of_plan.runs[0].stream.tasks[2].learned.rows[:8]
+        for of_plan in (plan(stored, "methods=[slda, acil]"), made)
+    )
+    says = says.format(before=before, after=after)
     assert why["fit slda"] == f"class order or task sizes: {says}"
     out = io.StringIO()
-    found = explain.explain(plan(stored, "methods=[slda, acil]", override), stored)
-    terminal.plan(found, Console(file=out, width=200))
+    terminal.plan(explain.explain(made, stored), Console(file=out, width=200))
     assert why["fit slda"] in out.getvalue()
 
 

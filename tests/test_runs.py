@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from safetensors.torch import save_file
 
@@ -16,9 +17,13 @@ from graftwork.cluster.execution.graph import needed
 from graftwork.cluster.execution.schedule import Schedule
 from graftwork.operators import catalogue
 from graftwork.operators.backbones import loading
-from graftwork.operators.data.scenario import class_order
+from graftwork.operators.data.dataset import Split
+from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.data.scenario import StreamTask, class_order
+from graftwork.operators.data.scenario import tasks as tasks_of_scenario
 from graftwork.operators.errors import ConfigError, GraftworkError, IncompatibleError
 from graftwork.operators.images.augmentation import AUGMENTATIONS
+from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.pipelines.planning import trained
@@ -58,9 +63,14 @@ def keys(made: Plan, operator: str) -> list[str]:
     return [stage.key for stage in of(made, operator)]
 
 
+def differing(before: Plan, after: Plan) -> set[str]:
+    """Operators of which a key is another."""
+    return {operator for operator in OPERATORS if keys(before, operator) != keys(after, operator)}
+
+
 def changed(before: Plan, after: Plan) -> set[str]:
     """Operators of which a key is another, none of which is what it was."""
-    found = {operator for operator in OPERATORS if keys(before, operator) != keys(after, operator)}
+    found = differing(before, after)
     for operator in found - {"dataset", "features"}:
         assert not set(keys(before, operator)) & set(keys(after, operator)), operator
     return found
@@ -133,26 +143,70 @@ def with_image(rows: Sequence[pngs.Row], number: int) -> list[pngs.Row]:
 METHODS: dict[str, Any] = {"methods": ["simplecil", {"finetune": {"epochs": 1}}]}
 
 
-def test_a_training_image_changes_its_shard_and_what_is_trained(
-    store: Store, folder: Path, tmp_path: Path
+def shards(made: Plan, split: str) -> list[Stage]:
+    """The shards of the frozen backbone's features that a plan reads."""
+    return [s for s in of(made, "features") if s.label.startswith(f"features {split} ")]
+
+
+def kept(before: Plan, after: Plan, operator: str) -> list[bool]:
+    """Of each stage of an operator, whether its key is what it was."""
+    pairs = zip(keys(before, operator), keys(after, operator), strict=True)
+    return [one == two for one, two in pairs]
+
+
+@pytest.mark.parametrize(("number", "task"), [(9, 0), (15, 1), (4, 2)])
+def test_a_training_image_changes_its_shard_and_what_is_trained_from_its_task_on(
+    number: int, task: int, store: Store, folder: Path, tmp_path: Path
 ) -> None:
+    assert class_order(6, 1993).index(TRAIN[number][1]) // 2 == task
     before = pngs.plan(store, folder, **METHODS)
-    other = pngs.data(tmp_path, with_image(TRAIN, 9), TEST)
+    other = pngs.data(tmp_path, with_image(TRAIN, number), TEST)
     after = pngs.plan(store, other, **METHODS)
-    assert changed(before, after) == set(OPERATORS) - {"join"}
+    assert differing(before, after) == set(OPERATORS) - {"join"}
     train, test = (made.dataset for made in (before, after))
     assert train.test.stage().key == test.test.stage().key
     assert train.train.stage().key != test.train.stage().key
-    for split, expected in (("train", [2]), ("test", [])):
-        pairs = zip(before.features[split], after.features[split], strict=True)
+    for split, expected in (("train", [number // 4]), ("test", [])):
+        pairs = zip(shards(before, split), shards(after, split), strict=True)
         assert [n for n, (one, two) in enumerate(pairs) if one.key != two.key] == expected
+    # A key knows the tasks before it, through what was trained on them, and no later one.
+    earlier = [place < task for place in range(3)]
+    assert kept(before, after, "train") == kept(before, after, "predict") == earlier
+    assert kept(before, after, "fit") == [False]
+    assert kept(before, after, "evaluate") == [False, False]
 
 
-def test_a_test_image_changes_no_training(store: Store, folder: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("number", "task"), [(5, 0), (7, 1), (2, 2)])
+def test_a_test_image_changes_predictions_from_its_task_on_and_no_training(
+    number: int, task: int, store: Store, folder: Path, tmp_path: Path
+) -> None:
+    assert class_order(6, 1993).index(TEST[number][1]) // 2 == task
     before = pngs.plan(store, folder, **METHODS)
-    after = pngs.plan(store, pngs.data(tmp_path, TRAIN, with_image(TEST, 5)), **METHODS)
-    assert changed(before, after) == {"dataset", "features", "predict", "evaluate"}
-    assert before.features["train"] == after.features["train"]
+    after = pngs.plan(store, pngs.data(tmp_path, TRAIN, with_image(TEST, number)), **METHODS)
+    assert differing(before, after) == {"dataset", "features", "predict", "evaluate"}
+    assert shards(before, "train") == shards(after, "train")
+    assert kept(before, after, "predict") == [place < task for place in range(3)]
+    assert kept(before, after, "evaluate") == [False, False]
+
+
+def test_images_that_no_task_reads_are_in_no_key(
+    store: Store, folder: Path, tmp_path: Path
+) -> None:
+    """Of a stream that ends after two tasks: data of the classes that it never reaches."""
+    unread = class_order(6, 1993)[4]
+    given = {
+        name: next(n for n, row in enumerate(rows) if row[1] == unread)
+        for name, rows in (("train", TRAIN), ("test", TEST))
+    }
+    other = pngs.data(tmp_path, with_image(TRAIN, given["train"]), with_image(TEST, given["test"]))
+    sections = {"methods": [{"finetune": {"epochs": 1}}, "slda", "simplecil"]}
+    before, after = (
+        pngs.plan(store, place, "scenario.tasks=2", **sections) for place in (folder, other)
+    )
+    # SimpleCIL is fitted once on all classes: that fit is another, and its evaluation.
+    assert differing(before, after) == {"dataset", "features", "fit", "evaluate"}
+    assert kept(before, after, "fit") == [True, False]
+    assert kept(before, after, "evaluate") == [True, True, False]
 
 
 def test_runs_that_begin_alike_share_the_beginning(store: Store, folder: Path) -> None:
@@ -177,21 +231,47 @@ def tasks_of(made: Plan) -> list[dict[str, Any]]:
     return [stage.parameters["task"] for stage in of(made, "train")]
 
 
+def asked(made: Plan) -> tuple[StreamTask, ...]:
+    """The tasks that a spec with one class order asks for, in the data set's numbers."""
+    given, dataset = made.spec.scenario, made.dataset
+    return tasks_of_scenario(
+        given.kind, len(dataset.classes), dataset.domains,
+        given.initial, given.increment, given.orders[0],
+    )  # fmt: skip
+
+
+def rows_of(split: Split, task: StreamTask) -> np.ndarray:
+    return np.flatnonzero(
+        np.isin(split.labels, task.classes) & np.isin(split.domains, task.domains)
+    )
+
+
+def named(split: Split, rows: np.ndarray, classes: list[int], domains: list[int]) -> str:
+    """The digest of some rows under the numbers by arrival."""
+    index = SplitIndex(
+        digests=split.digests[rows],
+        labels=np.array([classes.index(c) for c in split.labels[rows].tolist()], np.int32),
+        domains=np.array([domains.index(d) for d in split.domains[rows].tolist()], np.int32),
+    )
+    return index.digest
+
+
 def check_columns(made: Plan) -> None:
-    """What a stage says of columns agrees with labels, whatever the stream is."""
-    [run] = made.runs
+    """What a stage says of columns and rows agrees with the data, whatever the stream is."""
+    tasks, train = asked(made), made.dataset.train
     learned: list[int] = []
-    for number, (stage, task) in enumerate(zip(of(made, "train"), run.tasks, strict=True)):
+    domains: list[int] = []
+    for number, (stage, task) in enumerate(zip(of(made, "train"), tasks, strict=True)):
         before = len(learned)
         learned += [c for c in task.classes if c not in learned]
-        assert stage.parameters["learned"] == learned
-        assert stage.parameters["images"] == {
-            "classes": list(task.classes), "domains": list(task.domains),
-        }  # fmt: skip
+        domains += [d for d in task.domains if d not in domains]
         current = sorted(learned.index(c) for c in task.classes)
+        assert stage.parameters["images"] == {
+            "rows": named(train, rows_of(train, task), learned, domains), "classes": current,
+        }  # fmt: skip
         assert stage.parameters["task"] == {
             "index": number,
-            "count": len(run.tasks),
+            "count": len(tasks),
             "current": current,
             "before": before,
             "seen": len(learned),
@@ -206,7 +286,7 @@ def test_columns_of_a_class_incremental_stream(store: Store, folder: Path) -> No
     check_columns(made)
     assert [task["current"] for task in tasks_of(made)] == [[0, 1], [2, 3], [4, 5]]
     assert [(task["before"], task["seen"]) for task in tasks_of(made)] == [(0, 2), (2, 4), (4, 6)]
-    assert of(made, "train")[2].parameters["learned"] == list(class_order(6, 1993))
+    assert made.runs[0].stream.ids == class_order(6, 1993)
 
 
 def test_columns_with_an_initial_task_and_a_rest(store: Store, folder: Path) -> None:
@@ -215,7 +295,8 @@ def test_columns_with_an_initial_task_and_a_rest(store: Store, folder: Path) -> 
     made = pngs.plan(store, folder, scenario=scenario)
     check_columns(made)
     assert [task["current"] for task in tasks_of(made)] == [[0, 1, 2], [3, 4], [5]]
-    assert of(made, "train")[1].parameters["images"]["classes"] == [1, 4]
+    assert of(made, "train")[1].parameters["images"]["classes"] == [3, 4]
+    assert made.runs[0].stream.ids == tuple(order)
 
 
 def test_columns_of_a_domain_incremental_stream(store: Store, folder: Path) -> None:
@@ -223,7 +304,9 @@ def test_columns_of_a_domain_incremental_stream(store: Store, folder: Path) -> N
                      scenario={"kind": "domain_incremental", "orders": [["y", "x"]]})  # fmt: skip
     check_columns(made)
     assert [(task["before"], task["seen"]) for task in tasks_of(made)] == [(0, 6), (6, 6)]
-    assert [s.parameters["images"]["domains"] for s in of(made, "train")] == [[1], [0]]
+    tasks = made.runs[0].stream.tasks
+    assert [task.name for task in tasks] == ["y", "x"]
+    assert [set(task.train.index.domains.tolist()) for task in tasks] == [{0}, {1}]
 
 
 def test_classes_without_images_in_a_domain_are_not_current(store: Store, tmp_path: Path) -> None:
@@ -233,12 +316,22 @@ def test_classes_without_images_in_a_domain_are_not_current(store: Store, tmp_pa
         store, pngs.data(tmp_path, some, TEST), "dataset.domain=domain",
         scenario={"kind": "domain_incremental"},
     )  # fmt: skip
-    tasks = tasks_of(made)
-    assert [task["current"] for task in tasks] == [[0, 1, 2, 3, 5], [2, 3, 4, 5]]
-    assert [(task["before"], task["seen"]) for task in tasks] == [(0, 6), (6, 6)]
+    tasks, stream = tasks_of(made), made.runs[0].stream
+    # Class 4 comes with the second domain, and has the last number.
+    assert stream.ids == (0, 1, 2, 3, 5, 4)
+    assert [task["current"] for task in tasks] == [[0, 1, 2, 3, 4], [2, 3, 4, 5]]
+    assert [(task["before"], task["seen"]) for task in tasks] == [(0, 5), (5, 6)]
     labels, domains = made.dataset.train.labels, made.dataset.train.domains
-    for number, task in enumerate(tasks):
-        assert sorted(set(labels[domains == number].tolist())) == task["current"]
+    for number, (task, stage) in enumerate(zip(tasks, of(made, "train"), strict=True)):
+        present = sorted(stream.ids.index(c) for c in set(labels[domains == number].tolist()))
+        assert present == task["current"] == stage.parameters["images"]["classes"]
+    # Nobody can know it before: its image of the first domain is asked for after the second.
+    tested = [
+        [pair for pair in zip(*(part.tolist() for part in pairs), strict=True) if pair[0] == 5]
+        for task in stream.tasks
+        for pairs in [(task.test.index.labels, task.test.index.domains)]
+    ]
+    assert tested == [[], [(5, 0), (5, 1)]]
 
 
 @pytest.mark.parametrize("domains", [False, True])
@@ -246,7 +339,7 @@ def test_a_stage_is_given_the_images_of_its_task(domains: bool, store: Store, fo
     made = stream(store, folder, domains)
     for operator, rows in (("train", TRAIN), ("predict", TEST)):
         seen: set[int] = set()
-        for stage, task in zip(of(made, operator), made.runs[0].tasks, strict=True):
+        for stage, task in zip(of(made, operator), asked(made), strict=True):
             own = {
                 row
                 for row, (_, label, domain) in enumerate(rows)
@@ -295,12 +388,20 @@ def test_predictions_after_a_task_read_its_model(store: Store, folder: Path) -> 
     for number, (stage, model) in enumerate(
         zip(of(made, "predict"), of(made, "train"), strict=True)
     ):
-        assert stage.inputs["model"] == (model,)
-        assert stage.inputs["dataset"] == (made.dataset.test.stage(),)
+        assert stage.inputs == {"model": (model,)}
+        assert stage.reads == {"dataset": (made.dataset.test.stage(),)}
         assert stage.parameters["after"] == [number]
-        assert len(stage.parameters["tasks"]) == number + 1
+        tasks, test = asked(made)[: number + 1], made.dataset.test
+        assert stage.parameters["tasks"] == [
+            {
+                "rows": named(test, rows_of(test, task), list(class_order(6, 1993)), [0]),
+                "classes": [2 * place, 2 * place + 1],
+                "seen": 2 * place + 2,
+            }
+            for place, task in enumerate(tasks)
+        ]
         assert stage.parameters["vote_batch"] is None
-        for name in ("method", "seed", "task", "learned", "backbone", "preprocessing"):
+        for name in ("method", "seed", "task", "backbone", "preprocessing"):
             assert stage.parameters[name] == model.parameters[name]
 
 
@@ -308,13 +409,16 @@ def test_predictions_after_a_task_read_its_model(store: Store, folder: Path) -> 
 def test_joint_trains_once_and_predicts_all(domains: bool, store: Store, folder: Path) -> None:
     made = stream(store, folder, domains, methods=[{"joint": {"epochs": 2}}])
     [train], [predict], [run] = of(made, "train"), of(made, "predict"), made.runs
-    count = len(run.tasks)
+    count = len(run.stream.tasks)
     assert train.parameters["task"] == {
         "index": 0, "count": 1, "current": list(range(6)), "before": 0, "seen": 6,
     }  # fmt: skip
     order = list(range(6)) if domains else list(class_order(6, 1993))
-    assert train.parameters["learned"] == order
-    assert train.parameters["images"]["classes"] == order
+    assert run.stream.ids == tuple(order)
+    every = np.arange(len(TRAIN))
+    assert train.parameters["images"] == {
+        "rows": named(made.dataset.train, every, order, [0, 1]), "classes": list(range(6)),
+    }  # fmt: skip
     assert train.hints["images"] == 2 * len(TRAIN)
     assert predict.parameters["after"] == list(range(count))
     assert len(predict.parameters["tasks"]) == count
@@ -348,7 +452,7 @@ def test_experts_are_joined_one_after_the_other(
         assert join.inputs["expert"] == (expert,)
         assert join.inputs["previous"] == tuple(joins[max(0, number - 1) : number])
         assert predict.inputs["model"] == (join,)
-        for name in ("method", "seed", "task", "images", "learned", "backbone", "preprocessing"):
+        for name in ("method", "seed", "task", "images", "backbone", "preprocessing"):
             assert join.parameters[name] == expert.parameters[name]
         assert join.hints["places"] == expert.hints["places"]
 
@@ -422,30 +526,46 @@ def described(name: str, card: dict[str, Any] | None = None, **given: Any) -> Me
     return method_of(name, name, facts)
 
 
-def planned(made: Plan, method: Method) -> Run:
-    shared = Shared(
+def shared_of(made: Plan) -> Shared:
+    return Shared(
         spec=made.spec,
         dataset=made.dataset,
         backbone=made.backbone,
         preprocessing=made.preprocessing,
     )
+
+
+def planned(made: Plan, method: Method) -> Run:
+    shared = shared_of(made)
     [run] = make_runs(shared, [method], beside=shared)
     return run
 
 
 @pytest.mark.parametrize("query", [True, False])
 @pytest.mark.parametrize("augmentation", ["none", "lamda"])
-def test_query_features_are_inputs_where_the_card_says_so(
+def test_query_features_are_read_where_the_card_says_so(
     query: bool, augmentation: str, store: Store, folder: Path
 ) -> None:
     made = pngs.plan(store, folder)
     method = described("finetune", {"query": query}, epochs=3, augmentation=augmentation)
     run = planned(made, method)
     cached = query and augmentation == "none"
-    for stage in run.own:
+    kind, order = to_json(shared_of(made).kind()), class_order(6, 1993)
+    for number, stage in enumerate(run.own):
         split = "train" if stage.operator == "train" else "test"
         wanted = query if split == "test" else cached
-        assert stage.inputs["features"] == (made.features[split] if wanted else ())
+        assert stage.parameters.get("query") == (kind if wanted else None)
+        # Shards of four rows: one of each class to train on, and one of two classes to test.
+        place = number % 3
+        numbers = {
+            "train": sorted(order[2 * place : 2 * place + 2]),
+            "test": sorted({label // 2 for label in order[: 2 * place + 2]}),
+        }[split]
+        every = shared_of(made).features(getattr(made.dataset, split))
+        found = stage.reads.get("features", ())
+        assert found == (tuple(every[n] for n in numbers) if wanted else ())
+        starts = [(0, 4 * n) for n in numbers] if wanted else []
+        assert stage.hints["selection"]["shards"] == [list(start) for start in starts]
         if split == "train":
             # Of augmented images the query has to be computed: every image twice.
             passes = 3 * (2 if query and not cached else 1)
@@ -492,7 +612,8 @@ def test_the_card_of_every_registered_method_is_followed(
     assert operators == expected[method.facts.contract] | joins
     if method.facts.contract == "trained":
         predicts = [stage for stage in run.own if stage.operator == "predict"]
-        assert all(bool(s.inputs["features"]) == method.facts.query for s in predicts)
+        assert all(bool(s.reads.get("features")) == method.facts.query for s in predicts)
+        assert all(("query" in s.parameters) == method.facts.query for s in predicts)
         assert len(predicts) == (1 if method.facts.upper_bound else 3)
 
 
@@ -543,10 +664,10 @@ def adapted(store: Store, folder: Path) -> tuple[Plan, Run, Run, Run]:
 def test_aper_reads_frozen_and_adapted_features(adapted: tuple[Plan, Run, Run, Run]) -> None:
     made, run, _, _ = adapted
     for stage, split in ((run.model, "train"), (run.evaluate, "test")):
-        assert stage.inputs["features"] == made.features[split]
-        found = stage.inputs["adapted"]
-        assert len(found) == len(made.features[split])
-        for shard, frozen in zip(found, made.features[split], strict=True):
+        assert stage.reads["features"] == tuple(shards(made, split))
+        found = stage.reads["adapted"]
+        assert len(found) == len(shards(made, split)) == {"train": 6, "test": 3}[split]
+        for shard, frozen in zip(found, shards(made, split), strict=True):
             assert shard.inputs["graft"] == (session_of(run),)
             assert shard.label == f"adapted {frozen.label}"
             same = {k: v for k, v in shard.parameters.items() if k != "graft"}
@@ -554,14 +675,24 @@ def test_aper_reads_frozen_and_adapted_features(adapted: tuple[Plan, Run, Run, R
             assert shard.hints["places"] == frozen.hints["places"]
     assert run.evaluate.inputs["first_session"] == (session_of(run),)
     assert run.model.parameters["method"]["name"] == "simplecil"
+    # In the key the features are what they depend on, and the session that made the second kind.
+    kind = to_json(shared_of(made).kind())
+    first, second = run.model.parameters["features"]
+    assert first == kind and {k: v for k, v in second.items() if k != "graft"} == kind
+    graft = second["graft"]
+    assert {name: session_of(run).parameters[name] for name in graft} == graft
+    assert set(graft) == {"method", "task", "seed"}
+    assert run.model.inputs == {"graft": (session_of(run),)}
 
 
 def test_ranpac_reads_adapted_features_alone(adapted: tuple[Plan, Run, Run, Run]) -> None:
     made, _, run, plain = adapted
-    assert "features" not in run.model.inputs and "features" not in run.evaluate.inputs
+    assert "features" not in run.model.reads and "features" not in run.evaluate.reads
+    assert ["graft" in kind for kind in run.model.parameters["features"]] == [True]
     assert run.model.parameters["method"]["name"] == "ranpac"
-    assert plain.model.inputs["features"] == made.features["train"]
-    assert "adapted" not in plain.model.inputs
+    assert plain.model.reads["features"] == tuple(shards(made, "train"))
+    assert "adapted" not in plain.model.reads and plain.model.inputs == {}
+    assert plain.model.parameters["features"] == [to_json(shared_of(made).kind())]
     assert plain.own == (plain.model,)
     assert plain.evaluate.inputs["first_session"] == ()
 
@@ -573,7 +704,7 @@ def test_methods_share_a_first_session_and_what_it_sees(
     assert session_of(aper).key == session_of(ranpac).key
     assert len(of(made, "train")) == 1
     for one, two in ((aper.model, ranpac.model), (aper.evaluate, ranpac.evaluate)):
-        assert one.inputs["adapted"] == two.inputs["adapted"]
+        assert one.reads["adapted"] == two.reads["adapted"]
     # Each image goes through each of two networks once.
     graft = [s for s in of(made, "features") if "graft" in s.parameters]
     assert sum(made.images(s) for s in graft) == len(TRAIN) + len(TEST)
@@ -583,14 +714,18 @@ def test_methods_share_a_first_session_and_what_it_sees(
 def test_a_first_session_is_one_task_of_the_first_classes(
     adapted: tuple[Plan, Run, Run, Run],
 ) -> None:
-    _, aper, _, _ = adapted
-    stage, classes = session_of(aper), list(class_order(6, 1993)[:2])
+    made, aper, _, _ = adapted
+    stage, classes = session_of(aper), class_order(6, 1993)[:2]
     assert stage.parameters["method"]["name"] == "first_session"
-    assert stage.parameters["learned"] == classes == stage.parameters["images"]["classes"]
+    rows = np.flatnonzero(np.isin(made.dataset.train.labels, classes))
+    assert stage.parameters["images"] == {
+        "rows": named(made.dataset.train, rows, list(classes), [0]), "classes": [0, 1],
+    }  # fmt: skip
     assert stage.parameters["task"] == {
         "index": 0, "count": 1, "current": [0, 1], "before": 0, "seen": 2,
     }  # fmt: skip
-    assert stage.inputs["previous"] == stage.inputs["features"] == ()
+    assert stage.inputs["previous"] == ()
+    assert stage.reads == {"dataset": (made.dataset.train.stage(),)}
 
 
 @pytest.mark.parametrize(
@@ -604,7 +739,8 @@ def test_a_first_session_is_one_task_of_the_first_classes(
         ("scenario={kind: class_incremental, initial: 2, increment: 3, orders: [1993]}",
          {"train", "adapted", "fit"}),
         ("features.dtype=float32", {"train"}),
-        ("features.shard_size=7", {"train"}),
+        # Fit and evaluation name the kind of features; how these are cut is no matter of theirs.
+        ("features.shard_size=7", {"train", "fit", "evaluate"}),
         ("resources.train={workers: 2, cpus: 2}", {"train", "adapted", "fit", "evaluate"}),
         ("resources.fit.cpus=2", {"train", "adapted", "fit", "evaluate"}),
     ],

@@ -5,6 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -13,6 +14,7 @@ from safetensors.torch import save_file
 
 from graftwork.methods.networks.clip import class_texts, cosines
 from graftwork.operators.backbones import clip, loading
+from graftwork.operators.data.scenario import class_order
 from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.formats import features
 from graftwork.operators.stages import text
@@ -72,14 +74,20 @@ def test_zero_shot_scores_are_those_of_both_towers(store: Store, folder: Path) -
         first = network.text(network.tokenise(["a photo of a aquarium fish."]))
         texts = class_texts(network, NAMES, templates)
     assert torch.allclose(stored[0, 1], first[0], atol=1e-5)
-    shards = [(s.operator, s.key) for s in made.features["test"]]
-    images = torch.from_numpy(features.load(store, shards).astype("float32"))
-    expected = cosines(images, texts).argmax(dim=1)
     [run] = made.runs
+    shards = [features.shard(store, s.operator, s.key) for s in run.evaluate.reads["features"]]
+    images = torch.from_numpy(np.concatenate(shards).astype("float32"))
+    # Rows stand task by task, within one in the data set's order; columns by arrival.
+    labels = made.dataset.test.labels.tolist()
+    learned = class_order(6, 1993)
+    place = [learned.index(label) for label in labels]
+    order = sorted(range(len(labels)), key=lambda row: (place[row] // 2, row))
+    expected = cosines(images, texts)[order][:, list(learned)].argmax(dim=1)
     data = store.read("evaluate", run.evaluate.key, "predictions.parquet")
     table = pq.read_table(io.BytesIO(data)).to_pydict()
     rows = [i for i, task in enumerate(table["task_trained"]) if task == 2]
     assert [table["predicted"][i] for i in rows] == expected.tolist()
+    assert [table["label"][i] for i in rows] == [place[row] for row in order]
 
 
 def test_keys_of_a_tower_depend_on_that_tower(store: Store, folder: Path, tmp_path: Path) -> None:
@@ -119,8 +127,8 @@ def test_names_and_templates_are_in_the_keys_of_what_reads_them_alone(
         fits = [[run.model.key for run in p.runs[:2]] for p in (start, made)]
         assert fits[0][0] == fits[1][0]
         assert fits[0][1] != fits[1][1]
-    for stage in of(start, "train"):
-        learned = stage.parameters["learned"]
+    for number, stage in enumerate(of(start, "train")):
+        learned = class_order(6, 1993)[: 2 * number + 2]
         assert stage.parameters["task"]["names"] == [NAMES[c] for c in learned]
     assert of(start, "train")[-1].parameters["task"]["names"] != NAMES
 
@@ -129,7 +137,8 @@ def test_keys_on_vits_have_nothing_of_this(store: Store, folder: Path) -> None:
     made = pngs.plan(store, folder, methods=["simplecil", {"finetune": {"epochs": 1}}])
     assert of(made, "text") == []
     for stage in [*of(made, "train"), *of(made, "fit")]:
-        assert not {"text", "reference"} & set(stage.inputs)
+        assert not {"text", "reference"} & {*stage.inputs, *stage.reads}
+        assert "texts" not in stage.parameters
     assert set(of(made, "train")[0].parameters["task"]) == {
         *("index", "count", "current", "before", "seen")
     }

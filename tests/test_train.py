@@ -18,14 +18,17 @@ from graftwork import methods
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Task, shared, trains
 from graftwork.operators import live
-from graftwork.operators.assignment import Result
+from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
 from graftwork.operators.data import dataset
 from graftwork.operators.data.index_file import SplitIndex
+from graftwork.operators.data.scenario import class_order
 from graftwork.operators.errors import BadDataError, DamagedStage, Diverged, IncompatibleError
-from graftwork.operators.formats import features as shards
-from graftwork.operators.formats import predictions
+from graftwork.operators.formats import predictions, selection
 from graftwork.operators.images import pixels
+from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.fitting import FitParameters
+from graftwork.operators.parameters.hints import FitHints
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.training import loop, snapshots
@@ -37,6 +40,8 @@ from tests.pngs import compute, of
 
 TRAIN, TEST = pngs.rows(3, 0), pngs.rows(2, 5000)
 FINETUNE = {"epochs": 2, "batch_size": 4}
+ORDER = list(class_order(pngs.CLASSES, 1993))
+"""Classes by arrival, two in each task."""
 
 
 class Killed(BaseException):
@@ -75,6 +80,17 @@ def index_of(store: Store, made: Plan, split: str) -> SplitIndex:
     return dataset.read_index(store.read("dataset", key, "index.parquet"))
 
 
+def of_tasks(labels: np.ndarray, last: int, first: int = 0) -> np.ndarray:
+    """Rows of the tasks from the first to the last one, task by task."""
+    tasks = (ORDER[2 * number : 2 * number + 2] for number in range(first, last + 1))
+    return np.concatenate([np.flatnonzero(np.isin(labels, classes)) for classes in tasks])
+
+
+def arrived(labels: np.ndarray) -> list[int]:
+    """Class numbers by arrival."""
+    return [ORDER.index(label) for label in labels.tolist()]
+
+
 def encoded(folder: Path, split: str) -> list[bytes]:
     return pq.read_table(folder / f"{split}.parquet")["image"].to_pylist()
 
@@ -89,18 +105,14 @@ def by_hand(made: Plan, folder: Path, seed: int = 0) -> list[tuple[State, Log]]:
     method = methods.build(run.method.name, run.method.hyperparameters)
     train, images = made.dataset.train, encoded(folder, "train")
     done: list[tuple[State, Log]] = []
-    learned: list[int] = []
-    for number, task in enumerate(run.tasks):
-        before = len(learned)
-        learned += task.classes
-        rows = np.flatnonzero(np.isin(train.labels, task.classes))
-        targets = torch.tensor([learned.index(label) for label in train.labels[rows].tolist()])
+    for number in range(3):
+        rows = of_tasks(train.labels, number, number)
         given = TaskRows(
             [images[row] for row in rows],
             digests=train.digests[rows],
-            samples=train.stored().sample_ids(rows),
+            samples=train.stored().at(rows).sample_ids(),
             name=str,
-            targets=targets,
+            targets=torch.tensor(arrived(train.labels[rows])),
             query=None,
             preprocessing=made.preprocessing,
             seed=seed,
@@ -110,10 +122,10 @@ def by_hand(made: Plan, folder: Path, seed: int = 0) -> list[tuple[State, Log]]:
             network(made),
             Task(
                 index=number,
-                count=len(run.tasks),
-                current=tuple(range(before, len(learned))),
-                before=before,
-                seen=len(learned),
+                count=3,
+                current=(2 * number, 2 * number + 1),
+                before=2 * number,
+                seen=2 * number + 2,
             ),
             given,
             done[-1][0] if done else None,
@@ -155,33 +167,31 @@ def test_predictions_are_those_of_the_network(whole: tuple[Store, Plan], folder:
     test, images = index_of(store, made, "test"), encoded(folder, "test")
     inputs = given_pixels(made, images)
     method = methods.build("finetune", run.method.hyperparameters)
-    learned: list[int] = []
     for number, (stage, model) in enumerate(
         zip(of(made, "predict"), of(made, "train"), strict=True)
     ):
-        learned += run.tasks[number].classes
-        task = Task(index=number, count=3, current=(), before=2 * number, seen=len(learned))
+        task = Task(index=number, count=3, current=(), before=2 * number, seen=2 * number + 2)
         learner, _ = loop.open_learner(
             method, network(made), task, load_tensors(state_of(store, model)), Settings(seed=0)
         )
-        rows = np.flatnonzero(np.isin(test.labels, learned))
+        rows = of_tasks(test.labels, number)
         with torch.no_grad():
             scores = learner.eval().logits(inputs[rows], None)
         table = predictions.read(store, "predict", stage.key)
-        assert table["sample"].tolist() == rows.tolist()
-        assert table["label"].tolist() == test.labels[rows].tolist()
+        assert table["sample"].tolist() == list(range(4 * (number + 1)))
+        assert table["label"].tolist() == arrived(test.labels[rows])
         assert set(table["task_trained"].tolist()) == {number}
         assert len(set(table["predicted"].tolist())) > 1
-        assert table["predicted"].tolist() == [learned[c] for c in scores.argmax(1).tolist()]
-        own = [learned.index(label) // 2 for label in table["label"].tolist()]
+        assert table["predicted"].tolist() == scores.argmax(1).tolist()
+        own = [place // 4 for place in range(len(rows))]
         assert table["true_task"].tolist() == own
         halves = scores.view(len(rows), -1, 2)[torch.arange(len(rows)), own].argmax(1)
-        within = [learned[2 * t + c] for t, c in zip(own, halves.tolist(), strict=True)]
+        within = [2 * t + c for t, c in zip(own, halves.tolist(), strict=True)]
         assert table["predicted_in_task"].tolist() == within
         facts = store.manifest("predict", stage.key)["facts"]
         assert facts == {"images_forwarded": len(rows)}
         kept = load_tensors(store.read("predict", stage.key, "scores.safetensors"))
-        assert kept["rows"].tolist() == rows.tolist()
+        assert kept.keys() == {"scores"}
         torch.testing.assert_close(kept["scores"], scores)
         assert stage.hints["images"] == len(rows)
 
@@ -241,7 +251,8 @@ def test_predictions_do_not_depend_on_the_order_of_test_images(
     compute(turned.stages, store)
 
     def decided(of_plan: Plan) -> dict[tuple[int, bytes], tuple[int, ...]]:
-        digests = index_of(store, of_plan, "test").digests
+        test = index_of(store, of_plan, "test")
+        digests = test.digests[of_tasks(test.labels, 2)]
         found = {}
         for stage in of(of_plan, "predict"):
             table = predictions.read(store, "predict", stage.key)
@@ -272,14 +283,9 @@ def test_a_method_that_decides_by_the_batch_gets_one_task_after_the_other(
     assert all(np.array_equal(table[name], again[name]) for name in table)
     assert len(set(table["predicted"].tolist())) > 1
     assert [len(rows) for rows in shown] == [5, 5, 2]
-    place = {label: column for column, label in enumerate(learned_of(made))}
-    walk = sorted(range(12), key=lambda row: (place[int(table["label"][row])], row))
+    columns = arrived(index_of(store, made, "test").labels)
     # Class by class in the order learned, hence one task after the other.
-    assert [row for rows in shown for row in rows] == walk
-
-
-def learned_of(made: Plan) -> list[int]:
-    return [label for task in made.runs[0].tasks for label in task.classes]
+    assert [row for rows in shown for row in rows] == sorted(range(12), key=columns.__getitem__)
 
 
 # --- interruptions ----------------------------------------------------------------------------
@@ -422,7 +428,8 @@ def test_an_image_that_never_could_be_decoded_is_named(store: Store, tmp_path: P
     bad = pngs.png(5)[:-40]
     made = pngs.plan(store, pngs.data(tmp_path, [(bad, 0, "a"), *TRAIN], TEST))
     compute(of(made, "dataset"), store)
-    stage = next(s for s in of(made, "train") if 0 in s.parameters["images"]["classes"])
+    first = ORDER.index(0)
+    stage = next(s for s in of(made, "train") if first in s.parameters["images"]["classes"])
     before = of(made, "train")[: stage.parameters["task"]["index"]]
     compute(before, store)
     with pytest.raises(BadDataError) as caught:
@@ -506,7 +513,7 @@ def test_joint_trains_once_and_answers_for_every_task(store: Store, folder: Path
     compute(made.stages, store)
     [model], [stage] = of(made, "train"), of(made, "predict")
     table = predictions.read(store, "predict", stage.key)
-    test, order = index_of(store, made, "test"), learned_of(made)
+    test = index_of(store, made, "test")
     learner, _ = loop.open_learner(
         methods.build("joint", made.runs[0].method.hyperparameters),
         network(made),
@@ -517,12 +524,12 @@ def test_joint_trains_once_and_answers_for_every_task(store: Store, folder: Path
     with torch.no_grad():
         scores = learner.eval().logits(given_pixels(made, encoded(folder, "test")), None)
     for number in range(3):
-        seen = order[: 2 * number + 2]
-        rows = np.flatnonzero(np.isin(test.labels, seen))
+        rows = of_tasks(test.labels, number)
         own = table["task_trained"] == number
-        assert table["sample"][own].tolist() == rows.tolist()
-        chosen = scores[rows, : len(seen)].argmax(1).tolist()
-        assert table["predicted"][own].tolist() == [seen[column] for column in chosen]
+        assert table["sample"][own].tolist() == list(range(len(rows)))
+        assert table["label"][own].tolist() == arrived(test.labels[rows])
+        chosen = scores[rows, : 2 * number + 2].argmax(1).tolist()
+        assert table["predicted"][own].tolist() == chosen
         assert len(set(chosen)) > 1
     assert store.manifest("predict", stage.key)["facts"]["images_forwarded"] == 12
 
@@ -564,17 +571,16 @@ def test_tasks_side_by_side_are_those_of_the_loop(
 
     compute(made.stages, store)
     test, images = index_of(store, made, "test"), given_pixels(made, encoded(folder, "test"))
-    learned = learned_of(made)
     for number, stage in enumerate(of(made, "predict")):
         task = pngs.task_of(stage)
         learner, _ = loop.open_learner(
             method, network(made), task, states[number], Settings(seed=0)
         )
-        rows = np.flatnonzero(np.isin(test.labels, learned[: task.seen]))
+        rows = of_tasks(test.labels, number)
         with torch.no_grad():
             scores = learner.eval().logits(images[rows], None)
         table = predictions.read(store, "predict", stage.key)
-        assert table["predicted"].tolist() == [learned[c] for c in scores.argmax(1).tolist()]
+        assert table["predicted"].tolist() == scores.argmax(1).tolist()
 
     [evaluate] = of(made, "evaluate")
     facts = store.manifest("evaluate", evaluate.key)["facts"]
@@ -588,38 +594,50 @@ def test_tasks_side_by_side_are_those_of_the_loop(
     assert [task["epochs"] for task in facts["training"]] == [f["epochs"] for f in trained]
 
 
+L2P = FINETUNE | {"augmentation": "none", "pool_size": 4, "top_n": 2, "prompt_length": 2}
+
+
 def test_queries_are_the_cached_features_of_the_rows(store: Store, folder: Path) -> None:
-    made = pngs.plan(store, folder, "features.dtype=float32")
-    compute([*of(made, "dataset"), *made.features["train"]], store)
+    plain = pngs.plan(store, folder)
+    made = pngs.plan(store, folder, "features.dtype=float32", methods=[{"l2p": L2P}])
+    compute([*of(made, "dataset"), *of(made, "features")], store)
+    for stage in of(plain, "train"):
+        assert pngs.training_rows(stage, store).query is None
     inputs = given_pixels(made, encoded(folder, "train"))
     with torch.inference_mode():
         frozen = loading.embedder(network(made), "token")(inputs)
-    for stage in of(made, "train"):
-        assert pngs.training_rows(stage, store).query is None
-        asks = replace(stage, inputs={**stage.inputs, "features": made.features["train"]})
-        images = pngs.training_rows(asks, store)
-        labels = made.dataset.train.labels
-        rows = np.flatnonzero(np.isin(labels, stage.parameters["images"]["classes"]))
+    labels = made.dataset.train.labels
+    for number, stage in enumerate(of(made, "train")):
+        images = pngs.training_rows(stage, store)
+        rows = of_tasks(labels, number, number)
         assert images.query is not None and images.query.dtype == torch.float32
         assert torch.allclose(images.query, frozen[rows], rtol=0, atol=1e-5)
-        assert [stage.parameters["learned"][c] for c in images.targets] == labels[rows].tolist()
+        assert images.targets.tolist() == arrived(labels[rows])
+        # Every shard that holds rows of the task, and no other.
+        held = {f"features train {shard + 1}/5" for shard in rows // 4}
+        assert {shard.label for shard in stage.reads["features"]} == held
 
 
 def test_cached_and_computed_queries_train_alike(store: Store, folder: Path) -> None:
     """The cache saves forward passes; what is learnt is the same up to rounding."""
-    given = FINETUNE | {"augmentation": "none", "pool_size": 4, "top_n": 2, "prompt_length": 2}
-    made = pngs.plan(store, folder, "features.dtype=float32", methods=[{"l2p": given}])
-    compute([*of(made, "dataset"), *(s for split in made.features.values() for s in split)], store)
+    made = pngs.plan(store, folder, "features.dtype=float32", methods=[{"l2p": L2P}])
+    compute([*of(made, "dataset"), *of(made, "features")], store)
+
+    def asking(stage: Stage, cached: bool, **inputs: tuple[Stage, ...]) -> Stage:
+        away = () if cached else ("query", "features")
+        return replace(
+            stage,
+            parameters={k: v for k, v in stage.parameters.items() if k not in away},
+            inputs={**stage.inputs, **inputs},
+            reads={k: v for k, v in stage.reads.items() if k not in away},
+        )
 
     def chain(cached: bool) -> tuple[list[State], list[predictions.Table], int]:
         states, tables, forwarded = [], [], 0
         model: tuple[Stage, ...] = ()
-        shown = {split: stages if cached else () for split, stages in made.features.items()}
         for one, other in zip(of(made, "train"), of(made, "predict"), strict=True):
-            given = {**one.inputs, "previous": model, "features": shown["train"]}
-            model = (replace(one, inputs=given),)
-            asks = {**other.inputs, "model": model, "features": shown["test"]}
-            answers = replace(other, inputs=asks)
+            model = (asking(one, cached, previous=model),)
+            answers = asking(other, cached, model=model)
             forwarded += sum(
                 done.facts["images_forwarded"] for done in compute([*model, answers], store)
             )
@@ -636,12 +654,12 @@ def test_cached_and_computed_queries_train_alike(store: Store, folder: Path) -> 
         assert all(np.array_equal(one[name], other[name]) for name in one)
 
 
-def test_a_domain_incremental_chain(store: Store, tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", [["x", "y"], ["y", "x"]], ids="".join)
+def test_a_domain_incremental_chain(order: list[str], store: Store, tmp_path: Path) -> None:
     domains = ("x", "y")
     folder = pngs.data(tmp_path, pngs.rows(1, 0, domains), pngs.rows(1, 5000, domains))
-    made = pngs.plan(
-        store, folder, "dataset.domain=domain", scenario={"kind": "domain_incremental"}
-    )
+    scenario = {"kind": "domain_incremental", "orders": [order]}
+    made = pngs.plan(store, folder, "dataset.domain=domain", scenario=scenario)
     compute(made.stages, store)
     assert len(of(made, "train")) == 2
     for number, stage in enumerate(of(made, "predict")):
@@ -649,8 +667,11 @@ def test_a_domain_incremental_chain(store: Store, tmp_path: Path) -> None:
         assert len(table["sample"]) == 6 * (number + 1)
         # All classes are of every task: to know the task tells nothing.
         assert np.array_equal(table["predicted"], table["predicted_in_task"])
-        domain = index_of(store, made, "test").domains[table["sample"]]
-        assert np.array_equal(table["true_task"], domain)
+        test = index_of(store, made, "test")
+        places = [domains.index(name) for name in order]
+        rows = np.concatenate([np.flatnonzero(test.domains == place) for place in places])
+        assert table["true_task"].tolist() == [0] * 6 + [1] * 6 * number
+        assert table["label"].tolist() == test.labels[rows][: len(table["label"])].tolist()
 
 
 def test_an_adapted_method_is_fitted_on_both_features(store: Store, folder: Path) -> None:
@@ -674,15 +695,27 @@ def test_an_adapted_method_is_fitted_on_both_features(store: Store, folder: Path
     with torch.inference_mode():
         adapted, plain = learner.eval().features(inputs), frozen(inputs)
     assert not torch.allclose(adapted, plain, atol=1e-3)
-    matrices = [
-        shards.matrix(store, shards.roles(run.model.assignment())) for run in (aper, ranpac)
-    ]
-    assert np.allclose(matrices[0], torch.cat([plain, adapted], dim=1), atol=1e-5)
-    assert np.allclose(matrices[1], adapted, atol=1e-5)
+
+    def read(work: Assignment) -> tuple[np.ndarray, np.ndarray]:
+        """The features that a fit reads, and the rows that they are of."""
+        tasks = from_json(FitParameters, work.parameters).tasks
+        given = from_json(FitHints, work.hints).selection
+        rows = selection.joined(selection.of(work, store, given, tasks))
+        found = selection.matrix(work, store, given, rows)
+        assert found is not None
+        return found, rows.position
+
+    labels = index_of(store, made, "train").labels
+    matrices = [read(run.model.assignment()) for run in (aper, ranpac)]
+    # A fit for all orders takes all rows at once, the other one task by task.
+    assert matrices[0][1].tolist() == list(range(len(TRAIN)))
+    assert matrices[1][1].tolist() == of_tasks(labels, 2).tolist()
+    both = torch.cat([plain, adapted], dim=1)
+    for (found, rows), seen in zip(matrices, (both, adapted), strict=True):
+        assert np.allclose(found, seen[rows], atol=1e-5)
     # SimpleCIL's prototypes are the classes' mean rows.
     state = load_tensors(store.read("fit", aper.model.key, "state.safetensors"))
-    labels = index_of(store, made, "train").labels
-    means = np.stack([matrices[0][labels == label].mean(axis=0) for label in range(6)])
+    means = np.stack([matrices[0][0][labels == label].mean(axis=0) for label in range(6)])
     assert np.allclose(state["0/prototypes"].numpy(), means, rtol=0, atol=1e-5)
     facts = store.manifest("evaluate", aper.evaluate.key)["facts"]
     trained, fitted = (store.manifest(s.operator, s.key) for s in aper.own)

@@ -46,7 +46,7 @@ def opened(
     return TaskRows(
         given,
         digests=index.digests,
-        samples=index.sample_ids(np.arange(count)),
+        samples=index.sample_ids(),
         targets=torch.arange(count),
         query=query,
         **{
@@ -111,7 +111,7 @@ def alone(row: int, epoch: int, name: str, seed: int = 3) -> Tensor:
     if value.scale is None:
         prepared = pixels.prepare([IMAGES[row]], PREPROCESSING)[0]
         image = Image.fromarray(prepared.permute(1, 2, 0).contiguous().numpy())
-    sample = int(index_of(IMAGES).sample_ids(np.arange(15))[row])
+    sample = int(index_of(IMAGES).sample_ids()[row])
     done = augment(image, 18, value, generator(seed, epoch, sample))
     return torch.from_numpy(np.array(done)).permute(2, 0, 1)
 

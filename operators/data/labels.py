@@ -121,13 +121,6 @@ def domain_ids(
     return names, {split: values.astype(np.int32) for split, values in ids.items()}, []
 
 
-def columns_of(labels: np.ndarray, learned: Sequence[int]) -> np.ndarray:
-    """Columns int64 [N] of scores for class numbers [N], in the order learned."""
-    column = np.full(max(learned) + 1, -1, dtype=np.int64)
-    column[list(learned)] = np.arange(len(learned))
-    return column[labels]
-
-
 def first_of_each(ids: np.ndarray, domains: np.ndarray, limit: int | None) -> np.ndarray:
     """Ascending rows int64 that hold the first `limit` of each class in each domain.
 

@@ -87,7 +87,7 @@ class Rows:
 
     @cached_property
     def digest(self) -> str:
-        """What a key holds of the rows: 64 hex digits of their images, classes and domains."""
+        """Identity of the rows in keys: 64 hex digits of their images, classes and domains."""
         return self.index.digest
 
     @cached_property

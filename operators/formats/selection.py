@@ -162,8 +162,9 @@ def _matrix(
             raise DamagedStage(*shards[each], f"not of the images that {work.label} looks for")
         here = np.flatnonzero(number == each)
         inside = rows.position[here] - first
-        if len(inside) and inside.max() >= len(shard):
-            raise DamagedStage(*shards[each], f"ends before the images of {work.label}")
+        held = (rows.source[here] == source) & (inside >= 0) & (inside < len(shard))
+        if not held.all():
+            raise DamagedStage(*shards[each], f"lacks images that {work.label} looks for")
         if found is None:
             found = np.empty((len(rows), shard.shape[1]), dtype=shard.dtype)
         if found.shape[1] != shard.shape[1]:

@@ -1,4 +1,4 @@
-"""What stages read of indexes and features: stages of which the key names the rows alone.
+"""Indexes and features that stages read, of which their keys name the rows alone.
 
 Where rows are is worked out when somebody looks at a stage's hints: a sweep plans ten thousand
 stages, of which few are sent to a worker.

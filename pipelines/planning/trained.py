@@ -142,7 +142,7 @@ def trained_part(learner: LearnerRef, within: str = "") -> TrainedPart:
 
 
 def places(tasks: Sequence[Rows]) -> dict[str, Any]:
-    """Where the images of some tasks are, in the order in which a worker reads them."""
+    """Places of the images of some tasks, in the order in which a worker reads them."""
     return sources.together(union(tasks).places())
 
 
