@@ -26,7 +26,7 @@ from graftwork.operators.data import dataset, sources
 from graftwork.operators.images.pixels import normalise, prepare
 from graftwork.operators.images.preprocessing import PRESETS
 from graftwork.operators.parameters.as_json import to_json
-from graftwork.operators.parameters.features import ShardParameters
+from graftwork.operators.parameters.features import FeatureKind, ShardParameters
 from graftwork.operators.parameters.hints import ImageHints, NetworkPlace, ShardHints
 from graftwork.operators.parameters.learners import Network, Numerics
 from graftwork.operators.stage import OPERATORS, Resources, Stage
@@ -51,11 +51,13 @@ def stages(split: Any, about: Any, preset: str, precision: str, count: int) -> l
             parameters=to_json(
                 ShardParameters(
                     digest=split.images_digest(start, stop),
-                    network=Network(architecture=about.model, fingerprint=about.fingerprint),
-                    preprocessing=PRESETS[preset],
-                    pooling="token",
-                    dtype="float16",
-                    numerics=Numerics(device="cpu", precision=precision, torch="benchmark"),
+                    kind=FeatureKind(
+                        network=Network(architecture=about.model, fingerprint=about.fingerprint),
+                        preprocessing=PRESETS[preset],
+                        pooling="token",
+                        dtype="float16",
+                        numerics=Numerics(device="cpu", precision=precision, torch="benchmark"),
+                    ),
                 )
             ),
             hints=to_json(

@@ -227,9 +227,7 @@ def images(pixels: np.ndarray, targets: np.ndarray) -> TaskRows:
     return TaskRows(
         encoded,
         digests=digests,
-        samples=SplitIndex(digests=digests, labels=none, domains=none).sample_ids(
-            np.arange(len(encoded))
-        ),
+        samples=SplitIndex(digests=digests, labels=none, domains=none).sample_ids(),
         name=str,
         targets=torch.from_numpy(targets),
         query=None,

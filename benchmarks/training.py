@@ -260,7 +260,7 @@ def rows_of(images: list[bytes], size: int) -> TaskRows:
     return TaskRows(
         images,
         digests=digests,
-        samples=index.sample_ids(np.arange(len(images))),
+        samples=index.sample_ids(),
         name=str,
         targets=torch.arange(len(images)) % CLASSES,
         query=None,

@@ -131,7 +131,8 @@ def test_c_halves_are_the_two_branches(trained: list[tuple[Tensor, Tensor]], tmp
         role: Stage(operator="features", parameters={"images": digest_of(digests), "of": role})
         for role in stored
     }
-    for role, stage in shards.items():
+    for role in stored:
+        stage = shards[role]
         content = {"features.parquet": features.encode_shard(stored[role].numpy())}
         store.commit(stage.assignment(), Result(files=content), 0.0)
     reads = {"dataset": (dataset,), **{role: (shards[role],) for role in ("adapted", "features")}}

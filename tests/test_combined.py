@@ -160,7 +160,7 @@ def test_a_merged_state_predicts_like_the_learner_that_holds_it(whole: tuple[Sto
     torch.testing.assert_close(scores_of(store, last)["scores"], expected)
     table = predictions.read(store, "evaluate", run.evaluate.key)
     final = table["task_trained"] == 2
-    labels = made.dataset.test.labels[every.position].tolist()
+    labels = made.data.sources[0].test.labels[every.position].tolist()
     assert [run.stream.ids[label] for label in table["label"][final]] == labels
     assert table["predicted"][final].tolist() == expected.argmax(1).tolist()
     facts = store.manifest("evaluate", run.evaluate.key)["facts"]

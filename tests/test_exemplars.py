@@ -222,12 +222,12 @@ def test_a_part_of_the_places_is_read_without_the_rest(tmp_path: Path) -> None:
 
 def rows_of(made: Plan, label: int) -> np.ndarray:
     """Training rows of a class, by the data set's own number."""
-    return np.flatnonzero(made.dataset.train.labels == label)
+    return np.flatnonzero(made.data.sources[0].train.labels == label)
 
 
 def ranked(made: Plan, stage: Stage) -> int:
     """The class whose images a stage ranks."""
-    digests = made.dataset.train.digests
+    digests = made.data.sources[0].train.digests
     images = {digest_of(digests[rows_of(made, label)]): label for label in range(pngs.CLASSES)}
     return images[stage.parameters["images"]]
 
@@ -257,7 +257,7 @@ def test_a_ranking_of_a_class_serves_all_orders_seeds_budgets_and_methods(
     assert len(stages) == len(of(made, "exemplars")) and stages.keys() == set(earlier)
     for label, stage in stages.items():
         rows = rows_of(made, label)
-        images = digest_of(made.dataset.train.digests[rows])
+        images = digest_of(made.data.sources[0].train.digests[rows])
         assert stage.preimage["parameters"] == {
             "selection": "herding", "features": kind, "images": images,
         }  # fmt: skip
@@ -265,7 +265,7 @@ def test_a_ranking_of_a_class_serves_all_orders_seeds_budgets_and_methods(
         numbers = sorted(set(rows // 4))
         held = [shards[f"features train {number + 1}/8"] for number in numbers]
         assert stage.reads["features"] == tuple(held)
-        assert stage.reads["dataset"] == (made.dataset.train.stage(),)
+        assert stage.reads["dataset"] == (made.data.sources[0].train.stage(),)
     for run in made.runs:
         ids = run.stream.ids
         for model in run.models:
@@ -283,7 +283,7 @@ def test_a_budget_changes_trainings_and_nothing_before_them(store: Store, folder
     for operator in ("dataset", "features", "exemplars"):
         assert [s.key for s in of(one, operator)] == [s.key for s in of(two, operator)] != []
     assert not {s.key for s in of(one, "train")} & {s.key for s in of(two, "train")}
-    train, ids = one.dataset.train, one.runs[0].stream.ids
+    train, ids = one.data.sources[0].train, one.runs[0].stream.ids
     rows = np.flatnonzero(np.isin(train.labels, ids[:4]))
     labels = np.array([ids.index(label) for label in train.labels[rows].tolist()], np.int32)
     together = SplitIndex(digests=train.digests[rows], labels=labels, domains=np.zeros_like(labels))
@@ -321,7 +321,7 @@ def kept_by(store: Store, made: Plan, stage: Stage) -> tuple[list[int], list[int
     """Rows of a task's own images and of its exemplars, by what the worker hands over."""
     rows = pngs.training_rows(stage, store)
     assert isinstance(rows, TaskRows)
-    index, ids = made.dataset.train.stored(), made.runs[0].stream.ids
+    index, ids = made.data.sources[0].train.stored(), made.runs[0].stream.ids
     places = {sample: row for row, sample in enumerate(index.sample_ids())}
     found = np.array([places[sample] for sample in rows._samples])
     assert [ids[column] for column in rows.targets] == index.labels[found].tolist()
@@ -336,7 +336,7 @@ def test_a_task_trains_on_its_images_and_the_best_of_earlier_ones(
     made = planned(store, folder, exemplar_selection=selection)
     compute(made.stages, store)
     ranks, ids = ranks_of(store, made), made.runs[0].stream.ids
-    labels = made.dataset.train.labels
+    labels = made.data.sources[0].train.labels
     assert all(sorted(ranks[labels == c].tolist()) == list(range(PER_CLASS)) for c in ids[:4])
     assert set(ranks[np.isin(labels, ids[4:])].tolist()) == {-1}
     for number, stage in enumerate(of(made, "train")):

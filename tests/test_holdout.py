@@ -230,9 +230,9 @@ METHODS: dict[str, Any] = {"methods": ["simplecil", {"finetune": {"epochs": 1}}]
 
 
 def test_test_images_are_not_touched(store: Store, folder: Path) -> None:
-    whole = pngs.plan(store, folder, **METHODS).dataset
+    whole = pngs.plan(store, folder, **METHODS).data.sources[0]
     made = pngs.plan(store, folder, "dataset.domain=domain", "dataset.holdout=0.25", **METHODS)
-    train, test = made.dataset.train, made.dataset.test
+    train, test = made.data.sources[0].train, made.data.sources[0].test
     assert len(whole.train) == 96
     assert names(train) | names(test) == names(whole.train)
     assert not names(train) & names(test)
@@ -260,7 +260,8 @@ def test_the_choice_does_not_depend_on_the_order_of_rows(store: Store, tmp_path:
     straight = pngs.data(tmp_path / "one", TRAIN, TEST)
     turned = pngs.data(tmp_path / "two", TRAIN[::-1], TEST)
     one, two = (
-        pngs.plan(store, place, "dataset.holdout=0.3").dataset for place in (straight, turned)
+        pngs.plan(store, place, "dataset.holdout=0.3").data.sources[0]
+        for place in (straight, turned)
     )
     assert names(one.train) == names(two.train)
     assert names(one.test) == names(two.test)
@@ -270,7 +271,7 @@ def test_workers_index_the_same_parts(store: Store, folder: Path) -> None:
     made = pngs.plan(store, folder, "dataset.holdout=0.25")
     stages = pngs.of(made, "dataset")
     pngs.compute(stages, store)
-    splits = (made.dataset.train, made.dataset.test)
+    splits = (made.data.sources[0].train, made.data.sources[0].test)
     for stage, split in zip(stages, splits, strict=True):
         index = dataset.read_index(store.read("dataset", stage.key, "index.parquet"))
         assert np.array_equal(index.digests, split.digests)
@@ -282,7 +283,7 @@ def test_images_are_read_from_where_they_are(store: Store, folder: Path) -> None
 
     made = pngs.plan(store, folder, "dataset.holdout=0.25")
     by_image = {image: label for image, label, _ in TRAIN}
-    for split in (made.dataset.train, made.dataset.test):
+    for split in (made.data.sources[0].train, made.data.sources[0].test):
         found = list(sources.read(split.places(0, len(split))))
         assert [by_image[image] for image in found] == split.labels.tolist()
 
@@ -295,7 +296,7 @@ def test_an_image_that_stands_twice_is_held_out_twice(store: Store, tmp_path: Pa
     place = pngs.data(tmp_path / "twice", rows, TEST[:4])
     overrides = ("dataset.domain=domain", "scenario.increment=1")
     for share in (0.1, 0.25, 0.5, 0.6):
-        made = pngs.plan(store, place, f"dataset.holdout={share}", *overrides).dataset
+        made = pngs.plan(store, place, f"dataset.holdout={share}", *overrides).data.sources[0]
         assert not names(made.train) & names(made.test)
         assert len(made.train) + len(made.test) == len(rows) == 40
         for split in (made.train, made.test):
@@ -316,7 +317,10 @@ def test_too_few_images_are_named_with_their_class_and_domain(store: Store, tmp_
         "leaves none to train on"
     )
     # Without domains there are others.
-    assert len(pngs.plan(store, place, "dataset.holdout=0.2", listed).dataset.test) == 5 * 3 + 2
+    assert (
+        len(pngs.plan(store, place, "dataset.holdout=0.2", listed).data.sources[0].test)
+        == 5 * 3 + 2
+    )
 
 
 def test_too_few_images_and_wrong_shares_are_one_line_each(store: Store, tmp_path: Path) -> None:

@@ -181,7 +181,7 @@ VALUES: list[Any] = [
     PLACE,
     hints.NetworkHints(network=PLACE, cpus=2),
     READING,
-    hints.TrainHints(reading=READING, checkpoint_minutes=0, reference={"kind": "files"}),
+    hints.TrainHints(reading=READING, tasks=2, checkpoint_minutes=0, reference={"kind": "files"}),
     hints.ShardHints(reading=READING, batch_size=None),
     hints.SourceHints(source={"builtin": "digits"}, split="train"),
     GraftPart(method=METHOD, task=COLUMNS, seed=7, state="b.safetensors"),
@@ -323,7 +323,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> list[Run]:
     made = pngs.plan(store, folder, methods=methods, merge=merge, ensemble=ensemble)
     shared = Shared(
         spec=made.spec,
-        dataset=made.dataset,
+        data=made.data,
         backbone=made.backbone,
         preprocessing=made.preprocessing,
     )

@@ -138,7 +138,7 @@ def test_a_stream_that_stops_early_reads_shards_of_its_rows_alone(store: Store) 
     one = "dataset.limit_per_class=1"
     made = plan(store, "methods=[slda]", "scenario.tasks=2", "features.shard_size=1", one)
     [run] = made.runs
-    labels = made.dataset.train.labels
+    labels = made.data.sources[0].train.labels
     rows = [row for row, label in enumerate(labels.tolist()) if label in run.stream.ids]
     assert len(rows) == 4
     shards = [stage.label for stage in run.model.reads["features"]]

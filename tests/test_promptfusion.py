@@ -320,7 +320,7 @@ def test_proof_needs_no_image_once_features_are_stored(store: Store, folder: Pat
     assert [facts[s.key]["exemplars"] for s in of(made, "train")] == [0, 6, 8]
     [state] = [load_tensors(store.read("train", of(made, "train")[2].key, "state.safetensors"))]
     assert state["fusion.counts"].tolist() == [3.0] * 6
-    rows = np.flatnonzero(made.dataset.train.labels == run.stream.ids[0])
+    rows = np.flatnonzero(made.data.sources[0].train.labels == run.stream.ids[0])
     split = [s for s in of(made, "features") if s.label.startswith("features train ")]
     stored = np.concatenate([features.shard(store, s.operator, s.key) for s in split])
     mean = F.normalize(torch.from_numpy(stored[rows].astype(np.float32)), dim=1).mean(0)

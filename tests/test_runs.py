@@ -163,7 +163,7 @@ def test_a_training_image_changes_its_shard_and_what_is_trained_from_its_task_on
     other = pngs.data(tmp_path, with_image(TRAIN, number), TEST)
     after = pngs.plan(store, other, **METHODS)
     assert differing(before, after) == set(OPERATORS) - {"join"}
-    train, test = (made.dataset for made in (before, after))
+    train, test = (made.data.sources[0] for made in (before, after))
     assert train.test.stage().key == test.test.stage().key
     assert train.train.stage().key != test.train.stage().key
     for split, expected in (("train", [number // 4]), ("test", [])):
@@ -233,7 +233,8 @@ def tasks_of(made: Plan) -> list[dict[str, Any]]:
 
 def asked(made: Plan) -> tuple[StreamTask, ...]:
     """The tasks that a spec with one class order asks for, in the data set's numbers."""
-    given, dataset = made.spec.scenario, made.dataset
+    given, dataset = made.spec.scenario, made.data.sources[0]
+    assert given is not None
     return tasks_of_scenario(
         given.kind, len(dataset.classes), dataset.domains,
         given.initial, given.increment, given.orders[0],
@@ -258,7 +259,7 @@ def named(split: Split, rows: np.ndarray, classes: list[int], domains: list[int]
 
 def check_columns(made: Plan) -> None:
     """What a stage says of columns and rows agrees with the data, whatever the stream is."""
-    tasks, train = asked(made), made.dataset.train
+    tasks, train = asked(made), made.data.sources[0].train
     learned: list[int] = []
     domains: list[int] = []
     for number, (stage, task) in enumerate(zip(of(made, "train"), tasks, strict=True)):
@@ -321,7 +322,7 @@ def test_classes_without_images_in_a_domain_are_not_current(store: Store, tmp_pa
     assert stream.ids == (0, 1, 2, 3, 5, 4)
     assert [task["current"] for task in tasks] == [[0, 1, 2, 3, 4], [2, 3, 4, 5]]
     assert [(task["before"], task["seen"]) for task in tasks] == [(0, 5), (5, 6)]
-    labels, domains = made.dataset.train.labels, made.dataset.train.domains
+    labels, domains = made.data.sources[0].train.labels, made.data.sources[0].train.domains
     for number, (task, stage) in enumerate(zip(tasks, of(made, "train"), strict=True)):
         present = sorted(stream.ids.index(c) for c in set(labels[domains == number].tolist()))
         assert present == task["current"] == stage.parameters["images"]["classes"]
@@ -389,9 +390,9 @@ def test_predictions_after_a_task_read_its_model(store: Store, folder: Path) -> 
         zip(of(made, "predict"), of(made, "train"), strict=True)
     ):
         assert stage.inputs == {"model": (model,)}
-        assert stage.reads == {"dataset": (made.dataset.test.stage(),)}
+        assert stage.reads == {"dataset": (made.data.sources[0].test.stage(),)}
         assert stage.parameters["after"] == [number]
-        tasks, test = asked(made)[: number + 1], made.dataset.test
+        tasks, test = asked(made)[: number + 1], made.data.sources[0].test
         assert stage.parameters["tasks"] == [
             {
                 "rows": named(test, rows_of(test, task), list(class_order(6, 1993)), [0]),
@@ -417,7 +418,7 @@ def test_joint_trains_once_and_predicts_all(domains: bool, store: Store, folder:
     assert run.stream.ids == tuple(order)
     every = np.arange(len(TRAIN))
     assert train.parameters["images"] == {
-        "rows": named(made.dataset.train, every, order, [0, 1]), "classes": list(range(6)),
+        "rows": named(made.data.sources[0].train, every, order, [0, 1]), "classes": list(range(6)),
     }  # fmt: skip
     assert train.hints["images"] == 2 * len(TRAIN)
     assert predict.parameters["after"] == list(range(count))
@@ -529,7 +530,7 @@ def described(name: str, card: dict[str, Any] | None = None, **given: Any) -> Me
 def shared_of(made: Plan) -> Shared:
     return Shared(
         spec=made.spec,
-        dataset=made.dataset,
+        data=made.data,
         backbone=made.backbone,
         preprocessing=made.preprocessing,
     )
@@ -561,7 +562,7 @@ def test_query_features_are_read_where_the_card_says_so(
             "train": sorted(order[2 * place : 2 * place + 2]),
             "test": sorted({label // 2 for label in order[: 2 * place + 2]}),
         }[split]
-        every = shared_of(made).features(getattr(made.dataset, split))
+        every = shared_of(made).features(getattr(made.data.sources[0], split))
         found = stage.reads.get("features", ())
         assert found == (tuple(every[n] for n in numbers) if wanted else ())
         starts = [(0, 4 * n) for n in numbers] if wanted else []
@@ -717,15 +718,15 @@ def test_a_first_session_is_one_task_of_the_first_classes(
     made, aper, _, _ = adapted
     stage, classes = session_of(aper), class_order(6, 1993)[:2]
     assert stage.parameters["method"]["name"] == "first_session"
-    rows = np.flatnonzero(np.isin(made.dataset.train.labels, classes))
+    rows = np.flatnonzero(np.isin(made.data.sources[0].train.labels, classes))
     assert stage.parameters["images"] == {
-        "rows": named(made.dataset.train, rows, list(classes), [0]), "classes": [0, 1],
+        "rows": named(made.data.sources[0].train, rows, list(classes), [0]), "classes": [0, 1],
     }  # fmt: skip
     assert stage.parameters["task"] == {
         "index": 0, "count": 1, "current": [0, 1], "before": 0, "seen": 2,
     }  # fmt: skip
     assert stage.inputs["previous"] == ()
-    assert stage.reads == {"dataset": (made.dataset.train.stage(),)}
+    assert stage.reads == {"dataset": (made.data.sources[0].train.stage(),)}
 
 
 @pytest.mark.parametrize(

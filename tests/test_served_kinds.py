@@ -88,7 +88,7 @@ class Made(NamedTuple):
 
     def rows(self, run: Run) -> list[int]:
         """Of the test images, those of classes seen."""
-        return [n for n, c in enumerate(self.plan.dataset.test.labels) if c in run.classes]
+        return [n for n, c in enumerate(self.plan.data.sources[0].test.labels) if c in run.classes]
 
     def images(self, label: str) -> list[bytes]:
         images = pq.read_table(self.folder / "test.parquet")["image"].to_pylist()

@@ -119,7 +119,9 @@ def test_defaults(folder: Path) -> None:
         "tracking": {"models": "all"},
     }
     assert spec.methods == (("simplecil", {}), ("ranpac", {"projection_dim": 2000, "lr": 0.001}))
-    assert good(text=DOMAINS).scenario.orders == ("natural",)
+    domains = good(text=DOMAINS).scenario
+    assert domains is not None
+    assert domains.orders == ("natural",)
 
 
 def test_values_cannot_be_changed(folder: Path) -> None:
@@ -161,10 +163,13 @@ def test_limits_and_preprocessing_shorthands(folder: Path) -> None:
     spec = good(
         "dataset.limit_per_class.train=50", "backbone.preprocessing={mean: [0,0,0], std: [1,1,1]}"
     )
+    assert spec.dataset is not None
     assert spec.dataset.limit_per_class.model_dump() == {"train": 50, "test": None}
     assert not isinstance(spec.backbone.preprocessing, str)
     assert spec.backbone.preprocessing.std == (1, 1, 1)
-    both = load_resolved("quickstart", ["dataset.limit_per_class=5"]).spec.dataset.limit_per_class
+    dataset = load_resolved("quickstart", ["dataset.limit_per_class=5"]).spec.dataset
+    assert dataset is not None
+    both = dataset.limit_per_class
     assert (both.train, both.test) == (5, 5)
 
 
@@ -398,6 +403,7 @@ def test_credentials_are_refused_and_never_echoed(folder: Path, secret: str) -> 
 
 def test_domain_incremental_rules(folder: Path) -> None:
     spec = good('scenario.orders=[3, natural, ["a", "b"]]', text=DOMAINS)
+    assert spec.scenario is not None
     assert spec.scenario.orders == (3, "natural", ["a", "b"])
     assert problems(GOOD, "scenario.kind=domain_incremental") == [
         "conf.yaml:7: scenario.increment: only for class_incremental; every task is one domain, "

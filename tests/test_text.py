@@ -78,7 +78,7 @@ def test_zero_shot_scores_are_those_of_both_towers(store: Store, folder: Path) -
     shards = [features.shard(store, s.operator, s.key) for s in run.evaluate.reads["features"]]
     images = torch.from_numpy(np.concatenate(shards).astype("float32"))
     # Rows stand task by task, within one in the data set's order; columns by arrival.
-    labels = made.dataset.test.labels.tolist()
+    labels = made.data.sources[0].test.labels.tolist()
     learned = class_order(6, 1993)
     place = [learned.index(label) for label in labels]
     order = sorted(range(len(labels)), key=lambda row: (place[row] // 2, row))

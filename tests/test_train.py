@@ -76,7 +76,7 @@ def same(one: State, other: State) -> bool:
 
 
 def index_of(store: Store, made: Plan, split: str) -> SplitIndex:
-    key = getattr(made.dataset, split).stage().key
+    key = getattr(made.data.sources[0], split).stage().key
     return dataset.read_index(store.read("dataset", key, "index.parquet"))
 
 
@@ -103,7 +103,7 @@ def by_hand(made: Plan, folder: Path, seed: int = 0) -> list[tuple[State, Log]]:
     """The chain of `made` by the loop alone: no stage, no store."""
     [run] = made.runs
     method = methods.build(run.method.name, run.method.hyperparameters)
-    train, images = made.dataset.train, encoded(folder, "train")
+    train, images = made.data.sources[0].train, encoded(folder, "train")
     done: list[tuple[State, Log]] = []
     for number in range(3):
         rows = of_tasks(train.labels, number, number)
@@ -606,7 +606,7 @@ def test_queries_are_the_cached_features_of_the_rows(store: Store, folder: Path)
     inputs = given_pixels(made, encoded(folder, "train"))
     with torch.inference_mode():
         frozen = loading.embedder(network(made), "token")(inputs)
-    labels = made.dataset.train.labels
+    labels = made.data.sources[0].train.labels
     for number, stage in enumerate(of(made, "train")):
         images = pngs.training_rows(stage, store)
         rows = of_tasks(labels, number, number)
