@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from graftwork import methods
-from graftwork.operators.formats import predictions
+from graftwork.operators.formats import features, predictions, states
 from graftwork.operators.keys import canonical, digest
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
@@ -346,6 +346,26 @@ def test_predictions_do_not_depend_on_what_no_task_has(both: list[tuple[Store, P
         assert one["label"].tolist() == [1, 1, 0, 0] * 2 + [2, 2, 3, 3]
         assert one["true_task"].tolist() == [0] * 8 + [1] * 4
     assert len(tables[0]) == 17
+
+
+@pytest.mark.parametrize("label", ["simplecil", "fecam"])
+def test_one_fit_for_all_orders_predicts_by_the_columns_of_the_order(
+    label: str, both: list[tuple[Store, Plan]]
+) -> None:
+    for (store, plan), ids in zip(both, ([2, 1, 0, 3], [4, 2, 1, 5]), strict=True):
+        run, labels = runs_of(plan)[label], plan.dataset.test.labels
+        shards = run.evaluate.reads["features"]
+        every = np.concatenate([features.shard(store, s.operator, s.key) for s in shards])
+        # Task by task, in each one in the order of the data set.
+        tasks = [np.flatnonzero(np.isin(labels, ids[n : n + 2])) for n in (0, 2)]
+        rows = torch.from_numpy(every[np.concatenate(tasks)].astype(np.float32))
+        [state] = states.load_states(store, "fit", run.model.key)
+        method: Any = methods.build(label, run.method.hyperparameters)
+        scores = method.logits(state, rows, 0)[:, ids]
+        chosen = [scores[:4, :2].argmax(dim=1), scores.argmax(dim=1)]
+        table = predictions.read(store, "evaluate", run.evaluate.key)
+        assert table["predicted"].tolist() == torch.cat(chosen).tolist()
+        assert len(set(table["predicted"].tolist())) > 1
 
 
 def test_sums_of_another_run_in_the_process_are_not_those_of_other_names(tmp_path: Path) -> None:
