@@ -103,23 +103,30 @@ def rows(per_class: int, seed: int, domains: Sequence[str] = ("a",)) -> list[Row
     ]
 
 
-def write(path: Path, table: Iterable[Row]) -> Path:
-    """A Parquet file with the columns image, label and domain."""
+def write(path: Path, table: Iterable[Row], names: Sequence[str] = ()) -> Path:
+    """A Parquet file with the columns image, label and domain.
+
+    Args:
+        names: of the classes, to be written as labels; numbers are without them.
+    """
     images, labels, domains = zip(*table, strict=True)
     path.parent.mkdir(parents=True, exist_ok=True)
+    named = pa.array([names[label] for label in labels], pa.string()) if names else None
     columns = {
         "image": pa.array(images, pa.binary()),
-        "label": pa.array(labels, pa.int16()),
+        "label": pa.array(labels, pa.int16()) if named is None else named,
         "domain": pa.array(domains, pa.string()),
     }
     pq.write_table(pa.table(columns), path)
     return path
 
 
-def data(folder: Path, train: Iterable[Row], test: Iterable[Row]) -> Path:
+def data(
+    folder: Path, train: Iterable[Row], test: Iterable[Row], names: Sequence[str] = ()
+) -> Path:
     """Folder of a data set."""
-    write(folder / "train.parquet", train)
-    write(folder / "test.parquet", test)
+    write(folder / "train.parquet", train, names)
+    write(folder / "test.parquet", test, names)
     return folder
 
 

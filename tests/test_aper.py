@@ -119,7 +119,7 @@ def test_a_adapter_at_the_start_predicts_like_simplecil():
 
 
 def test_c_halves_are_the_two_branches(trained: list[tuple[Tensor, Tensor]], tmp_path: Path):
-    stored = dict(zip(("features", "adapted"), trained[0], strict=True))
+    stored: dict[str, Tensor] = dict(zip(("features", "adapted"), trained[0], strict=True))
     store = Store(str(tmp_path))
     # The rows of twelve images of one class, as a fit on both branches reads them.
     digests = np.arange(12 * 32, dtype=np.uint8).reshape(12, 32)

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,22 @@ def test_stored_stage_hides_what_it_reads() -> None:
     assert needed([d, e], lambda s: s in (d, b)).compute == (a, c, e)
     assert needed([d, e], lambda s: s == b).cached == (b,)
     assert needed([d], lambda s: s == d).compute == ()
+
+
+def reading(label: str, value: int, *parts: Stage) -> Stage:
+    """A stage that adds what it reads of stages whose keys are not in its own."""
+    return replace(stage(label, value), reads={"parts": parts})
+
+
+def test_what_a_key_does_not_hold_is_computed_before_and_found() -> None:
+    a, b, other = stage("a"), stage("b", 2), stage("other", 7)
+    reader = reading("reader", 1, b, a)
+    assert reader.key == stage("reader", 1).key == reading("reader", 1, other).key
+    assert reader.preimage["inputs"] == {}
+    assert reader.assignment().inputs("parts") == [("work", b.key), ("work", a.key)]
+    assert walk([reader]) == (b, a, reader)
+    assert needed([reader], lambda s: s == a).compute == (b, reader)
+    assert needed([reader], lambda s: s == reader).compute == ()
 
 
 def test_equal_stages_are_one() -> None:
@@ -201,6 +218,16 @@ def test_damaged_input_is_set_aside_and_computed_again(store: Store) -> None:
     assert (outcome.total, outcome.computed, outcome.cached) == (6, 5, 1)
     assert [store.read("work", r.key, "value.json") for r in readers] == [b"6", b"7", b"8", b"9"]
     assert len(list(Path(store.url, "quarantine").iterdir())) == 1
+
+
+def test_damage_of_what_a_key_does_not_hold_is_mended_too(store: Store) -> None:
+    a = stage("a", 5)
+    target = reading("reader", 1, a)
+    run(schedule_of(store, a), store, FakePool(store), FAST)
+    damage(store, a)
+    outcome = run(schedule_of(store, target), store, FakePool(store), FAST)
+    assert (outcome.repairs, outcome.computed) == (1, 2)
+    assert store.read("work", target.key, "value.json") == b"6"
 
 
 def test_damage_below_damage(store: Store) -> None:

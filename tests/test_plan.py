@@ -2,6 +2,7 @@
 
 import io
 import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -234,6 +235,18 @@ def test_mermaid_draws_each_split_once(store: Store) -> None:
     assert text.startswith("flowchart LR")
     assert "features train<br/>0/15 stored" in text
     assert text.count(":::miss") == 16
+
+
+def test_mermaid_draws_what_stages_read(store: Store) -> None:
+    text = explain.mermaid(plan(store, "methods=[slda]"), store)
+    nodes = {name: node for node, name in re.findall(r'(n\d+)\["([^"<]+)', text)}
+    edges = set(re.findall(r"(n\d+) --> (n\d+)", text))
+    fit, evaluate = (f"{kind} slda order 1993 seed 0" for kind in ("fit", "evaluate"))
+    expected = {
+        ("dataset train", fit), ("features train", fit), ("dataset test", evaluate),
+        ("features test", evaluate), (fit, evaluate),
+    }  # fmt: skip
+    assert edges == {(nodes[one], nodes[other]) for one, other in expected}
 
 
 @pytest.fixture(scope="module")

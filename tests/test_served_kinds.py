@@ -18,10 +18,12 @@ from torch import Tensor
 
 from graftwork.operators import building, ensembling
 from graftwork.operators.backbones import loading
+from graftwork.operators.data.scenario import class_order
 from graftwork.operators.ensembling.scores import align
 from graftwork.operators.errors import ConfigError, IncompatibleError
-from graftwork.operators.formats import features, predictions, states
+from graftwork.operators.formats import predictions, selection, states
 from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.hints import CpuHints
 from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
@@ -87,38 +89,45 @@ class Made(NamedTuple):
         return place / "model" / "data"
 
     def rows(self, run: Run) -> list[int]:
-        """Of the test images, those of classes seen."""
-        return [n for n, c in enumerate(self.plan.data.sources[0].test.labels) if c in run.classes]
+        """Of the test images, those of classes seen: task by task, as predictions have them."""
+        labels, ids = self.plan.dataset.test.labels.tolist(), run.stream.ids
+        tasks = [ids[:2], ids[2:]]
+        return [row for task in tasks for row, label in enumerate(labels) if label in task]
 
     def images(self, label: str) -> list[bytes]:
         images = pq.read_table(self.folder / "test.parquet")["image"].to_pylist()
         return [images[row] for row in self.rows(self.run(label))]
 
     def scores(self, run: Run) -> Tensor:
-        """Of the images seen, after the last task, columns by class id; as the store has them."""
+        """Of the images seen, after the last task, columns by arrival; as the store has them."""
         if (stages := run.evaluate.inputs.get("predictions")) is None:
             return self._fitted(run)
         if stages[-1].operator == "ensemble":
             keyed = stages[-1].parameters["rule"]
             rule = ensembling.build(keyed["name"], keyed["hyperparameters"])
             parts = [self.scores(parent) for parent in run.parents]
-            return rule.combine(align(parts, [run.classes] * len(parts))[0])
+            return rule.combine(align(parts, [range(len(run.stream.classes))] * len(parts))[0])
         stored = load_tensors(
             self.store.read(stages[-1].operator, stages[-1].key, "scores.safetensors")
         )
-        assert stored["rows"].tolist() == self.rows(run)
-        return stored["scores"][:, np.argsort(stages[-1].parameters["learned"][: len(run.classes)])]
+        assert stored.keys() == {"scores"}
+        return stored["scores"]
 
     def _fitted(self, run: Run) -> Tensor:
-        order, keyed = run.evaluate.assignment(), run.model.parameters
-        rows = features.matrix(self.store, features.roles(order))[self.rows(run)]
+        work, keyed = run.evaluate.assignment(), run.model.parameters
+        given = from_json(CpuHints, work.hints).selection
+        every = selection.joined(selection.rows_of(work, self.store, given))
+        assert every.position.tolist() == self.rows(run)
+        matrix = selection.matrix(work, self.store, given, every)
+        assert matrix is not None
         state = states.load_states(self.store, "fit", run.model.key)[-1]
-        given = torch.from_numpy(rows.astype(np.float32))
         scores = building.fitted(from_json(MethodRef, keyed["method"])).logits(
-            state, given, keyed["seed"] or 0
+            state, torch.from_numpy(matrix.astype(np.float32)), keyed["seed"] or 0
         )
-        learned = [c for task in keyed["tasks"] for c in task["classes"]]
-        return scores[:, [learned.index(c) for c in run.classes]]
+        # A fit of all classes has the data set's own numbers, one of a stream those by arrival.
+        own = run.evaluated.columns
+        assert own == (run.stream.ids if len(keyed["tasks"]) == 1 else None)
+        return scores if own is None else scores[:, list(own)]
 
 
 def made(folder: Path, data: Path, **sections: Any) -> Made:
@@ -156,7 +165,8 @@ def check(made: Made, label: str) -> dict[str, Any]:
     """A model says what the pipeline stored; returns its description."""
     run, folder, images = made.run(label), made.model(label), made.images(label)
     predictor, expected = serving.Predictor(folder), made.scores(run)
-    assert predictor.classes == [NAMES[c] for c in run.classes] and len(images) == 8
+    arrived = class_order(6, 1993)[:4]
+    assert predictor.classes == [NAMES[c] for c in arrived] and len(images) == 8
     scores = predictor.logits(images)
     assert scores.shape == expected.shape == (8, 4)
     assert torch.equal(scores, expected), float((scores - expected).abs().max())
@@ -164,10 +174,14 @@ def check(made: Made, label: str) -> dict[str, Any]:
     assert torch.equal(predictor.logits(images[5:6]), scores[5:6])
     table = predictions.read(made.store, "evaluate", run.evaluate.key)
     last = table["task_trained"] == 1
-    by_sample = dict(zip(table["sample"][last], table["predicted"][last], strict=True))
-    best = [run.classes[column] for column in serving.top(scores.numpy(), 1)[:, 0]]
-    assert best == [by_sample[row] for row in made.rows(run)]
-    return json.loads((folder / "model.json").read_text())
+    assert table["sample"][last].tolist() == list(range(8))
+    best = serving.top(scores.numpy(), 1)[:, 0]
+    assert best.tolist() == table["predicted"][last].tolist()
+    labels = made.plan.dataset.test.labels[made.rows(run)].tolist()
+    assert [arrived[label] for label in table["label"][last]] == labels
+    about = json.loads((folder / "model.json").read_text())
+    assert (about["columns"], about["classes"]) == ([0, 1, 2, 3], predictor.classes)
+    return about
 
 
 @pytest.mark.parametrize("label", ["zs_clip", "coop", "zscl", "proof"])

@@ -24,11 +24,14 @@ from graftwork.cluster import inference as remote
 from graftwork.operators import building
 from graftwork.operators.backbones import loading, weights
 from graftwork.operators.backbones.names import place as place_of
+from graftwork.operators.data.scenario import class_order
 from graftwork.operators.errors import ConfigError, DamagedStage, IncompatibleError
-from graftwork.operators.formats import features, predictions, states
+from graftwork.operators.formats import predictions, selection, states
 from graftwork.operators.images.preprocessing import resolve
 from graftwork.operators.parameters.as_json import from_json
+from graftwork.operators.parameters.hints import CpuHints
 from graftwork.operators.parameters.learners import MethodRef
+from graftwork.operators.parameters.predictors import FittedPart
 from graftwork.operators.serving import inference, inputs, lookup, model_files
 from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
@@ -56,6 +59,7 @@ METHODS = [
     {"joint": {**PLAIN}},
 ]
 NAMES = ["simplecil", "slda", "aper_adapter", "ranpac", "finetune", "l2p", "joint"]
+ARRIVED = class_order(pngs.CLASSES, 1993)
 each_method = pytest.mark.parametrize("name", NAMES)
 
 
@@ -106,23 +110,36 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
     return Made(folder, store, plan, here.run(folder / "spec.yaml", Path(store.url)))
 
 
+def stored_rows(made: Made) -> list[int]:
+    """The test images task by task, as predictions have them."""
+    labels = made.plan.dataset.test.labels.tolist()
+    return sorted(range(len(labels)), key=lambda row: (ARRIVED.index(labels[row]) // 2, row))
+
+
 def pipeline_scores(made: Made, run: Run) -> torch.Tensor:
-    """Scores [N, C] of all test images after the last task, columns by class id; from the store."""
+    """Scores [N, C] of all test images after the last task, columns by arrival; from the store."""
     store = made.store
     if run.model.operator == "train":
         stage = run.own[-1]
         stored = load_tensors(store.read("predict", stage.key, "scores.safetensors"))
-        assert stored["rows"].tolist() == list(range(len(made.images)))
-        learned, scores = stage.parameters["learned"], stored["scores"]
+        assert stored.keys() == {"scores"}
+        scores = stored["scores"]
     else:
-        order = run.evaluate.assignment()
-        matrix = features.matrix(store, features.roles(order)).astype(np.float32)
+        work, keyed = run.evaluate.assignment(), run.model.parameters
+        given = from_json(CpuHints, work.hints).selection
+        every = selection.joined(selection.rows_of(work, store, given))
+        assert every.position.tolist() == stored_rows(made)
+        matrix = selection.matrix(work, store, given, every)
+        assert matrix is not None
         state = states.load_states(store, "fit", run.model.key)[-1]
-        keyed = run.model.parameters
         method = building.fitted(from_json(MethodRef, keyed["method"]))
-        scores = method.logits(state, torch.from_numpy(matrix), keyed["seed"] or 0)
-        learned = [c for task in keyed["tasks"] for c in task["classes"]]
-    return scores[:, np.argsort(learned)]
+        rows = torch.from_numpy(matrix.astype(np.float32))
+        scores = method.logits(state, rows, keyed["seed"] or 0)
+        # A fit of all classes has the data set's own numbers, one of a stream those by arrival.
+        own = run.evaluated.columns
+        assert own == (ARRIVED if len(keyed["tasks"]) == 1 else None)
+        scores = scores if own is None else scores[:, list(own)]
+    return scores[np.argsort(stored_rows(made))]
 
 
 @each_method
@@ -130,15 +147,14 @@ def test_a_model_scores_as_the_pipeline_did(made: Made, name: str) -> None:
     run = made.run(name)
     predictor = serving.Predictor(made.model(name))
     scores = predictor.logits(made.images)
-    assert predictor.classes == [str(c) for c in range(pngs.CLASSES)]
+    assert predictor.classes == [str(c) for c in ARRIVED]
     expected = pipeline_scores(made, run)
     assert scores.shape == expected.shape == (12, pngs.CLASSES)
     assert torch.equal(scores, expected), float((scores - expected).abs().max())
     table = predictions.read(made.store, "evaluate", run.evaluate.key)
     last = table["task_trained"] == 2
-    by_sample = dict(zip(table["sample"][last], table["predicted"][last], strict=True))
     best = serving.top(scores.numpy(), 1)[:, 0]
-    assert best.tolist() == [by_sample[row] for row in range(12)]
+    assert best[stored_rows(made)].tolist() == table["predicted"][last].tolist()
     # An image alone is what it is among others.
     assert torch.equal(predictor.logits(made.images[5:6]), scores[5:6])
 
@@ -175,7 +191,7 @@ def test_a_fresh_process_loads_models_from_mlflow(made: Made, tmp_path: Path) ->
         logits, columns, classes, scores = json.loads(line)
         expected = pipeline_scores(made, made.run(name)).double()
         assert torch.equal(torch.tensor(logits, dtype=torch.float64), expected)
-        assert columns == [str(c) for c in range(pngs.CLASSES)]
+        assert columns == [str(c) for c in ARRIVED]
         assert classes == [columns[c] for c in expected.argmax(dim=1)]
         assert scores == expected.max(dim=1).values.tolist()
 
@@ -242,14 +258,27 @@ def test_models_that_name_another_loader_are_opened_and_recorded_anew(
     assert loader(new["mlflow_run_id"]) == "graftwork.operators.serving"
 
 
-def test_orders_that_share_a_fit_share_its_model(made: Made, tmp_path: Path) -> None:
+def test_seeds_share_a_model_and_orders_have_columns_of_their_own(
+    made: Made, tmp_path: Path
+) -> None:
+    """Of one fit: a tie goes to the class that came first, so that the order is part of it."""
     done = here.run(
-        made.folder / "spec.yaml", tmp_path, "methods=[simplecil]", "scenario.orders=[1993, 7]"
-    )
+        made.folder / "spec.yaml", tmp_path,
+        "methods=[simplecil]", "scenario.orders=[1993, 7]", "seeds=[0, 1]",
+    )  # fmt: skip
+    assert len(list(tmp_path.glob("fit/*"))) == 1
     uri = f"sqlite:///{tmp_path}/mlflow.db"
-    found = [lookup.find(uri, r["mlflow_run_id"]) for r in done["results"]]
-    assert found[0].run_id != found[1].run_id
-    assert found[0].held_by == found[1].held_by
+    found = {(r["order"], r["seed"]): lookup.find(uri, r["mlflow_run_id"]) for r in done["results"]}
+    assert len({each.run_id for each in found.values()}) == 4
+    holders = {order: {found[order, seed].held_by for seed in (0, 1)} for order in (1993, 7)}
+    assert [len(ids) for ids in holders.values()] == [1, 1] and holders[1993] != holders[7]
+    models = {}
+    for order in (1993, 7):
+        place = tmp_path / str(order)
+        models[order] = serving.Predictor(lookup.fetch(uri, found[order, 0], place))
+        assert models[order].classes == [str(c) for c in class_order(pngs.CLASSES, order)]
+    by_name = [model.logits(made.images)[:, np.argsort(model.classes)] for model in models.values()]
+    assert torch.equal(*by_name)
 
 
 @pytest.mark.parametrize(("kept", "with_model"), [("fitted", ["slda"]), ("none", [])])
@@ -274,8 +303,12 @@ def test_a_shorter_stream_offers_the_classes_it_saw(made: Made) -> None:
     plan = make_plan(load_resolved(str(made.folder / "spec.yaml"), chosen), made.store.memo)
     [run] = plan.runs
     assert run.model.key == made.run("simplecil").model.key
-    assert run.classes == sorted(c for task in run.tasks for c in task.classes)
-    assert len(run.classes) == 4
+    assert run.stream.classes == tuple(str(c) for c in ARRIVED[:4])
+    # A fit of all classes has columns of classes that never came: they have the last numbers.
+    assert run.served is not None
+    part = run.served.predictor
+    assert isinstance(part, FittedPart)
+    assert part.learned == (0, 4, 1, 2, 3, 5)
 
 
 def test_weights_are_looked_for_and_checked(made: Made, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -376,7 +409,7 @@ def call(
 def best(made: Made, name: str, rows: list[int]) -> list[str]:
     """Names of the classes that the pipeline found likeliest."""
     scores = pipeline_scores(made, made.run(name)).numpy()
-    return [str(c) for c in serving.top(scores, 1)[rows, 0]]
+    return [str(ARRIVED[column]) for column in serving.top(scores, 1)[rows, 0]]
 
 
 ORDER = [0, 2, 4, 6, 8, 10, 1, 3, 5, 7, 9, 11]
@@ -424,7 +457,8 @@ def test_parquet_in_and_parquet_or_csv_out(made: Made, call: Command, tmp_path: 
     assert table["row"] == [row for row in range(12) for _ in range(3)] + [None] * 3
     scores = pipeline_scores(made, made.run("finetune"))
     top = torch.sort(scores, dim=1, descending=True, stable=True)
-    assert table["class"][:36] == [str(c) for c in top.indices[:, :3].flatten().tolist()]
+    likeliest = top.indices[:, :3].flatten().tolist()
+    assert table["class"][:36] == [str(ARRIVED[column]) for column in likeliest]
     assert table["score"][:36] == top.values[:, :3].flatten().tolist()
     assert call("pngs/finetune", data, "--output", "out.csv").code == 0
     [head, *body] = csv.reader((tmp_path / "out.csv").read_text().splitlines())

@@ -29,7 +29,7 @@ from graftwork.operators.data.exemplars import Block, blocks
 from graftwork.operators.errors import DamagedStage, Diverged
 from graftwork.operators.formats import selection, sums
 from graftwork.operators.formats.texts import load
-from graftwork.operators.parameters.as_json import from_json, to_json
+from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.features import TextParameters
 from graftwork.operators.parameters.fitting import FitParameters
 from graftwork.operators.parameters.hints import FitHints
@@ -153,9 +153,9 @@ class TrainingRows:
         self._hints, self._texts = hints, _texts(work, store, parameters.texts, hints)
         method = {name: work.parameters[name] for name in ("method", "features")}
         self._about = json.dumps(
-            [store.url, method, parameters.texts and to_json(parameters.texts.kind),
-             work.inputs("graft"), hints.num_classes], sort_keys=True
-        )  # fmt: skip
+            [store.url, method, work.inputs("text"), work.inputs("graft"), hints.num_classes],
+            sort_keys=True,
+        )
         self._matrix = lru_cache(maxsize=1)(partial(self._of_task, work, store))
 
     def blocks(self, number: int) -> Sequence[Block]:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from graftwork.cluster.execution.graph import needed
+from graftwork.cluster.execution.graph import inputs_of, needed
 from graftwork.operators.errors import DamagedStage
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
@@ -306,8 +306,7 @@ def mermaid(plan: Plan, store: Store) -> str:
         style = "hit" if hits == len(members) else "miss"
         lines.append(f'  {ids[name]}["{name.replace(chr(34), chr(39))}{count}"]:::{style}')
         for member in members:
-            for inputs in member.inputs.values():
-                edges |= {(ids[names[s.key]], ids[name]) for s in inputs}
+            edges |= {(ids[names[s.key]], ids[name]) for s in inputs_of(member)}
     lines += [f"  {a} --> {b}" for a, b in sorted(edges) if a != b]
     lines += ["  classDef hit fill:#d9f2e0,stroke:#2e7d4f", "  classDef miss fill:#fff,stroke:#888"]
     return "\n".join(lines)

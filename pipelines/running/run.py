@@ -127,7 +127,7 @@ def _compute(
             tracker.stage(event.stage.label, event.seconds, event.facts, method=owner)
         if key in runs and event.kind in ("cached", "finished"):
             finished[key] = read(store, runs[key], cached=event.kind == "cached")
-            # Orders and seeds that share a fit share its model.
+            # Seeds that share a fit share its model.
             model = served_model.model_identity(plan, runs[key])
             new = model is not None and model not in modelled
             modelled.add(model or "")
