@@ -12,6 +12,7 @@ from torch import Tensor
 from graftwork import methods
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.contracts.trained import Task
 from graftwork.methods.parts.first_session import FirstSession
 from graftwork.methods.representations.simplecil import SimpleCIL
 from graftwork.operators import catalogue
@@ -116,6 +117,42 @@ def test_a_adapter_at_the_start_predicts_like_simplecil():
     # A test that errs nowhere would prove little.
     truth = torch.cat([data.targets for data in DATA])
     assert 0.2 < (expected.argmax(1) == truth).float().mean() < 1
+
+
+@each
+@pytest.mark.parametrize("first", [(0,), (0, 1, 2)])
+def test_ragged_tasks_of_few_images(name: str, first: tuple[int, ...]):
+    session = adapted(name, epochs=2, batch_size=6, lr=0.1)
+    seen = len(first)
+    start = Task(index=0, current=first, before=0, seen=seen)
+    # A single image where the first task is a single class; class 0 returns with more.
+    tasks = [(first, 1 if seen == 1 else 4), ((seen,), 1), ((0, 4, 5, 6), 4)]
+    data = [
+        tiny.images(Task(index=i, current=current, before=0, seen=9), per_class)
+        for i, (current, per_class) in enumerate(tasks)
+    ]
+    state, _ = loop.train_task(session, tiny.vit(), start, data[0], None, settings.Settings(seed=0))
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    learner = tiny.opened(session, start, state)
+    with torch.no_grad():
+        pairs = [
+            (forward.frozen_features(tiny.vit(), d.pixels), learner.features(d.pixels))
+            for d in data
+        ]
+    parts = [rows(joined(*pair), d.targets) for pair, d in zip(pairs, data, strict=True)]
+    states = [SimpleCIL().statistics(part, 0) for part in parts]
+    total = states[0]
+    for other in states[1:]:
+        total = SimpleCIL().add(total, other)
+    learned = [*first, seen, 4, 5, 6]
+    fitted = SimpleCIL().solve(total, states[-1], learned, 0)
+    # The mean of all rows of a class, whenever they came.
+    own = torch.cat([part.features[part.labels == 0] for part in parts])
+    torch.testing.assert_close(fitted["prototypes"][0], own.mean(dim=0))
+    for part in parts:
+        scores = SimpleCIL().logits(fitted, part.features, 0)
+        found = torch.tensor(learned)[scores.argmax(dim=1)]
+        assert torch.equal(found, part.labels)
 
 
 def test_c_halves_are_the_two_branches(trained: list[tuple[Tensor, Tensor]], tmp_path: Path):

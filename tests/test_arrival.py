@@ -245,7 +245,7 @@ def test_stages_of_earlier_tasks_are_the_same(
 def test_no_key_holds_the_digest_of_a_whole_data_set(growth: str, network: str, grown: Any) -> None:
     """In an order in which no number is the data set's own."""
     for plan in grown(growth, network):
-        whole = [split.digest for split in (plan.dataset.train, plan.dataset.test)]
+        whole = [split.digest for split in (plan.data.sources[0].train, plan.data.sources[0].test)]
         for stage in plan.stages:
             if stage.operator not in ("dataset", "fit"):  # a separable method is fitted on all rows
                 text = canonical(stage.preimage)
@@ -353,7 +353,7 @@ def test_one_fit_for_all_orders_predicts_by_the_columns_of_the_order(
     label: str, both: list[tuple[Store, Plan]]
 ) -> None:
     for (store, plan), ids in zip(both, ([2, 1, 0, 3], [4, 2, 1, 5]), strict=True):
-        run, labels = runs_of(plan)[label], plan.dataset.test.labels
+        run, labels = runs_of(plan)[label], plan.data.sources[0].test.labels
         shards = run.evaluate.reads["features"]
         every = np.concatenate([features.shard(store, s.operator, s.key) for s in shards])
         # Task by task, in each one in the order of the data set.

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graftwork.methods import HyperparameterError
-from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.contracts.fitted import Rows, separable
 from graftwork.methods.representations.fecam import FeCAM
 
 CLASSES = [0, 1, 2, 3, 4]
@@ -57,6 +57,71 @@ def test_equals_the_plain_computation(alpha1: float, alpha2: float):
     method = FeCAM(alpha1=alpha1, alpha2=alpha2)
     scores = method.logits(solve(method, rows), rows.features, 0)
     np.testing.assert_allclose(scores.numpy(), expected, rtol=1e-5, atol=1e-6)
+
+
+def pooled_distances(rows: Rows, alpha1: float, alpha2: float) -> np.ndarray:
+    """Negative squared distances [N, C] under the pooled covariance, in the closed form."""
+    unit = rows.features.double().numpy()
+    unit = unit / np.linalg.norm(unit, axis=1, keepdims=True)
+    labels = rows.labels.numpy()
+    classes = np.unique(labels)
+    means = np.stack([unit[labels == label].mean(0) for label in classes])
+    within = unit - means[np.searchsorted(classes, labels)]
+    covariance = within.T @ within / (len(unit) - len(classes))
+    width = len(covariance)
+    off = covariance[~np.eye(width, dtype=bool)].mean()
+    covariance += alpha1 * np.diag(covariance).mean() * np.eye(width)
+    covariance += alpha2 * off * (1 - np.eye(width))
+    deviation = np.sqrt(np.diag(covariance))
+    inverse = np.linalg.inv(covariance / np.outer(deviation, deviation))
+    step = unit[:, None] - means
+    return -np.einsum("ncd,de,nce->nc", step, inverse, step)
+
+
+@pytest.mark.parametrize(("alpha1", "alpha2"), [(0.0, 0.0), (1.0, 0.0), (10.0, 10.0)])
+def test_a_common_covariance_is_the_pooled_one_in_its_closed_form(alpha1: float, alpha2: float):
+    rows, method = make_rows(), FeCAM(alpha1=alpha1, alpha2=alpha2, covariance="common")
+    scores = method.logits(solve(method, rows), rows.features, 0)
+    expected = pooled_distances(rows, alpha1, alpha2)
+    np.testing.assert_allclose(scores.numpy(), expected, rtol=2e-5, atol=2e-5)
+    # It is no other name for what each class has of its own.
+    own = FeCAM(alpha1=alpha1 + 0.1, alpha2=alpha2)
+    others = own.logits(solve(own, rows), rows.features, 0)
+    assert not torch.allclose(others, scores, atol=0.01)
+
+
+def test_a_class_of_one_image_is_measured_with_the_common_covariance():
+    rows, method = make_rows(), FeCAM(covariance="common")
+    index = ((rows.labels != 2) | (torch.arange(60) == 2)).nonzero()[:, 0]
+    few = dataclasses.replace(
+        rows, features=rows.features[index], labels=rows.labels[index], samples=index
+    )
+    scores = method.logits(solve(method, few), few.features, 0)
+    np.testing.assert_allclose(
+        scores.numpy(), pooled_distances(few, 1.0, 0.0), rtol=1e-5, atol=1e-5
+    )
+    # It adds no spread: without it the covariance is the same.
+    rest = few.labels != 2
+    without = dataclasses.replace(
+        few, features=few.features[rest], labels=few.labels[rest], samples=few.samples[rest]
+    )
+    total = method.statistics(without, 0)
+    alone = method.solve(total, total, [0, 1, 3, 4], 0)
+    torch.testing.assert_close(alone["whiten"], solve(method, few)["whiten"])
+    # And where every class has a single image, nothing is known of any spread.
+    ones = dataclasses.replace(
+        rows, features=rows.features[:5], labels=rows.labels[:5], samples=torch.arange(5)
+    )
+    assert torch.equal(solve(method, ones)["whiten"], torch.eye(8))
+
+
+def test_a_common_covariance_is_no_matter_of_a_class_alone():
+    assert separable(FeCAM()) and not separable(FeCAM(covariance="common"))
+    assert FeCAM.card.separable
+    with pytest.raises(
+        HyperparameterError, match=r"alpha1: .* covariance of 5 classes with 10 rows"
+    ):
+        solve(FeCAM(alpha1=0.0, covariance="common"), make_rows(10))
 
 
 def test_diagonal_of_the_correlation_is_one():

@@ -90,7 +90,7 @@ class Made(NamedTuple):
 
     def rows(self, run: Run) -> list[int]:
         """Of the test images, those of classes seen: task by task, as predictions have them."""
-        labels, ids = self.plan.dataset.test.labels.tolist(), run.stream.ids
+        labels, ids = self.plan.data.sources[0].test.labels.tolist(), run.stream.ids
         tasks = [ids[:2], ids[2:]]
         return [row for task in tasks for row, label in enumerate(labels) if label in task]
 
@@ -177,7 +177,7 @@ def check(made: Made, label: str) -> dict[str, Any]:
     assert table["sample"][last].tolist() == list(range(8))
     best = serving.top(scores.numpy(), 1)[:, 0]
     assert best.tolist() == table["predicted"][last].tolist()
-    labels = made.plan.dataset.test.labels[made.rows(run)].tolist()
+    labels = made.plan.data.sources[0].test.labels[made.rows(run)].tolist()
     assert [arrived[label] for label in table["label"][last]] == labels
     about = json.loads((folder / "model.json").read_text())
     assert (about["columns"], about["classes"]) == ([0, 1, 2, 3], predictor.classes)

@@ -112,7 +112,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
 
 def stored_rows(made: Made) -> list[int]:
     """The test images task by task, as predictions have them."""
-    labels = made.plan.dataset.test.labels.tolist()
+    labels = made.plan.data.sources[0].test.labels.tolist()
     return sorted(range(len(labels)), key=lambda row: (ARRIVED.index(labels[row]) // 2, row))
 
 

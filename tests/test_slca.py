@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.hyperparameters import HyperparameterError
 from graftwork.methods.contracts.trained import Task
+from graftwork.methods.mixtures.cofima import CoFiMA
+from graftwork.methods.mixtures.coma import CoMA
 from graftwork.methods.parts import alignment, gaussians
 from graftwork.methods.parts.alignment import drift, normalised, reset_final_norm
 from graftwork.methods.representations.slca import SLCA, SLCALearner
@@ -139,6 +141,7 @@ def test_alignment_separates_what_the_local_losses_leave_unordered() -> None:
     assert isinstance(learner, SLCALearner)
     learner.mean = 3 * torch.eye(6, width)
     learner.covariance = 0.01 * torch.eye(width).expand(6, width, width).clone()
+    learner.count = torch.full((6,), 4)
     learner.task_of = torch.tensor([0, 0, 0, 1, 1, 1])
     weight = torch.eye(6, width)
     bias = torch.tensor([0.0, 0.0, 0.0, 4.0, 4.0, 4.0])
@@ -146,6 +149,59 @@ def test_alignment_separates_what_the_local_losses_leave_unordered() -> None:
     torch.manual_seed(0)
     weight, bias = alignment.align(learner, weight, bias, method)
     assert F.linear(learner.mean, weight, bias).argmax(dim=1).tolist() == list(range(6))
+
+
+@pytest.mark.parametrize("temperature", [0.0, 0.1])
+def test_a_class_without_images_is_never_sampled(temperature: float) -> None:
+    method = dataclasses.replace(SMALL, temperature=temperature, weight_decay=0.0, lr=0.1)
+    width, generator = tiny.WIDTH, torch.Generator().manual_seed(0)
+    mean = torch.randn(3, width, generator=generator)
+    covariance = 0.1 * torch.eye(width).repeat(3, 1, 1)
+    weight = torch.randn(3, width, generator=generator)
+    # Of column 1 nothing is known, and it can win nothing.
+    mean[1], covariance[1], weight[1] = torch.nan, torch.nan, 0.0
+    bias = torch.tensor([0.0, 0.0 if temperature else -1e9, 0.0])
+
+    def aligned(columns: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+        current = tuple(range(len(columns)))
+        task = Task(index=1, current=current, before=len(columns), seen=len(columns))
+        learner = tiny.opened(method, task, None, depth=2)
+        assert isinstance(learner, SLCALearner)
+        learner.mean, learner.covariance = mean[columns], covariance[columns]
+        learner.count = torch.tensor([4, 0, 4])[columns]
+        learner.task_of = torch.tensor([0, 0, 1])[columns]
+        torch.manual_seed(0)
+        return alignment.align(learner, weight[columns], bias[columns], method)
+
+    found, alone = aligned([0, 1, 2]), aligned([0, 2])
+    for part in found:
+        assert bool(part.isfinite().all())
+    if not temperature:
+        torch.testing.assert_close(found[0][[0, 2]], alone[0], rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[1][[0, 2]], alone[1], rtol=0, atol=1e-5)
+        assert torch.equal(found[0][1], weight[1]) and found[1][1] == bias[1]
+    assert not torch.allclose(found[0][0], weight[0], atol=1e-3)
+
+
+@pytest.mark.parametrize("method", [SLCA, CoMA, CoFiMA])
+def test_what_returns_is_counted_and_what_never_came_is_not(method: type[SLCA]) -> None:
+    values = {name: getattr(SMALL, name) for name in ("epochs", "batch_size", "alignment_epochs")}
+    # Three columns from the start: class 1 has images in the last task alone.
+    tasks = [
+        Task(index=0, current=(0, 2), before=0, seen=3),
+        Task(index=1, current=(0,), before=3, seen=3),
+        Task(index=2, current=(0, 1), before=3, seen=3),
+    ]
+    first, second, third = train(method(**values, samples_per_class=32), tasks)
+    assert first["count"].tolist() == [4, 0, 4]
+    assert second["count"].tolist() == [8, 0, 4]
+    assert third["count"].tolist() == [12, 4, 4]
+    assert not second["mean"][1].any() and not second["covariance"][1].any()
+    assert third["task_of"].tolist() == [2, 2, 0]
+    # Of class 2, which does not return, everything stays.
+    for name in ("mean", "covariance"):
+        assert torch.equal(third[name][2], first[name][2]), name
+    assert bool(third["aligned_weight"].isfinite().all())
 
 
 def test_a_domain_incremental_stream_pools_the_gaussians_of_a_class() -> None:
@@ -196,6 +252,23 @@ def test_pooled_is_measured_together() -> None:
     empty = gaussians.measure(torch.zeros(0, 6), torch.zeros(0, dtype=torch.int64), 3)
     assert torch.equal(gaussians.pool(empty, both).covariance, both.covariance)
     assert torch.equal(gaussians.pool(both, empty).covariance, both.covariance)
+
+
+def test_a_covariance_that_was_lent_is_not_counted_when_the_class_returns() -> None:
+    features, targets = rows(90)
+    # One row of class 2 comes with all of the others, the rest of it in a later task.
+    late = (targets == 2) & (torch.arange(90) > 2)
+    first = gaussians.measure(features[~late], targets[~late], 3)
+    assert first.count[2] == 1 and first.covariance[2].any()
+    found = gaussians.pool(first, gaussians.measure(features[late], targets[late], 3))
+    both = gaussians.measure(features, targets, 3)
+    assert torch.equal(found.count, both.count)
+    assert torch.allclose(found.mean, both.mean, atol=1e-6)
+    assert torch.allclose(found.covariance, both.covariance, atol=1e-5)
+    # Two single rows make a covariance of rank 1.
+    a, b = (gaussians.measure(features[[i]], torch.zeros(1, dtype=torch.int64), 1) for i in (0, 1))
+    pooled = gaussians.pool(a, b)
+    assert torch.allclose(pooled.covariance[0], torch.cov(features[:2].T), atol=1e-6)
 
 
 def test_factors_of_covariances_without_full_rank() -> None:

@@ -71,6 +71,8 @@ def test_defaults(folder: Path) -> None:
     spec = good()
     assert spec.to_value() == {
         "pipeline": "p",
+        "stream": None,
+        "disjoint_classes": False,
         "dataset": {
             "train": ["train.parquet"],
             "test": ["a.parquet", "s3://b/*.parquet"],

@@ -27,7 +27,8 @@ class Card:
         exemplars: stored images of earlier tasks, by the method's defaults.
         uses_seed: draws random numbers; otherwise all seeds share one run.
         separable: a class's scores depend on that class's statistics alone, so that one fit
-            on all classes serves every class order.
+            on all classes serves every class order; by the method's defaults, see
+            `methods.contracts.fitted.separable`.
         upper_bound: sees all seen tasks' rows at once; not a continual learner.
         memory: what is kept between tasks and how it grows, for example `C * D floats`.
         growth: what makes the kept grow, beside the rows of a classifier (at most 2 (D + 1) numbers

@@ -38,6 +38,14 @@ class Rows:
     texts: Tensor | None = None
 
 
+def separable(method: Any) -> bool:
+    """Tells whether a class's scores depend on that class alone, with these hyper-parameters.
+
+    That is what the card says, unless a method has a property `separable` that says otherwise.
+    """
+    return getattr(method, "separable", method.card.separable)
+
+
 class Fitted(Protocol):
     """A method fitted in closed form: a commutative sum over rows, then a solve.
 

@@ -54,6 +54,7 @@ class CoFiMA(Merging):
         memory="backbone twice (weights, Fisher information); C * D * D + 3 * C * D + 4 * C "
         "numbers of Gaussians and heads",
         uses_seed=True,
+        version=2,
         growth="classes",
         contract="trained",
     )

@@ -30,6 +30,7 @@ class CoMA(Merging):
         "features.",
         memory="backbone; C * D * D + 3 * C * D + 4 * C numbers of Gaussians and heads",
         uses_seed=True,
+        version=2,
         growth="classes",
         contract="trained",
     )

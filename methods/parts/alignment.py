@@ -101,14 +101,15 @@ def update(learner: Aligned, weight: Tensor, bias: Tensor, method: Alignment) ->
 def align(
     learner: Aligned, weight: Tensor, bias: Tensor, method: Alignment
 ) -> tuple[Tensor, Tensor]:
-    """All heads, trained on samples of all classes' Gaussians."""
+    """All heads, trained on samples of the Gaussians of all classes that have had images."""
     weight, bias = (t.clone().requires_grad_() for t in (weight, bias))
     make = optim.optimizer(method.optimizer, method.lr, method.weight_decay)
     optimizer = make([{"params": [weight, bias]}])
-    factors = gaussians.factor(learner.covariance)
+    # A domain may lack a class that a later one has: of a class without images nothing is known.
+    measured = learner.count.nonzero().flatten()
+    factors = gaussians.factor(learner.covariance[measured])
     mean = learner.mean * drift(learner.task_of, learner.task.index)[:, None]
-    labels = torch.arange(len(mean), device=mean.device)
-    labels = labels.repeat_interleave(method.samples_per_class)
+    mean, labels = mean[measured], measured.repeat_interleave(method.samples_per_class)
     for epoch in range(method.alignment_epochs):
         rate = 0.5 * method.lr * (1 + math.cos(math.pi * epoch / method.alignment_epochs))
         optimizer.param_groups[0]["lr"] = rate

@@ -30,7 +30,9 @@ class Gaussians:
 def measure(features: Tensor, targets: Tensor, classes: int) -> Gaussians:
     """The Gaussians of columns 0 .. C-1, computed in float64 and given in float32.
 
-    A class with a single row gets the pooled covariance of the others, a class without rows zeros.
+    A class with a single row gets the pooled covariance of the others of these rows, where the
+    authors' code of SLCA has NaN; zeros if none of them has several rows, which leaves the jitter.
+    A class without rows gets zeros.
 
     Args:
         features: [N, D].
@@ -57,7 +59,10 @@ def measure(features: Tensor, targets: Tensor, classes: int) -> Gaussians:
 
 
 def pool(a: Gaussians, b: Gaussians) -> Gaussians:
-    """The Gaussians of both sets of rows, exactly; classes that only one has are its own."""
+    """The Gaussians of both sets of rows, exactly; classes that only one has are its own.
+
+    A covariance that a single row was lent counts for nothing.
+    """
     count = a.count + b.count
     mean, covariance = a.mean.clone(), a.covariance.clone()
     for column in b.count.nonzero().flatten().tolist():

@@ -25,6 +25,7 @@ class SLCA(Slow):
         summary="A slow learning rate for the backbone; heads aligned on sampled features. "
         "The Gaussian of a class that occurs again is pooled over its tasks.",
         memory="backbone; C * D * D + 3 * C * D + 4 * C numbers of Gaussians and heads",
+        version=2,
         growth="classes",
         uses_seed=True,
         contract="trained",
