@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load as load_tensors
 
 from graftwork import methods
+from graftwork.methods.contracts.fitted import Rows
 from graftwork.operators.formats import features, predictions, states
 from graftwork.operators.keys import canonical, digest
 from graftwork.operators.stage import Stage
@@ -366,6 +367,43 @@ def test_one_fit_for_all_orders_predicts_by_the_columns_of_the_order(
         table = predictions.read(store, "evaluate", run.evaluate.key)
         assert table["predicted"].tolist() == torch.cat(chosen).tolist()
         assert len(set(table["predicted"].tolist())) > 1
+
+
+def test_sums_of_a_class_are_those_of_the_domains_so_far(tmp_path: Path) -> None:
+    """One process keeps the sums of both orders' runs."""
+    store = Store(str(tmp_path / "store"))
+    train, test = (images(range(6), seed, ["x", "y"]) for seed in (TRAIN, TEST))
+    pngs.data(tmp_path, train, test, NAMES)
+    scenario = {"kind": "domain_incremental", "orders": [["x", "y"], ["y", "x"]]}
+    given: dict[str, Any] = {"scenario": scenario, "methods": ["slda", "simplecil"]}
+    plan = made(store, tmp_path, "dataset.domain=domain", **given)
+    compute(plan.stages, store)
+    split = plan.dataset.train
+    held = [features.shard(store, "features", s.key) for s in plan.runs[0].model.reads["features"]]
+    every = torch.from_numpy(np.concatenate(held).astype(np.float32))
+    for run, places in zip(plan.runs, [(0, 1), (1, 0)] * 2, strict=True):
+        method: Any = methods.build(run.method.name, run.method.hyperparameters)
+        found = states.load_states(store, "fit", run.model.key)
+        sums = []
+        for number, state in enumerate(found):
+            own = np.flatnonzero(split.domains == places[number])
+            sums.append(
+                method.statistics(
+                    Rows(
+                        features=every[own],
+                        labels=torch.from_numpy(split.labels[own].astype(np.int64)),
+                        samples=torch.from_numpy(split.stored().at(own).sample_ids()),
+                        num_classes=6,
+                    ),
+                    0,
+                )
+            )
+            total = sums[0] if number == 0 else method.add(*sums)
+            expected = method.solve(total, sums[-1], range(6), 0)
+            assert state.keys() == expected.keys()
+            for name, tensor in expected.items():
+                torch.testing.assert_close(state[name], tensor)
+        assert len(found) == 2
 
 
 def test_sums_of_another_run_in_the_process_are_not_those_of_other_names(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Learner, learned
 from graftwork.operators import building, catalogue, ensembling, merging
 from graftwork.operators.backbones import loading
+from graftwork.operators.data.scenario import class_order
 from graftwork.operators.errors import ConfigError, DamagedStage, Diverged, IncompatibleError
 from graftwork.operators.formats import predictions, selection, states
 from graftwork.operators.parameters.as_json import from_json
@@ -652,7 +653,10 @@ def test_results_name_their_parents(whole: tuple[Store, Plan]) -> None:
     logged = recording.method_run(made, store, finished, with_model=False)
     assert logged.tags["graftwork.parents"] == " ".join(p.evaluate.key for p in run.parents)
     assert logged.params["merge"] == "mean" and logged.params["of"] == ["finetune"]
-    assert isinstance(logged.artifacts, Mapping) is False
+    assert not isinstance(logged.artifacts, Mapping)
+    artifacts, arrived = logged.artifacts(), class_order(6, 1993)
+    assert json.loads(str(artifacts["classes.json"])) == [str(c) for c in arrived]
+    assert json.loads(str(artifacts["class_order.json"])) == list(arrived)
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
