@@ -1,0 +1,202 @@
+"""Streams that are listed task by task: they grow, and nothing learned is learned again."""
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from graftwork.operators.errors import BadDataError, ConfigError
+from graftwork.operators.formats import predictions, sums
+from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
+from graftwork.pipelines.planning.plan import Plan
+from tests import pngs
+
+NAMES = ("m", "n", "o", "p", "q", "a")
+"""Of the classes, in the order in which they come; the last one sorts first."""
+TASKS = ((0, 1), (2,), (3, 0), (4, 5))
+"""Classes of each task; class 0 comes again."""
+EPOCHS = {"epochs": 1, "batch_size": 4, "augmentation": "none"}
+METHODS: list[Any] = [
+    "simplecil",
+    "fecam",
+    {"ranpac": {"projection_dim": 8}},
+    {"aper_ssf": dict(EPOCHS)},
+    {"l2p": dict(EPOCHS)},
+    {"coda_prompt": {**EPOCHS, "components_per_task": 2}},
+    {"magmax_independent": dict(EPOCHS)},
+]
+
+
+def folder_of(tmp_path: Path) -> Path:
+    """Files `0-train.parquet`, `0-test.parquet`, ... of the tasks."""
+    for number, own in enumerate(TASKS):
+        for split, count, seed in (("train", 4, 0), ("test", 2, 5000)):
+            rows = [
+                (pngs.png(seed + 1000 * number + 100 * label + n, label=label), label, "")
+                for label in own
+                for n in range(count)
+            ]
+            pngs.write(tmp_path / f"{number}-{split}.parquet", rows, NAMES)
+    return tmp_path
+
+
+def listed(count: int, **of_all: Any) -> list[dict[str, Any]]:
+    return [
+        {"name": f"week {n}", "train": f"{n}-train.parquet", "test": f"{n}-test.parquet"} | of_all
+        for n in range(count)
+    ]
+
+
+def planned(store: Store, folder: Path, count: int, **sections: Any) -> Plan:
+    given = {"stream": listed(count), "dataset": None, "scenario": None, "methods": METHODS}
+    return pngs.plan(store, folder, **(given | sections))
+
+
+def missing(made: Plan, store: Store) -> list[Stage]:
+    return [stage for stage in made.stages if not store.has(stage.operator, stage.key)]
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Store, list[Stage], Plan]:
+    """Three tasks computed, then a fourth; what the fourth made necessary, and its plan."""
+    folder = folder_of(tmp_path_factory.mktemp("data"))
+    store = Store(str(tmp_path_factory.mktemp("store")))
+    pngs.compute(planned(store, folder, 3).stages, store)
+    made = planned(store, folder, 4)
+    needed = missing(made, store)
+    pngs.compute(needed, store)
+    return folder, store, needed, made
+
+
+def test_a_new_task_costs_the_new_task(grown: tuple[Path, Store, list[Stage], Plan]) -> None:
+    _, _, needed, _ = grown
+    # l2p, coda_prompt and magmax_independent train; aper_ssf trained on the first task alone. Of
+    # training and test images there are 8 and 4, four in a shard, on two backbones.
+    assert Counter(stage.operator for stage in needed) == {
+        "dataset": 2, "features": 6, "train": 3, "join": 1, "predict": 3, "fit": 4, "evaluate": 7,
+    }  # fmt: skip
+    extracted = [stage for stage in needed if stage.operator == "features"]
+    assert sum(stage.hints["images"] for stage in extracted) == 2 * (8 + 4)
+    assert all("4/4" in s.label for s in needed if s.operator in ("train", "join", "predict"))
+
+
+def test_a_stream_that_grew_is_the_stream_at_once(
+    grown: tuple[Path, Store, list[Stage], Plan], tmp_path: Path
+) -> None:
+    folder, store, _, made = grown
+    once = Store(str(tmp_path / "once"))
+    again = planned(once, folder, 4)
+    assert [s.key for s in again.stages] == [s.key for s in made.stages]
+    pngs.compute(again.stages, once)
+    for stage in made.stages:
+        one, two = (s.manifest(stage.operator, stage.key)["files"] for s in (store, once))
+        digests = [{name: entry["sha256"] for name, entry in f.items()} for f in (one, two)]
+        assert digests[0] == digests[1], stage.label
+
+
+def test_a_fit_goes_on_from_the_sums_of_the_one_before(
+    grown: tuple[Path, Store, list[Stage], Plan],
+) -> None:
+    _, store, _, made = grown
+    kept = {name.partition("/")[2] for name in store.blobs.files(sums.FOLDER)}
+    assert kept == {stage.key for stage in pngs.of(made, "fit")}
+
+
+@pytest.mark.parametrize("method", METHODS[:4], ids=str)
+def test_without_the_sums_the_rows_are_summed_again(method: Any, tmp_path: Path) -> None:
+    folder, store = folder_of(tmp_path), Store(str(tmp_path / "store"))
+    given = {"methods": [method]}
+    pngs.compute(planned(store, folder, 3, **given).stages, store)
+    for name in store.blobs.files(sums.FOLDER):
+        data = bytearray(store.blobs.get(name) or b"")
+        data[-1] ^= 1
+        store.blobs.replace(name, bytes(data))
+    made = planned(store, folder, 4, **given)
+    pngs.compute(missing(made, store), store)
+    once = Store(str(tmp_path / "once"))
+    pngs.compute(planned(once, folder, 4, **given).stages, once)
+    [fit] = pngs.of(made, "fit")
+    one, two = (s.read("fit", fit.key, "state.safetensors") for s in (store, once))
+    assert one == two
+
+
+def test_classes_are_numbered_by_arrival(grown: tuple[Path, Store, list[Stage], Plan]) -> None:
+    _, store, _, made = grown
+    run = made.runs[0]
+    assert run.stream.classes == NAMES
+    assert [task.name for task in run.stream.tasks] == ["week 0", "week 1", "week 2", "week 3"]
+    assert [task.train.classes for task in run.stream.tasks] == [(0, 1), (2,), (0, 3), (4, 5)]
+    table = predictions.read(store, "evaluate", run.evaluate.key)
+    last = table["task_trained"] == 3
+    assert table["label"][last].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 4, 4, 5, 5]
+    assert np.bincount(table["true_task"][last]).tolist() == [4, 2, 4, 4]
+
+
+def test_classes_may_be_kept_apart(tmp_path: Path) -> None:
+    folder, store = folder_of(tmp_path), Store(str(tmp_path / "store"))
+    made = planned(store, folder, 3, methods=["simplecil"], disjoint_classes=True)
+    assert made.runs[0].stream.classes == (
+        "week 0/m",
+        "week 0/n",
+        "week 1/o",
+        "week 2/m",
+        "week 2/p",
+    )
+
+
+def test_a_task_may_take_some_classes_of_a_source(tmp_path: Path) -> None:
+    folder, store = folder_of(tmp_path), Store(str(tmp_path / "store"))
+    stream = [
+        {**listed(1)[0], "name": "first", "only": ["n"]},
+        {**listed(1)[0], "name": "second", "only": "m"},
+    ]
+    made = planned(store, folder, 0, stream=stream, methods=["simplecil"])
+    [run] = made.runs
+    assert run.stream.classes == ("n", "m")
+    assert [len(task.train) for task in run.stream.tasks] == [4, 4]
+    pngs.compute(made.stages, store)
+    assert len(pngs.of(made, "dataset")) == 2
+    with pytest.raises(ConfigError, match=r'stream.0.only: no class "z"; known: m, n'):
+        planned(store, folder, 0, stream=[{**listed(1)[0], "only": ["z"]}])
+
+
+def test_numbers_are_names_and_do_not_mix_with_names(tmp_path: Path) -> None:
+    folder, store = folder_of(tmp_path), Store(str(tmp_path / "store"))
+    for split in ("train", "test"):
+        rows = [(pngs.png(n, label=label), label, "") for n, label in enumerate((7, 7, 9))]
+        pngs.write(folder / f"9-{split}.parquet", rows)
+    numbered = {"name": "numbers", "train": "9-train.parquet", "test": "9-test.parquet"}
+    made = planned(store, folder, 0, stream=[numbered], methods=["simplecil"])
+    assert made.runs[0].stream.classes == ("7", "9")
+    with pytest.raises(ConfigError, match='"numbers" numbers its classes, "week 0" names them'):
+        planned(store, folder, 0, stream=[*listed(1), numbered])
+
+
+def test_what_no_task_learns_is_said(tmp_path: Path) -> None:
+    folder, store = folder_of(tmp_path), Store(str(tmp_path / "store"))
+    stream = [{**listed(1)[0], "test": ["0-test.parquet", "1-test.parquet"]}]
+    made = planned(store, folder, 0, stream=stream, methods=["simplecil"])
+    assert dict(made.runs[0].stream.untested) == {"o": 2}
+    none = [{**listed(1)[0], "test": "1-test.parquet"}]
+    with pytest.raises(BadDataError, match='stream.0: task "week 0" has no test images'):
+        planned(store, folder, 0, stream=none, methods=["simplecil"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"stream": listed(1) * 2}, 'second task called "week 0"'),
+        ({"stream": [{"name": "a"}]}, "stream.0.train: missing"),
+        ({"stream": [{**listed(1)[0], "builtin": "digits"}]}, "not beside builtin"),
+        ({"dataset": "digits"}, "dataset: not beside stream"),
+        ({"stream": None}, "dataset: missing"),
+        ({"stream": []}, "must be a list of tasks"),
+    ],
+)
+def test_bad_streams_are_refused(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
+    store = Store(str(tmp_path / "store"))
+    with pytest.raises(ConfigError, match=says):
+        planned(store, tmp_path, 1, **changes)
