@@ -1,11 +1,13 @@
 """Streams that are listed task by task: they grow, and nothing learned is learned again."""
 
+import contextlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import yaml
 
 from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.formats import predictions, sums
@@ -15,7 +17,9 @@ from graftwork.pipelines.planning.plan import Plan
 from tests import pngs
 
 NAMES = ("m", "n", "o", "p", "q", "a")
-"""Of the classes, in the order in which they come; the last one sorts first."""
+"""Of the classes; the last one sorts first."""
+ARRIVED = ("m", "n", "o", "p", "a", "q")
+"""The classes in order of arrival, those of one task by name."""
 TASKS = ((0, 1), (2,), (3, 0), (4, 5))
 """Classes of each task; class 0 comes again."""
 EPOCHS = {"epochs": 1, "batch_size": 4, "augmentation": "none"}
@@ -25,7 +29,7 @@ METHODS: list[Any] = [
     {"ranpac": {"projection_dim": 8}},
     {"aper_ssf": dict(EPOCHS)},
     {"l2p": dict(EPOCHS)},
-    {"coda_prompt": {**EPOCHS, "components_per_task": 2}},
+    {"coda_prompt": {**EPOCHS, "components_per_task": 2, "layers": 2}},
     {"magmax_independent": dict(EPOCHS)},
 ]
 
@@ -43,16 +47,17 @@ def folder_of(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def listed(count: int, **of_all: Any) -> list[dict[str, Any]]:
+def listed(count: int) -> list[dict[str, Any]]:
     return [
-        {"name": f"week {n}", "train": f"{n}-train.parquet", "test": f"{n}-test.parquet"} | of_all
+        {"name": f"week {n}", "train": f"{n}-train.parquet", "test": f"{n}-test.parquet"}
         for n in range(count)
     ]
 
 
 def planned(store: Store, folder: Path, count: int, **sections: Any) -> Plan:
     given = {"stream": listed(count), "dataset": None, "scenario": None, "methods": METHODS}
-    return pngs.plan(store, folder, **(given | sections))
+    with contextlib.chdir(folder):
+        return pngs.plan(store, folder, **(given | sections))
 
 
 def missing(made: Plan, store: Store) -> list[Stage]:
@@ -126,12 +131,12 @@ def test_without_the_sums_the_rows_are_summed_again(method: Any, tmp_path: Path)
 def test_classes_are_numbered_by_arrival(grown: tuple[Path, Store, list[Stage], Plan]) -> None:
     _, store, _, made = grown
     run = made.runs[0]
-    assert run.stream.classes == NAMES
+    assert run.stream.classes == ARRIVED
     assert [task.name for task in run.stream.tasks] == ["week 0", "week 1", "week 2", "week 3"]
     assert [task.train.classes for task in run.stream.tasks] == [(0, 1), (2,), (0, 3), (4, 5)]
     table = predictions.read(store, "evaluate", run.evaluate.key)
     last = table["task_trained"] == 3
-    assert table["label"][last].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 4, 4, 5, 5]
+    assert table["label"][last].tolist() == [0, 0, 1, 1, 2, 2, 3, 3, 0, 0, 5, 5, 4, 4]
     assert np.bincount(table["true_task"][last]).tolist() == [4, 2, 4, 4]
 
 
@@ -181,14 +186,14 @@ def test_what_no_task_learns_is_said(tmp_path: Path) -> None:
     made = planned(store, folder, 0, stream=stream, methods=["simplecil"])
     assert dict(made.runs[0].stream.untested) == {"o": 2}
     none = [{**listed(1)[0], "test": "1-test.parquet"}]
-    with pytest.raises(BadDataError, match='stream.0: task "week 0" has no test images'):
+    with pytest.raises(BadDataError, match=r'stream\.0: task "week 0" has no test images'):
         planned(store, folder, 0, stream=none, methods=["simplecil"])
 
 
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
-        ({"stream": listed(1) * 2}, 'second task called "week 0"'),
+        ({"stream": [*listed(1), *listed(1)]}, 'second task called "week 0"'),
         ({"stream": [{"name": "a"}]}, "stream.0.train: missing"),
         ({"stream": [{**listed(1)[0], "builtin": "digits"}]}, "not beside builtin"),
         ({"dataset": "digits"}, "dataset: not beside stream"),
@@ -198,5 +203,19 @@ def test_what_no_task_learns_is_said(tmp_path: Path) -> None:
 )
 def test_bad_streams_are_refused(changes: dict[str, Any], says: str, tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
-    with pytest.raises(ConfigError, match=says):
+    with pytest.raises(ConfigError) as caught:
         planned(store, tmp_path, 1, **changes)
+    assert says in str(caught.value)
+
+
+def test_the_examples_of_the_page_are_streams(tmp_path: Path) -> None:
+    page = Path(__file__).parent.parent.joinpath("docs", "streams.md").read_text(encoding="utf-8")
+    cut, own = (yaml.safe_load(part.partition("```")[0]) for part in page.split("```yaml")[1:])
+    store = Store(str(tmp_path / "store"))
+    first = pngs.plan(store, tmp_path, methods=["simplecil"], **cut)
+    assert [len(task.train.classes) for task in first.runs[0].stream.tasks] == [4, 2, 2, 2]
+    second = planned(store, tmp_path, 0, methods=["simplecil"], **own)
+    tasks = second.runs[0].stream.tasks
+    assert second.runs[0].stream.classes == ("five", "seven", "one", "two", "eight")
+    assert [task.name for task in tasks] == ["first", "second"]
+    assert [len(tasks[1].train), len(tasks[1].test)] == [150, 60]
