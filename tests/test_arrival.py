@@ -378,7 +378,7 @@ def test_sums_of_a_class_are_those_of_the_domains_so_far(tmp_path: Path) -> None
     given: dict[str, Any] = {"scenario": scenario, "methods": ["slda", "simplecil"]}
     plan = made(store, tmp_path, "dataset.domain=domain", **given)
     compute(plan.stages, store)
-    split = plan.dataset.train
+    split = plan.runs[0].stream.tasks[0].train.parts[0].split
     held = [features.shard(store, "features", s.key) for s in plan.runs[0].model.reads["features"]]
     every = torch.from_numpy(np.concatenate(held).astype(np.float32))
     for run, places in zip(plan.runs, [(0, 1), (1, 0)] * 2, strict=True):
