@@ -27,7 +27,7 @@ from graftwork.operators.data.scenario import class_order
 from graftwork.operators.errors import ConfigError, DamagedStage, Diverged, IncompatibleError
 from graftwork.operators.formats import predictions, selection, states
 from graftwork.operators.parameters.as_json import from_json
-from graftwork.operators.parameters.hints import CpuHints, ImageHints
+from graftwork.operators.parameters.hints import EvaluateHints, ImageHints
 from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.stage import Stage
 from graftwork.operators.stages import statistics
@@ -457,7 +457,7 @@ def test_gram_matrices_are_of_inputs_in_the_precision_of_the_training(
 def fitted_scores(store: Store, run: Run, number: int) -> np.ndarray:
     """Scores of a fitted method on the images of the tasks up to one, columns by arrival."""
     work, keyed = run.evaluate.assignment(), run.model.parameters
-    given = from_json(CpuHints, work.hints).selection
+    given = from_json(EvaluateHints, work.hints).selection
     rows = selection.joined(selection.rows_of(work, store, given)[: number + 1])
     matrix = selection.matrix(work, store, given, rows)
     assert matrix is not None

@@ -49,7 +49,7 @@ KINDS: Mapping[str, tuple[type[Any], type[Any]]] = {
     "statistics": (combining.StatisticsParameters, hints.ImageHints),
     "merge": (combining.MergeParameters, hints.NetworkHints),
     "ensemble": (combining.EnsembleParameters, hints.CpuHints),
-    "evaluate": (fitting.EvaluateParameters, hints.CpuHints),
+    "evaluate": (fitting.EvaluateParameters, hints.EvaluateHints),
 }
 """Operator -> what its key and its hints hold."""
 
@@ -176,6 +176,7 @@ VALUES: list[Any] = [
     PART,
     CHOSEN,
     hints.CpuHints(cpus=0.5),
+    hints.EvaluateHints(cpus=1, beginnings=("ab",), selection=CHOSEN),
     hints.CpuHints(cpus=1, selection=CHOSEN),
     hints.FitHints(cpus=1, num_classes=6, ids=(4, 2), selection=CHOSEN),
     PLACE,

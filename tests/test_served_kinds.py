@@ -23,7 +23,7 @@ from graftwork.operators.ensembling.scores import align
 from graftwork.operators.errors import ConfigError, IncompatibleError
 from graftwork.operators.formats import predictions, selection, states
 from graftwork.operators.parameters.as_json import from_json
-from graftwork.operators.parameters.hints import CpuHints
+from graftwork.operators.parameters.hints import EvaluateHints
 from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
@@ -115,7 +115,7 @@ class Made(NamedTuple):
 
     def _fitted(self, run: Run) -> Tensor:
         work, keyed = run.evaluate.assignment(), run.model.parameters
-        given = from_json(CpuHints, work.hints).selection
+        given = from_json(EvaluateHints, work.hints).selection
         every = selection.joined(selection.rows_of(work, self.store, given))
         assert every.position.tolist() == self.rows(run)
         matrix = selection.matrix(work, self.store, given, every)

@@ -29,7 +29,7 @@ from graftwork.operators.errors import ConfigError, DamagedStage, IncompatibleEr
 from graftwork.operators.formats import predictions, selection, states
 from graftwork.operators.images.preprocessing import resolve
 from graftwork.operators.parameters.as_json import from_json
-from graftwork.operators.parameters.hints import CpuHints
+from graftwork.operators.parameters.hints import EvaluateHints
 from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.parameters.predictors import FittedPart
 from graftwork.operators.serving import inference, inputs, lookup, model_files
@@ -126,7 +126,7 @@ def pipeline_scores(made: Made, run: Run) -> torch.Tensor:
         scores = stored["scores"]
     else:
         work, keyed = run.evaluate.assignment(), run.model.parameters
-        given = from_json(CpuHints, work.hints).selection
+        given = from_json(EvaluateHints, work.hints).selection
         every = selection.joined(selection.rows_of(work, store, given))
         assert every.position.tolist() == stored_rows(made)
         matrix = selection.matrix(work, store, given, every)

@@ -1,4 +1,4 @@
-"""What a trained method asks of the stream of tasks; this module does not import torch.
+"""Needs of a trained method as to the stream of tasks; this module does not import torch.
 
 Streams may grow, so that most methods neither know nor need the number of tasks. A method that does
 says so by a function of its own, `stream_needs(self) -> StreamNeeds`; planning asks before anything
@@ -34,7 +34,7 @@ class Room:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamNeeds:
-    """What a method with its hyper-parameters asks of a stream.
+    """Needs of a method with its hyper-parameters as to a stream.
 
     Args:
         count: the number of tasks, `Task.count`; the stream can then not grow.
@@ -46,6 +46,6 @@ class StreamNeeds:
 
 
 def stream_needs(method: object) -> StreamNeeds:
-    """What a method asks of a stream: nothing, unless it says so itself."""
+    """Needs of a method as to a stream: none, unless it says so itself."""
     own = getattr(method, "stream_needs", None)
     return StreamNeeds() if own is None else own()

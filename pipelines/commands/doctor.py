@@ -315,6 +315,7 @@ def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> Non
         print(json.dumps({"tasks": written} if loaded.spec.stream else written[""], indent=1))
     if bad := sum(len(report.problems) for report in reports.values()):
         raise BadDataError(
-            f"{bad} unusable images; mend them, or leave them out with on_bad_image: skip",
+            f"{bad} unusable images; mend them, or leave them out with "
+            + ("on_bad_image: skip" if loaded.spec.stream else "dataset.on_bad_image: skip"),
             key="stream" if loaded.spec.stream else "dataset",
         )
