@@ -23,14 +23,13 @@ from graftwork.operators.data.stream import (
     Rows,
     cut,
     described,
-    pack,
     union,
-    unpack,
     whole,
 )
 from graftwork.operators.errors import DamagedStage
 from graftwork.operators.formats import selection
 from graftwork.operators.formats.features import encode_shard
+from graftwork.operators.formats.packed import pack, unpack
 from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.hints import CpuHints, Selection
 from graftwork.operators.parameters.tasks import TaskData

@@ -11,8 +11,6 @@ the task after which its class is first known: before, no answer could be right.
 Shapes: n rows.
 """
 
-import base64
-import zlib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -357,19 +355,6 @@ class Data:
         return digests[0] if self.stream is None else keys.digest(digests)
 
 
-def of_dataset(dataset: Dataset) -> Data:
-    """Images that are cut into tasks."""
-    return Data(sources=(dataset,), stream=None, classes=dataset.classes)
-
-
-def of_tasks(tasks: Sequence[Listed]) -> Data:
-    """Images that come task by task."""
-    stream = arrange([task.piece() for task in tasks])
-    return Data(
-        sources=tuple(task.dataset for task in tasks), stream=stream, classes=stream.classes
-    )
-
-
 def whole(split: Split) -> tuple[Rows, tuple[int, ...]]:
     """All rows of a split, in one order whatever the stream.
 
@@ -408,15 +393,3 @@ def _tested(piece: Piece, rows: np.ndarray, classes: Mapping[str, int]) -> Rows:
     labels = _numbers(piece.classes, classes)[piece.test.labels[rows]]
     domains = np.zeros(len(rows), dtype=np.int32)
     return Rows((Part(split=piece.test, rows=rows, labels=labels, domains=domains),))
-
-
-def pack(rows: np.ndarray) -> str:
-    """Ascending rows int64 as a short text."""
-    steps = np.diff(rows, prepend=0).astype("<i4")
-    return base64.b64encode(zlib.compress(steps.tobytes())).decode("ascii")
-
-
-def unpack(text: str) -> np.ndarray:
-    """The inverse of `pack`."""
-    steps = np.frombuffer(zlib.decompress(base64.b64decode(text)), "<i4")
-    return np.cumsum(steps, dtype=np.int64)

@@ -15,10 +15,10 @@ import numpy as np
 from graftwork.operators.assignment import Assignment
 from graftwork.operators.data.digests import digest_of
 from graftwork.operators.data.index_file import SplitIndex
-from graftwork.operators.data.stream import unpack
 from graftwork.operators.errors import DamagedStage
 from graftwork.operators.formats import features
 from graftwork.operators.formats.index import load_index
+from graftwork.operators.formats.packed import unpack
 from graftwork.operators.parameters.hints import Numbering, PartHints, Selection
 from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.store import Store

@@ -29,7 +29,7 @@ class PartHints:
 
     Args:
         source: which of the `dataset` stages that are read.
-        rows: as `operators.data.stream.pack` writes them.
+        rows: as `operators.formats.packed.pack` writes them.
     """
 
     source: int

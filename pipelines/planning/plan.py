@@ -14,7 +14,7 @@ from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data import dataset as datasets
 from graftwork.operators.data import description as descriptions
 from graftwork.operators.data.dataset import Dataset
-from graftwork.operators.data.stream import Data, Listed, of_dataset, of_tasks
+from graftwork.operators.data.stream import Data, Listed, arrange
 from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleError, together
 from graftwork.operators.images import preprocessing as preprocessings
 from graftwork.operators.images.preprocessing import Preprocessing
@@ -122,7 +122,7 @@ def _data(spec: PipelineSpec, memo: Memo) -> Data:
     """
     found = indexed(spec, memo)
     if spec.stream is None:
-        return of_dataset(found[""])
+        return Data(sources=(found[""],), stream=None, classes=found[""].classes)
     tasks = []
     for number, task in enumerate(spec.stream):
         own = found[task.name]
@@ -138,9 +138,11 @@ def _data(spec: PipelineSpec, memo: Memo) -> Data:
                 apart=spec.disjoint_classes,
             )
         )
-    data = of_tasks(tasks)
     _check_names(spec, found)
-    return data
+    stream = arrange([task.piece() for task in tasks])
+    return Data(
+        sources=tuple(task.dataset for task in tasks), stream=stream, classes=stream.classes
+    )
 
 
 def _check_names(spec: PipelineSpec, found: Mapping[str, Dataset]) -> None:

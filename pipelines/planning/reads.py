@@ -11,7 +11,8 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from graftwork.operators.data.dataset import Split
-from graftwork.operators.data.stream import Part, Rows, pack
+from graftwork.operators.data.stream import Part, Rows
+from graftwork.operators.formats.packed import pack
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.hints import (
     CpuHints,
