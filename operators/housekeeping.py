@@ -91,7 +91,8 @@ def collect(store: Store, days: float, unused: bool, delete: bool) -> dict[str, 
     ):
         for name, (size, modified) in store.blobs.files(folder).items():
             leftover = folder != "memo" or name.endswith(".tmp") or "/probe-" in name
-            if folder == "sums" and f"fit/{name.partition('/')[2]}/manifest.json" in committed:
+            fit = name.partition("/")[2].removesuffix(".json")
+            if folder == "sums" and f"fit/{fit}/manifest.json" in committed:
                 continue  # a longer stream goes on from them
             if leftover and modified < horizon:
                 garbage[name] = size, reason

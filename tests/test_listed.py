@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import yaml
 
+from graftwork.operators import housekeeping
 from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.formats import predictions, sums
 from graftwork.operators.stage import Stage
@@ -106,19 +107,27 @@ def test_a_fit_goes_on_from_the_sums_of_the_one_before(
     grown: tuple[Path, Store, list[Stage], Plan],
 ) -> None:
     _, store, _, made = grown
-    kept = {name.partition("/")[2] for name in store.blobs.files(sums.FOLDER)}
-    assert kept == {stage.key for stage in pngs.of(made, "fit")}
+    wanted = {name for stage in pngs.of(made, "fit") for name in sums.names(stage.key)}
+    assert set(store.blobs.files(sums.FOLDER)) == wanted
+    garbage = housekeeping.collect(store, days=0, unused=False, delete=False)
+    assert not wanted & set(garbage["files"])
 
 
 @pytest.mark.parametrize("method", METHODS[:4], ids=str)
-def test_without_the_sums_the_rows_are_summed_again(method: Any, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", ["tensors", "facts", "both gone"])
+def test_without_the_sums_the_rows_are_summed_again(
+    damaged: str, method: Any, tmp_path: Path
+) -> None:
     folder, store = folder_of(tmp_path), Store(str(tmp_path / "store"))
     given = {"methods": [method]}
     pngs.compute(planned(store, folder, 3, **given).stages, store)
     for name in store.blobs.files(sums.FOLDER):
-        data = bytearray(store.blobs.get(name) or b"")
-        data[-1] ^= 1
-        store.blobs.replace(name, bytes(data))
+        if damaged == "both gone":
+            store.blobs.remove(name)
+        elif name.endswith(".json") == (damaged == "facts"):
+            data = bytearray(store.blobs.get(name) or b"")
+            data[-1] ^= 1
+            store.blobs.replace(name, bytes(data))
     made = planned(store, folder, 4, **given)
     pngs.compute(missing(made, store), store)
     once = Store(str(tmp_path / "once"))

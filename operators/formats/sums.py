@@ -10,6 +10,7 @@ Shapes: K classes.
 import hashlib
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -22,9 +23,9 @@ from graftwork.operators.store import Store
 FOLDER = "sums"
 
 
-def name(key: str) -> str:
-    """Place of a fit's sums in the store."""
-    return f"{FOLDER}/{key}"
+def names(key: str) -> tuple[str, str]:
+    """Places of a fit's sums in the store: the tensors, and what they must be."""
+    return f"{FOLDER}/{key}", f"{FOLDER}/{key}.json"
 
 
 def keep(store: Store, key: str, sums: State, ids: Sequence[int]) -> None:
@@ -33,10 +34,12 @@ def keep(store: Store, key: str, sums: State, ids: Sequence[int]) -> None:
     Args:
         ids: class numbers that they are kept under, by arrival.
     """
-    head = json.dumps(list(ids)).encode() + b"\n"
-    body = head + save_tensors({each: t.cpu().contiguous() for each, t in sums.items()})
-    checksum = hashlib.sha256(body).hexdigest().encode()
-    store.blobs.replace(name(key), checksum + b"\n" + body)
+    tensors, about = names(key)
+    # A Gram matrix has gigabytes: no second copy of the bytes with something in front of them.
+    data = save_tensors({each: t.cpu().contiguous() for each, t in sums.items()})
+    store.blobs.replace(tensors, data)
+    facts = {"ids": list(ids), "sha256": hashlib.sha256(data).hexdigest()}
+    store.blobs.replace(about, json.dumps(facts).encode())
 
 
 def find(store: Store, key: str, ids: Sequence[int]) -> State | None:
@@ -45,22 +48,30 @@ def find(store: Store, key: str, ids: Sequence[int]) -> State | None:
     Args:
         ids: class numbers by arrival; more than at the time do no harm.
     """
-    data = store.blobs.get(name(key))
-    if data is None:
+    tensors, about = names(key)
+    head = store.blobs.get(about)
+    facts = {} if head is None else _parsed(head)
+    known = facts.get("ids")
+    if known is None or known != list(ids)[: len(known)]:
         return None
-    checksum, _, body = data.partition(b"\n")
-    if hashlib.sha256(body).hexdigest().encode() != checksum:
-        return None
-    head, _, tensors = body.partition(b"\n")
-    known = json.loads(head)
-    if known != list(ids)[: len(known)]:
+    data = store.blobs.get(tensors)
+    if data is None or hashlib.sha256(data).hexdigest() != facts.get("sha256"):
         return None
     try:
-        found = load_tensors(tensors)
+        found = load_tensors(data)
     except SafetensorError:
         return None  # written by another version of this program
     # In memory of its own: BLAS may sum in another order where an operand is not aligned.
     return {each: tensor.clone() for each, tensor in found.items()}
+
+
+def _parsed(head: bytes) -> dict[str, Any]:
+    """The facts about stored sums; none if they are damaged."""
+    try:
+        facts = json.loads(head)
+    except ValueError:
+        return {}
+    return facts if isinstance(facts, dict) else {}
 
 
 def widened(sums: State, like: State, axes: dict[str, int]) -> State | None:

@@ -134,7 +134,7 @@ def _beginning(store: Store, hints: FitHints) -> Beginning:
             tensors=tensors,
             reports=reports,
             sums=sums.find(store, key, hints.ids),
-            obsolete=(sums.name(key),) if hints.grows else (),
+            obsolete=sums.names(key) if hints.grows else (),
         )
     return Beginning()
 
