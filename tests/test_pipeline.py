@@ -210,7 +210,7 @@ def test_the_report_says_what_each_method_took_and_what_is_shared(
         "aper_finetune": training // tasks + training + test,  # a session, and features after it
         "ema of finetune over tasks": predictions,
         "mean_prob of slda and finetune over methods": 0,
-        "Sharedfeatures, dataset": training + test,
+        "Shareddataset, features": training + test,
     }
 
     def costs() -> dict[str, tuple[float, float, int, int]]:
