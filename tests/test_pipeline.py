@@ -233,7 +233,7 @@ def test_the_report_says_what_each_method_took_and_what_is_shared(
     for manifest in manifests:
         label = manifest["label"].replace("adapted features", "features aper_finetune order")
         name = re.sub(r"^\w+ | order .*| seed .*", "", label)
-        seconds[name if name in images else "Sharedfeatures, dataset"] += manifest["seconds"]
+        seconds[name if name in images else "Shareddataset, features"] += manifest["seconds"]
     seconds["All"] = sum(manifest["seconds"] for manifest in manifests)
     for name, (now, ever, *_) in first.items():
         # Tenths are shown below a minute, whole seconds from there on.
@@ -249,7 +249,7 @@ def test_the_report_says_what_each_method_took_and_what_is_shared(
     shutil.rmtree(store / "features" / cleared["key"])
     run(spec, store)
     gone = cleared["facts"]["images_forwarded"]
-    assert costs()["Sharedfeatures, dataset"][2:] == (0, training + test - gone)
+    assert costs()["Shareddataset, features"][2:] == (0, training + test - gone)
     assert "no longer knows what 1 stage took" in (store / "reports/stripes.html").read_text()
 
 
