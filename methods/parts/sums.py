@@ -8,8 +8,14 @@ from torch import Tensor
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.fitted import Rows
 
-CLASS_AXES = {"count": 0, "sum": 0, "text": 0, "cross": 1, "held_cross": 1}
-"""Axis of the classes in sums of these names; other tensors have none."""
+CLASS_AXES: dict[str, int | None] = {
+    **dict.fromkeys(("count", "sum", "text"), 0),
+    **dict.fromkeys(("cross", "held_cross"), 1),
+    **dict.fromkeys(("gram", "held_gram", "held", "draw", "moment", "classes"), None),
+    **dict.fromkeys(("features", "labels", "samples"), None),
+}
+"""Axis of the classes in sums of these names, None for no such axis. Sums of other names are made
+again from the rows where classes have come."""
 
 BLOCK = 64
 """Rows that matrix products for logits are padded to a multiple of."""

@@ -99,6 +99,11 @@ def blocks(labels: np.ndarray, domains: np.ndarray) -> Iterator[tuple[Block, np.
             yield (int(labels[rows[0]]), int(domains[rows[0]])), rows
 
 
+def counts(index: SplitIndex) -> dict[Block, int]:
+    """Images of each block that has some, ascending."""
+    return {block: len(rows) for block, rows in blocks(index.labels, index.domains)}
+
+
 def chosen(index: SplitIndex, ranks: Sequence[np.ndarray], most: Mapping[Block, int]) -> np.ndarray:
     """Mask of the exemplars among the rows of one earlier task, bool [N].
 

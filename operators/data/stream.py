@@ -20,13 +20,11 @@ import numpy as np
 
 from graftwork.operators import keys
 from graftwork.operators.data.dataset import Dataset, Split
+from graftwork.operators.data.exemplars import Block, counts
 from graftwork.operators.data.index_file import SplitIndex
 from graftwork.operators.data.scenario import StreamTask
 from graftwork.operators.data.sources import Places
 from graftwork.operators.parameters.tasks import TaskData
-
-Block = tuple[int, int]
-"""Numbers of a class and a domain."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -91,12 +89,7 @@ class Rows:
     @cached_property
     def blocks(self) -> dict[Block, int]:
         """Images of each class in each domain, ascending; blocks without images are left out."""
-        pairs = np.stack([self.index.labels, self.index.domains], axis=1)
-        found, counts = np.unique(pairs, axis=0, return_counts=True)
-        return {
-            (int(label), int(domain)): int(count)
-            for (label, domain), count in zip(found.tolist(), counts.tolist(), strict=True)
-        }
+        return counts(self.index)
 
     @cached_property
     def classes(self) -> tuple[int, ...]:
@@ -295,7 +288,8 @@ def arrange(pieces: Sequence[Piece], catalogue: Sequence[str] | None = None) -> 
         waiting.append((piece, piece.tested))
         known = [(own, rows, _numbers(own.classes, classes)) for own, rows in waiting]
         ready = [(own, rows[t[own.test.labels[rows]] >= 0]) for own, rows, t in known]
-        waiting = [(own, rows[t[own.test.labels[rows]] < 0]) for own, rows, t in known]
+        later = [(own, rows[t[own.test.labels[rows]] < 0]) for own, rows, t in known]
+        waiting = [(own, rows) for own, rows in later if len(rows)]
         for each in np.unique(piece.train.domains[piece.rows]).tolist():
             domains.setdefault(piece.domains[each], len(domains))
         tested = [_tested(own, rows, classes) for own, rows in ready if len(rows)]
@@ -342,7 +336,7 @@ class Data:
 
     @cached_property
     def counts(self) -> tuple[int, int]:
-        """Training and test images, those that several tasks share once."""
+        """Training and test images; one that several listed tasks have counts for each of them."""
         if self.stream is None:
             return len(self.sources[0].train), len(self.sources[0].test)
         tasks = self.stream.tasks

@@ -18,6 +18,7 @@ from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
 
 from graftwork.methods.contracts.card import State
+from graftwork.methods.parts.sums import CLASS_AXES
 from graftwork.operators.store import Store
 
 FOLDER = "sums"
@@ -28,31 +29,33 @@ def names(key: str) -> tuple[str, str]:
     return f"{FOLDER}/{key}", f"{FOLDER}/{key}.json"
 
 
-def keep(store: Store, key: str, sums: State, ids: Sequence[int]) -> None:
+def keep(store: Store, key: str, sums: State, ids: Sequence[int], count: int) -> None:
     """Keeps the sums of a fit.
 
     Args:
         ids: class numbers that they are kept under, by arrival.
+        count: K, classes that they have room for.
     """
     tensors, about = names(key)
     # A Gram matrix has gigabytes: no second copy of the bytes with something in front of them.
     data = save_tensors({each: t.cpu().contiguous() for each, t in sums.items()})
     store.blobs.replace(tensors, data)
-    facts = {"ids": list(ids), "sha256": hashlib.sha256(data).hexdigest()}
+    facts = {"ids": list(ids), "classes": count, "sha256": hashlib.sha256(data).hexdigest()}
     store.blobs.replace(about, json.dumps(facts).encode())
 
 
-def find(store: Store, key: str, ids: Sequence[int]) -> State | None:
-    """The sums of a fit; None if there are none, or none under these class numbers.
+def find(store: Store, key: str, ids: Sequence[int], count: int) -> State | None:
+    """The sums of a fit; None if there are none, or none that a longer stream can go on from.
 
     Args:
         ids: class numbers by arrival; more than at the time do no harm.
+        count: K, classes that the sums are to have room for.
     """
     tensors, about = names(key)
     head = store.blobs.get(about)
     facts = {} if head is None else _parsed(head)
     known = facts.get("ids")
-    if known is None or known != list(ids)[: len(known)]:
+    if known is None or known != list(ids)[: len(known)] or facts["classes"] > count:
         return None
     data = store.blobs.get(tensors)
     if data is None or hashlib.sha256(data).hexdigest() != facts.get("sha256"):
@@ -62,7 +65,8 @@ def find(store: Store, key: str, ids: Sequence[int]) -> State | None:
     except SafetensorError:
         return None  # written by another version of this program
     # In memory of its own: BLAS may sum in another order where an operand is not aligned.
-    return {each: tensor.clone() for each, tensor in found.items()}
+    found = {name: tensor.clone() for name, tensor in found.items()}
+    return found if facts["classes"] == count else _widened(found, count)
 
 
 def _parsed(head: bytes) -> dict[str, Any]:
@@ -74,26 +78,19 @@ def _parsed(head: bytes) -> dict[str, Any]:
     return facts if isinstance(facts, dict) else {}
 
 
-def widened(sums: State, like: State, axes: dict[str, int]) -> State | None:
-    """Sums with room for classes that came later; None if they do not go with other ones.
+def _widened(sums: State, count: int) -> State | None:
+    """Sums with room for classes that came later; None if it is not known where that is.
 
     Args:
-        sums: the sums.
-        like: sums over other rows, with the number of classes that is wanted.
-        axes: name of a tensor -> its axis of classes.
+        count: classes that are wanted.
     """
-    count = like["count"].shape[0] if "count" in like else None
     found: State = {}
-    for each, tensor in sums.items():
-        axis = axes.get(each)
-        if axis is not None and count is not None and tensor.shape[axis] < count:
+    for name, tensor in sums.items():
+        if name not in CLASS_AXES:
+            return None
+        if (axis := CLASS_AXES[name]) is not None:
             shape = list(tensor.shape)
-            shape[axis] = count - tensor.shape[axis]
+            shape[axis] = count - shape[axis]
             tensor = torch.cat([tensor, tensor.new_zeros(shape)], dim=axis)
-        found[each] = tensor
-    wide = all(
-        axis >= tensor.ndim or tensor.shape[axis] == count
-        for each, tensor in found.items()
-        if (axis := axes.get(each)) is not None
-    )
-    return found if count is not None and wide else None
+        found[name] = tensor
+    return found

@@ -21,7 +21,6 @@ from torch import Tensor
 
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.fitted import Fitted, Rows
-from graftwork.methods.parts.sums import CLASS_AXES
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.building import fitted
 from graftwork.operators.data.digests import digest_of
@@ -52,22 +51,17 @@ def run(work: Assignment, store: Store) -> Result:
     seed = parameters.seed or 0
     rows = TrainingRows(store, work, parameters, hints)
     begun = _beginning(store, hints)
-    tensors, reports = dict(begun.tensors), list(begun.reports)
-    total: State | None = None
-    seen = 0
+    tensors, reports, total = dict(begun.tensors), list(begun.reports), begun.sums
+    first, seen = len(reports), 0
+    if first and total is None:
+        total = reduce(method.add, (_sum(method, rows, seed, n) for n in range(first)))
     for number, task in enumerate(parameters.tasks):
-        started = time.perf_counter()
         seen = max(seen, task.classes[-1] + 1)
-        if number < len(begun.reports) and begun.sums is not None:
+        if number < first:
             continue
+        started = time.perf_counter()
         newest = _sum(method, rows, seed, number)
-        if number == len(begun.reports) and begun.sums is not None:
-            total = sums.widened(begun.sums, newest, CLASS_AXES)
-            if total is None:  # the sums of another form: once more from the rows
-                total = _sum_all(method, rows, seed, number)
         total = newest if total is None else method.add(total, newest)
-        if number < len(begun.reports):
-            continue
         state = method.solve(total, newest, hints.ids[:seen], seed)
         for name, tensor in state.items():
             if not bool(torch.isfinite(tensor).all()):
@@ -76,7 +70,7 @@ def run(work: Assignment, store: Store) -> Result:
         reports.append(method.report(state) | {"seconds": round(time.perf_counter() - started, 6)})
     assert total is not None, "a stream has a task"
     if hints.grows:
-        sums.keep(store, work.key, total, hints.ids[:seen])
+        sums.keep(store, work.key, total, hints.ids[:seen], hints.num_classes)
     return Result(
         files={"state.safetensors": save_tensors(tensors)},
         facts={
@@ -98,11 +92,6 @@ def _sum(method: Fitted, rows: "TrainingRows", seed: int, number: int) -> State:
     return newest
 
 
-def _sum_all(method: Fitted, rows: "TrainingRows", seed: int, count: int) -> State:
-    """Statistics of the first tasks."""
-    return reduce(method.add, (_sum(method, rows, seed, number) for number in range(count)))
-
-
 @dataclass(frozen=True, kw_only=True)
 class Beginning:
     """Results that a fit of fewer tasks left.
@@ -110,7 +99,7 @@ class Beginning:
     Args:
         tensors: states by task and name.
         reports: of its solves.
-        sums: its running sums; None if they are to be made again.
+        sums: its running sums, with room for all classes; None if they are to be made again.
         obsolete: names of what this fit replaces.
     """
 
@@ -133,7 +122,7 @@ def _beginning(store: Store, hints: FitHints) -> Beginning:
         return Beginning(
             tensors=tensors,
             reports=reports,
-            sums=sums.find(store, key, hints.ids),
+            sums=sums.find(store, key, hints.ids, hints.num_classes),
             obsolete=sums.names(key) if hints.grows else (),
         )
     return Beginning()

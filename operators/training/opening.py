@@ -130,10 +130,8 @@ def task_rows(
     tasks = selection.of(work, store, reading.selection, wanted)
     every = selection.joined(tasks)
     order = selection.in_order(every)
-    every = every.at(order)
+    every, own = every.at(order), selection.numbers(tasks)[order] == len(tasks) - 1
     kept = np.ones(len(every), dtype=bool)
-    own = np.arange(len(every)) >= len(every) - len(tasks[-1])
-    own = own[order]
     # Which rows are exemplars is known here alone: the places are those of all tasks so far.
     if memory:
         selection.require(work, every, memory.order, "rows of the tasks so far")
@@ -156,10 +154,7 @@ def _exemplars(
 ) -> list[np.ndarray]:
     """Masks of the exemplars among the rows of earlier tasks."""
     indexes = [task.index for task in earlier]
-    counts = [
-        {block: len(rows) for block, rows in exemplars.blocks(index.labels, index.domains)}
-        for index in indexes
-    ]
+    counts = [exemplars.counts(index) for index in indexes]
     most = exemplars.shares(counts, memory.exemplars, memory.budget)
     # One stage for each block of each task, in their order.
     stages = iter(work.inputs("exemplars"))

@@ -5,7 +5,7 @@ from dataclasses import replace
 from functools import cache
 
 from graftwork.operators.data.dataset import Split
-from graftwork.operators.data.stream import described, whole
+from graftwork.operators.data.stream import described
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.features import Graft, TextParameters
 from graftwork.operators.parameters.fitting import EvaluateParameters, FitParameters
@@ -47,12 +47,14 @@ def fitted(cell: Cell) -> Run:
     train, ids = [task.train for task in tasks], cell.stream.ids
     if separable:
         # One fit on all classes serves every order.
-        everything, ids = whole(shared.data.sources[0].train)
+        everything, ids = shared.everything
         train = [everything]
     place = {each: label for label, each in enumerate(ids)}
     columns = tuple(place[each] for each in cell.stream.ids)
     size = shared.spec.features.shard_size
     learnt = Reads(tasks=train, shards=shards, shard_size=size)
+    on_clip = method.facts.network == "clip"
+    reads = learnt.stages() | ({"text": (shared.texts(),)} if on_clip else {})
 
     def parameters(count: int) -> FitParameters:
         """Of the fit of the first tasks."""
@@ -62,18 +64,18 @@ def fitted(cell: Cell) -> Run:
             method=classifier.method,
             seed=cell.seed if classifier.uses_seed else None,
             features=tuple(kinds.values()),
-            texts=_texts(shared, ids[:seen]) if method.facts.network == "clip" else None,
+            texts=_texts(shared, ids[:seen]) if on_clip else None,
             tasks=parts,
         )
 
+    @cache
     def fit(count: int) -> Stage:
         """The fit of the first tasks."""
-        given = parameters(count)
         return Stage(
             operator="fit",
-            parameters=to_json(given),
+            parameters=to_json(parameters(count)),
             inputs={"graft": tuple(own)} if own else {},
-            reads=learnt.stages() | ({"text": (shared.texts(),)} if given.texts else {}),
+            reads=reads,
             hints=Hints(
                 FitHints(
                     cpus=cpus,

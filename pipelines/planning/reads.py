@@ -6,6 +6,7 @@ stages, of which few are sent to a worker.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Generic, TypeVar
 
 import numpy as np
@@ -69,21 +70,19 @@ class Reads:
 
     def stages(self) -> dict[str, tuple[Stage, ...]]:
         """The stages, by role: indexes, and the shards that hold rows."""
-        splits = self._splits()
         return {
-            "dataset": tuple(split.stage() for split in splits),
+            "dataset": tuple(split.stage() for split, _ in self._held),
             **{
-                role: tuple(shards(split)[n] for split in splits for n in self._numbers(split))
+                role: tuple(shards(split)[n] for split, numbers in self._held for n in numbers)
                 for role, shards in self.shards.items()
             },
         }
 
     def selection(self) -> dict[str, Any]:
         """The places of the rows, as JSON."""
-        splits = self._splits()
-        place = {id(split): number for number, split in enumerate(splits)}
+        place = {id(split): number for number, (split, _) in enumerate(self._held)}
         chosen = Selection(
-            sources=tuple(map(self._numbering, splits)),
+            sources=tuple(self._numbering(split) for split, _ in self._held),
             tasks=tuple(
                 tuple(
                     PartHints(source=place[id(part.split)], rows=pack(part.rows))
@@ -93,26 +92,26 @@ class Reads:
             ),
             shards=tuple(
                 (number, n * self.shard_size)
-                for number, split in enumerate(splits)
-                for n in self._numbers(split)
+                for number, (_, numbers) in enumerate(self._held)
+                for n in numbers
             )
             if self.shards
             else (),
         )
         return to_json(chosen)
 
-    def _splits(self) -> list[Split]:
-        """The splits of the rows, in the order of their first ones."""
-        return list({id(part.split): part.split for part in self._parts()}.values())
+    @cached_property
+    def _held(self) -> list[tuple[Split, list[int]]]:
+        """The splits, in the order of their first rows, and numbers of shards that hold rows."""
+        held: dict[int, tuple[Split, set[int]]] = {}
+        for part in self._parts():
+            _, numbers = held.setdefault(id(part.split), (part.split, set()))
+            numbers |= part.shards(self.shard_size)
+        return [(split, sorted(numbers)) for split, numbers in held.values()]
 
     def _parts(self) -> Iterator[Part]:
         for rows in self.tasks:
             yield from rows.parts
-
-    def _numbers(self, split: Split) -> list[int]:
-        """Numbers of the shards of a split that hold rows, ascending."""
-        own = [part.shards(self.shard_size) for part in self._parts() if part.split is split]
-        return sorted(set().union(*own))
 
     def _numbering(self, split: Split) -> Numbering:
         classes = np.full(len(split.classes), -1, dtype=np.int64)

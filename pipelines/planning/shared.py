@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import cached_property, partial
 
 from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data.dataset import Split
@@ -49,7 +49,7 @@ class Reference:
         """The stage that stores the images' index."""
         return replace(self.images.stage(), label="dataset reference")
 
-    @property
+    @cached_property
     def rows(self) -> Rows:
         """All images."""
         return whole(self.images)[0]
@@ -75,7 +75,12 @@ class Shared:
     reference: Reference | None = None
     main: "Shared | None" = None
     _made: dict[int, tuple[Stage, ...]] = field(default_factory=dict)
-    _ranks: dict[tuple[Ranking, str], Stage] = field(default_factory=dict)
+    _ranks: dict[tuple[Ranking, str], tuple[Stage, ...]] = field(default_factory=dict)
+
+    @cached_property
+    def everything(self) -> tuple[Rows, tuple[int, ...]]:
+        """All training rows of a data set that is cut, as `whole` has them."""
+        return whole(self.data.sources[0].train)
 
     def features(self, split: Split) -> tuple[Stage, ...]:
         """The shards of the frozen backbone's features of a split."""
@@ -159,28 +164,29 @@ class Shared:
             return Ranking(selection=selection, features=self.kind())
         return Ranking(selection=selection, seed=seed)
 
-    def ranks(self, ranking: Ranking, task: Rows) -> list[Stage]:
+    def ranks(self, ranking: Ranking, task: Rows) -> tuple[Stage, ...]:
         """Ranks of a task's images as exemplars: a stage for each class in each domain."""
-        return [self._rank(ranking, task.of(block)) for block in task.blocks]
+        if self.main is not None:
+            return self.main.ranks(ranking, task)
+        if (ranking, task.digest) not in self._ranks:
+            ranked = (self._rank(ranking, task.of(block)) for block in task.blocks)
+            self._ranks[ranking, task.digest] = tuple(ranked)
+        return self._ranks[ranking, task.digest]
 
     def _rank(self, ranking: Ranking, block: Rows) -> Stage:
-        if self.main is not None:
-            return self.main._rank(ranking, block)
         digest, cpus = digest_of(block.index.digests), self.spec.resources.fit.cpus
-        if (ranking, digest) not in self._ranks:
-            reads = self.reads([block], frozen=ranking.features is not None)
-            seed = "" if ranking.seed is None else f" seed {ranking.seed}"
-            group = f"exemplars {ranking.selection}{seed}"
-            self._ranks[ranking, digest] = Stage(
-                operator="exemplars",
-                parameters=to_json(RankParameters(ranking=ranking, digest=digest)),
-                reads=reads.stages(),
-                hints=Hints(CpuHints(cpus=cpus), selection=reads.selection),
-                resources=Resources(cpus=cpus),
-                label=f"{group} {digest[:8]}",
-                group=group,
-            )
-        return self._ranks[ranking, digest]
+        reads = self.reads([block], frozen=ranking.features is not None)
+        seed = "" if ranking.seed is None else f" seed {ranking.seed}"
+        group = f"exemplars {ranking.selection}{seed}"
+        return Stage(
+            operator="exemplars",
+            parameters=to_json(RankParameters(ranking=ranking, digest=digest)),
+            reads=reads.stages(),
+            hints=Hints(CpuHints(cpus=cpus), selection=reads.selection),
+            resources=Resources(cpus=cpus),
+            label=f"{group} {digest[:8]}",
+            group=group,
+        )
 
     def text_kind(self) -> TextKind:
         """Everything besides the name that the features of a class's texts depend on."""

@@ -32,6 +32,10 @@ MAX_PIXELS = 89_478_485
 
 _count = integer(1, MAX_COUNT)
 seed = integer(0, MAX_SEED)
+ColumnName = Annotated[str, text()]
+Share = Annotated[float, real(0, 0.9)]
+OnBadImage = Annotated[Literal["error", "skip"], choice(("error", "skip"))]
+MaxPixels = Annotated[int, integer(1, MAX_COUNT)]
 
 
 class Limits(Section):
@@ -67,7 +71,7 @@ class BuiltinDataset(Section):
         description="name of a data set that needs no files"
     )
     limit_per_class: LimitsField = Field(default=Limits(), description=LIMITS_SAYS)
-    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=HOLDOUT_SAYS)
+    holdout: Share = Field(default=0, description=HOLDOUT_SAYS)
 
     @property
     def domain(self) -> None:
@@ -105,10 +109,10 @@ class FileDataset(Section):
         description="Parquet file, glob, folder with a folder per class, URL, or a list of those"
     )
     test: Annotated[tuple[Place, ...], places] = Field(description="the same, for testing")
-    image: Annotated[str, text()] = Field(
+    image: ColumnName = Field(
         default="image", description="column with the encoded image, binary or struct {bytes, path}"
     )
-    label: Annotated[str, text()] = Field(default="label", description="column with the class id")
+    label: ColumnName = Field(default="label", description="column with the class id")
     domain: Annotated[str | None, optional(text())] = Field(
         default=None, description="column with the domain; domain_incremental needs it"
     )
@@ -117,11 +121,11 @@ class FileDataset(Section):
         description="class names by class id; classes without images may be among them",
     )
     limit_per_class: LimitsField = Field(default=Limits(), description=LIMITS_SAYS)
-    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=HOLDOUT_SAYS)
-    on_bad_image: Annotated[Literal["error", "skip"], choice(("error", "skip"))] = Field(
+    holdout: Share = Field(default=0, description=HOLDOUT_SAYS)
+    on_bad_image: OnBadImage = Field(
         default="error", description="what to do with an image that cannot be decoded"
     )
-    max_pixels: Annotated[int, integer(1, MAX_COUNT)] = Field(
+    max_pixels: MaxPixels = Field(
         default=MAX_PIXELS, description="larger images count as bad images"
     )
 
@@ -167,16 +171,16 @@ class Reference(Section):
     texts: Annotated[
         Place | tuple[str, ...], Rule(_texts, "path of a JSON list, or list of texts")
     ] = Field(description="texts that images are compared with")
-    image: Annotated[str, text()] = Field(
+    image: ColumnName = Field(
         default="image", description="column with the encoded image, as in dataset"
     )
-    label: Annotated[str, text()] = Field(
+    label: ColumnName = Field(
         default="label", description="column with a class id, by which images are limited"
     )
     limit_per_class: Annotated[int | None, optional(_count)] = Field(
         default=None, description="first images of each class in file order"
     )
-    max_pixels: Annotated[int, integer(1, MAX_COUNT)] = Field(
+    max_pixels: MaxPixels = Field(
         default=MAX_PIXELS, description="larger images count as bad images"
     )
 

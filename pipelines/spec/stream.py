@@ -1,6 +1,6 @@
 """The section of a spec that lists its tasks one by one, in order of arrival."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
@@ -8,22 +8,23 @@ from graftwork.pipelines.spec.data import (
     BUILTIN_DATASETS,
     HOLDOUT_SAYS,
     LIMITS_SAYS,
-    MAX_COUNT,
     MAX_PIXELS,
     ClassNames,
+    ColumnName,
     Limits,
     LimitsField,
+    MaxPixels,
+    OnBadImage,
+    Share,
     places,
 )
 from graftwork.pipelines.spec.fields import (
     Place,
     Section,
     choice,
-    integer,
     listing,
     optional,
     optionally,
-    real,
     refuse,
     text,
 )
@@ -51,17 +52,13 @@ class ListedTask(Section):
     domain: Annotated[str, text(200)] = Field(
         default="images", description="name of what the images have in common, not a column"
     )
-    image: Annotated[str, text()] = Field(default="image", description="as dataset.image")
-    label: Annotated[str, text()] = Field(default="label", description="as dataset.label")
+    image: ColumnName = Field(default="image", description="as dataset.image")
+    label: ColumnName = Field(default="label", description="as dataset.label")
     classes: ClassNames = Field(default=None, description="as dataset.classes")
     limit_per_class: LimitsField = Field(default=Limits(), description=LIMITS_SAYS)
-    holdout: Annotated[float, real(0, 0.9)] = Field(default=0, description=HOLDOUT_SAYS)
-    on_bad_image: Annotated[Literal["error", "skip"], choice(("error", "skip"))] = Field(
-        default="error", description="as dataset.on_bad_image"
-    )
-    max_pixels: Annotated[int, integer(1, MAX_COUNT)] = Field(
-        default=MAX_PIXELS, description="as dataset.max_pixels"
-    )
+    holdout: Share = Field(default=0, description=HOLDOUT_SAYS)
+    on_bad_image: OnBadImage = Field(default="error", description="as dataset.on_bad_image")
+    max_pixels: MaxPixels = Field(default=MAX_PIXELS, description="as dataset.max_pixels")
 
     @field_validator("train", "test")
     @classmethod
