@@ -2,13 +2,21 @@
 
 import contextlib
 from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import yaml
+from torch import Tensor
 
+from graftwork.methods import METHODS as METHODS_BY_NAME
+from graftwork.methods.contracts.card import Card, State
+from graftwork.methods.contracts.fitted import Rows
+from graftwork.methods.parts.sums import sum_states
+from graftwork.methods.representations.simplecil import SimpleCIL
 from graftwork.operators import housekeeping
 from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.formats import predictions, sums
@@ -137,6 +145,43 @@ def test_without_the_sums_the_rows_are_summed_again(
     assert one == two
 
 
+@dataclass(frozen=True, kw_only=True)
+class Means:
+    """A nearest mean whose sums have names that nobody knows."""
+
+    card: ClassVar[Card] = Card(title="Means", paper="", summary="", memory="")
+
+    def statistics(self, rows: Rows, seed: int) -> State:
+        state = SimpleCIL().statistics(rows, seed)
+        return {"how many": state["count"], "altogether": state["sum"]}
+
+    def add(self, a: State, b: State) -> State:
+        return sum_states(a, b)
+
+    def solve(self, total: State, task: State, classes: Sequence[int], seed: int) -> State:
+        known = {"count": total["how many"], "sum": total["altogether"]}
+        return SimpleCIL().solve(known, known, classes, seed)
+
+    def logits(self, state: State, features: Tensor, seed: int) -> Tensor:
+        return SimpleCIL().logits(state, features, seed)
+
+    def report(self, state: State) -> dict[str, Any]:
+        return {}
+
+
+def test_sums_of_other_names_are_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(METHODS_BY_NAME, "means", "tests.test_listed:Means")
+    folder, store = folder_of(tmp_path), Store(str(tmp_path / "store"))
+    given = {"methods": ["means", "simplecil"]}
+    pngs.compute(planned(store, folder, 3, **given).stages, store)
+    made = planned(store, folder, 4, **given)
+    pngs.compute(missing(made, store), store)
+    own, known = (store.read("fit", s.key, "state.safetensors") for s in pngs.of(made, "fit"))
+    assert own == known
+
+
 def test_classes_are_numbered_by_arrival(grown: tuple[Path, Store, list[Stage], Plan]) -> None:
     _, store, _, made = grown
     run = made.runs[0]
@@ -194,6 +239,8 @@ def test_what_no_task_learns_is_said(tmp_path: Path) -> None:
     stream = [{**listed(1)[0], "test": ["0-test.parquet", "1-test.parquet"]}]
     made = planned(store, folder, 0, stream=stream, methods=["simplecil"])
     assert dict(made.runs[0].stream.untested) == {"o": 2}
+    assert made.left_out == "2 test images of classes that no task learns are left out: o"
+    assert planned(store, folder, 1, methods=["simplecil"]).left_out == ""
     none = [{**listed(1)[0], "test": "1-test.parquet"}]
     with pytest.raises(BadDataError, match=r'stream\.0: task "week 0" has no test images'):
         planned(store, folder, 0, stream=none, methods=["simplecil"])

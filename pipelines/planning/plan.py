@@ -48,6 +48,15 @@ class Plan:
         """Stages that the run is for: the evaluations."""
         return [run.evaluate for run in self.runs]
 
+    @property
+    def left_out(self) -> str:
+        """Line about test images that nothing is asked for; empty if there are none."""
+        untested = next((run.stream.untested for run in self.runs if run.stream.untested), {})
+        if not untested:
+            return ""
+        count, names = sum(untested.values()), ", ".join(untested)
+        return f"{count} test images of classes that no task learns are left out: {names}"
+
     def images(self, stage: Stage) -> int:
         """Images that a stage sends through a network, as far as planning knows."""
         return stage.hints.get("images", 0)

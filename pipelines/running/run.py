@@ -46,6 +46,8 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> Document:
         f"{pipeline}: {training} training and {test} test images, "
         f"{len(plan.data.classes)} classes, {len(plan.runs)} runs, {len(plan.stages)} stages"
     )
+    if plan.left_out:
+        display.say(plan.left_out)
     tracker.start(
         name=time.strftime("%Y-%m-%d %H:%M:%S"),
         params=recording.pipeline_params(plan),
