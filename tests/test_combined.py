@@ -23,7 +23,6 @@ from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Learner, learned
 from graftwork.operators import building, catalogue, ensembling, merging
 from graftwork.operators.backbones import loading
-from graftwork.operators.data.scenario import class_order
 from graftwork.operators.errors import ConfigError, DamagedStage, Diverged, IncompatibleError
 from graftwork.operators.formats import predictions, selection, states
 from graftwork.operators.parameters.as_json import from_json
@@ -32,6 +31,7 @@ from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.stage import Stage
 from graftwork.operators.stages import statistics
 from graftwork.operators.store import Store
+from graftwork.operators.streams.scenario import class_order
 from graftwork.operators.tracking.records import RunIds
 from graftwork.operators.training import forward, loop, opening
 from graftwork.operators.training.settings import Log, Settings

@@ -31,7 +31,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         "parameters",
         "backbones building ensembling stage tracking",
         "data housekeeping merging",
-        "catalogue formats backbones.recipes",
+        "catalogue formats streams backbones.recipes",
         "evaluation training",
         "serving stages",
     ),

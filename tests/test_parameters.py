@@ -12,7 +12,6 @@ import pytest
 
 from graftwork.cluster.execution.graph import walk
 from graftwork.operators import catalogue, parameters
-from graftwork.operators.data.stream import described
 from graftwork.operators.images.augmentation import AUGMENTATIONS
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.keys import canonical
@@ -29,6 +28,7 @@ from graftwork.operators.parameters.predictors import (
 from graftwork.operators.parameters.tasks import Columns, TaskData
 from graftwork.operators.stage import OPERATORS, Stage
 from graftwork.operators.store import Store
+from graftwork.operators.streams.stream import described
 from graftwork.pipelines.planning.expand import make_runs
 from graftwork.pipelines.planning.methods import method_of
 from graftwork.pipelines.planning.runs import Run

@@ -19,13 +19,13 @@ from graftwork.operators import catalogue
 from graftwork.operators.backbones import loading
 from graftwork.operators.data.dataset import Split
 from graftwork.operators.data.index_file import SplitIndex
-from graftwork.operators.data.scenario import StreamTask, class_order
-from graftwork.operators.data.scenario import tasks as tasks_of_scenario
 from graftwork.operators.errors import ConfigError, GraftworkError, IncompatibleError
 from graftwork.operators.images.augmentation import AUGMENTATIONS
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
+from graftwork.operators.streams.scenario import StreamTask, class_order
+from graftwork.operators.streams.scenario import tasks as tasks_of_scenario
 from graftwork.pipelines.planning import trained
 from graftwork.pipelines.planning.expand import make_runs
 from graftwork.pipelines.planning.methods import Method, method_of

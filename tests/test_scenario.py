@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graftwork.operators.data.scenario import (
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.streams.scenario import (
     StreamTask,
     class_order,
     domain_order,
@@ -16,7 +17,6 @@ from graftwork.operators.data.scenario import (
     task_sizes,
     tasks,
 )
-from graftwork.operators.errors import ConfigError
 
 # Orders of seed 1993 in LAMDA-PILOT: first ids, digest of the JSON list.
 PUBLISHED = {

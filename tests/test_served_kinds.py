@@ -18,7 +18,6 @@ from torch import Tensor
 
 from graftwork.operators import building, ensembling
 from graftwork.operators.backbones import loading
-from graftwork.operators.data.scenario import class_order
 from graftwork.operators.ensembling.scores import align
 from graftwork.operators.errors import ConfigError, IncompatibleError
 from graftwork.operators.formats import predictions, selection, states
@@ -27,6 +26,7 @@ from graftwork.operators.parameters.hints import EvaluateHints
 from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
+from graftwork.operators.streams.scenario import class_order
 from graftwork.operators.training import forward
 from graftwork.pipelines.planning.plan import Plan, make_plan
 from graftwork.pipelines.planning.runs import Run

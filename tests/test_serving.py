@@ -24,7 +24,6 @@ from graftwork.cluster import inference as remote
 from graftwork.operators import building
 from graftwork.operators.backbones import loading, weights
 from graftwork.operators.backbones.names import place as place_of
-from graftwork.operators.data.scenario import class_order
 from graftwork.operators.errors import ConfigError, DamagedStage, IncompatibleError
 from graftwork.operators.formats import predictions, selection, states
 from graftwork.operators.images.preprocessing import resolve
@@ -35,6 +34,7 @@ from graftwork.operators.parameters.predictors import FittedPart
 from graftwork.operators.serving import inference, inputs, lookup, model_files
 from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
+from graftwork.operators.streams.scenario import class_order
 from graftwork.operators.tracking.sender import connect
 from graftwork.pipelines import cli
 from graftwork.pipelines.planning.plan import Plan, make_plan

@@ -16,16 +16,7 @@ from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.data import sources
 from graftwork.operators.data.dataset import Dataset, Split
 from graftwork.operators.data.index_file import SplitIndex, encode_index
-from graftwork.operators.data.scenario import StreamTask
 from graftwork.operators.data.sources import Places
-from graftwork.operators.data.stream import (
-    Part,
-    Rows,
-    cut,
-    described,
-    union,
-    whole,
-)
 from graftwork.operators.errors import DamagedStage
 from graftwork.operators.formats import selection
 from graftwork.operators.formats.features import encode_shard
@@ -35,6 +26,15 @@ from graftwork.operators.parameters.hints import CpuHints, Selection
 from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
+from graftwork.operators.streams.scenario import StreamTask
+from graftwork.operators.streams.stream import (
+    Part,
+    Rows,
+    cut,
+    described,
+    union,
+    whole,
+)
 from graftwork.pipelines.planning.reads import Hints, Reads
 
 Member = tuple[int, int]

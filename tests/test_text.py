@@ -14,11 +14,11 @@ from safetensors.torch import save_file
 
 from graftwork.methods.networks.clip import class_texts, cosines
 from graftwork.operators.backbones import clip, loading
-from graftwork.operators.data.scenario import class_order
 from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.formats import features
 from graftwork.operators.stages import text
 from graftwork.operators.store import Store
+from graftwork.operators.streams.scenario import class_order
 from graftwork.pipelines.planning.plan import Plan
 from tests import pngs
 from tests.pngs import compute, of

@@ -22,7 +22,6 @@ from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
 from graftwork.operators.data import dataset
 from graftwork.operators.data.index_file import SplitIndex
-from graftwork.operators.data.scenario import class_order
 from graftwork.operators.errors import BadDataError, DamagedStage, Diverged, IncompatibleError
 from graftwork.operators.formats import predictions, selection
 from graftwork.operators.images import pixels
@@ -31,6 +30,7 @@ from graftwork.operators.parameters.fitting import FitParameters
 from graftwork.operators.parameters.hints import FitHints
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
+from graftwork.operators.streams.scenario import class_order
 from graftwork.operators.training import loop, snapshots
 from graftwork.operators.training.rows import TaskRows
 from graftwork.operators.training.settings import Log, Settings

@@ -7,10 +7,10 @@ trains on the first task and is fitted on what the adapted backbone sees.
 
 from collections.abc import Iterable, Iterator
 
-from graftwork.operators.data import scenario as scenarios
-from graftwork.operators.data.scenario import OrderName
-from graftwork.operators.data.stream import Data, Stream, cut
 from graftwork.operators.errors import BadDataError
+from graftwork.operators.streams import scenario as scenarios
+from graftwork.operators.streams.scenario import OrderName
+from graftwork.operators.streams.stream import Data, Stream, cut
 from graftwork.pipelines.planning.checks import check_room
 from graftwork.pipelines.planning.fitted import fitted
 from graftwork.pipelines.planning.fused import fused

@@ -5,13 +5,13 @@ from dataclasses import replace
 from functools import cache
 
 from graftwork.operators.data.dataset import Split
-from graftwork.operators.data.stream import described
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.features import Graft, TextParameters
 from graftwork.operators.parameters.fitting import EvaluateParameters, FitParameters
 from graftwork.operators.parameters.hints import FitHints
 from graftwork.operators.parameters.predictors import FittedPart, GraftPart
 from graftwork.operators.stage import Resources, Stage
+from graftwork.operators.streams.stream import described
 from graftwork.pipelines.planning import trained
 from graftwork.pipelines.planning.reads import Hints, Reads
 from graftwork.pipelines.planning.runs import Cell, Run, Served

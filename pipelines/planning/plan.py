@@ -14,12 +14,12 @@ from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data import dataset as datasets
 from graftwork.operators.data import description as descriptions
 from graftwork.operators.data.dataset import Dataset
-from graftwork.operators.data.stream import Data, Listed, arrange
 from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleError, together
 from graftwork.operators.images import preprocessing as preprocessings
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.stage import Stage
 from graftwork.operators.store.memo import Memo
+from graftwork.operators.streams.stream import Data, Listed, arrange
 from graftwork.pipelines.planning import combine
 from graftwork.pipelines.planning.checks import check_networks, check_trainable
 from graftwork.pipelines.planning.combinations import Combined, resolve

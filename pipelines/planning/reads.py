@@ -12,7 +12,6 @@ from typing import Any, Generic, TypeVar
 import numpy as np
 
 from graftwork.operators.data.dataset import Split
-from graftwork.operators.data.stream import Part, Rows
 from graftwork.operators.formats.packed import pack
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.hints import (
@@ -27,6 +26,7 @@ from graftwork.operators.parameters.hints import (
     TrainHints,
 )
 from graftwork.operators.stage import Stage
+from graftwork.operators.streams.stream import Part, Rows
 
 H = TypeVar("H", CpuHints, EvaluateHints, FitHints, ImageHints, ShardHints, TrainHints)
 

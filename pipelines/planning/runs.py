@@ -3,8 +3,6 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 
-from graftwork.operators.data.scenario import OrderName
-from graftwork.operators.data.stream import Rows, Stream
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.fitting import EvaluateParameters
 from graftwork.operators.parameters.hints import EvaluateHints
@@ -13,6 +11,8 @@ from graftwork.operators.parameters.predictors import FittedPart, FusedPart, Par
 from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.parameters.training import TrainingData
 from graftwork.operators.stage import Resources, Stage
+from graftwork.operators.streams.scenario import OrderName
+from graftwork.operators.streams.stream import Rows, Stream
 from graftwork.pipelines.planning.methods import Method
 from graftwork.pipelines.planning.reads import Hints, Reads
 from graftwork.pipelines.planning.shared import Shared

@@ -7,7 +7,6 @@ from functools import cached_property, partial
 from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data.dataset import Split
 from graftwork.operators.data.digests import digest_of
-from graftwork.operators.data.stream import Data, Rows, whole
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.features import (
@@ -28,6 +27,7 @@ from graftwork.operators.parameters.hints import (
 )
 from graftwork.operators.parameters.learners import Network, Numerics
 from graftwork.operators.stage import Resources, Stage
+from graftwork.operators.streams.stream import Data, Rows, whole
 from graftwork.operators.versions import library_versions
 from graftwork.pipelines.planning.reads import Hints, Reads
 from graftwork.pipelines.spec.model import PipelineSpec

@@ -7,7 +7,6 @@ from typing import Any
 
 from graftwork.operators.data import sources
 from graftwork.operators.data.exemplars import shares
-from graftwork.operators.data.stream import Rows, described, union
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.images.augmentation import AUGMENTATIONS
 from graftwork.operators.parameters.as_json import to_json
@@ -24,6 +23,7 @@ from graftwork.operators.parameters.training import (
     TrainParameters,
 )
 from graftwork.operators.stage import Resources, Stage
+from graftwork.operators.streams.stream import Rows, described, union
 from graftwork.pipelines.planning.methods import Exemplars, Method, trained_facts
 from graftwork.pipelines.planning.reads import Hints
 from graftwork.pipelines.planning.runs import Cell, Model, Run, Served

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from graftwork.operators.data.scenario import OrderName
 from graftwork.operators.evaluation.metrics import Summary
+from graftwork.operators.streams.scenario import OrderName
 
 
 @dataclass(frozen=True, kw_only=True)

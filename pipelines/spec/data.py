@@ -7,7 +7,7 @@ from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, 
 from pydantic_core import PydanticCustomError
 
 from graftwork.operators.data.builtin import BUILTIN
-from graftwork.operators.data.scenario import MAX_SEED, OrderName, expand
+from graftwork.operators.streams.scenario import MAX_SEED, OrderName, expand
 from graftwork.pipelines.spec.fields import (
     PLACE,
     Before,

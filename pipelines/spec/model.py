@@ -17,8 +17,8 @@ from pydantic import (
     field_validator,
 )
 
-from graftwork.operators.data.scenario import MAX_SEED
 from graftwork.operators.images.preprocessing import PRESETS, TIMM_DEFAULT
+from graftwork.operators.streams.scenario import MAX_SEED
 from graftwork.pipelines.spec.combination import Entry
 from graftwork.pipelines.spec.combination import rule as combination
 from graftwork.pipelines.spec.data import (

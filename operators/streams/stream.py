@@ -22,9 +22,9 @@ from graftwork.operators import keys
 from graftwork.operators.data.dataset import Dataset, Split
 from graftwork.operators.data.exemplars import Block, counts
 from graftwork.operators.data.index_file import SplitIndex
-from graftwork.operators.data.scenario import StreamTask
 from graftwork.operators.data.sources import Places
 from graftwork.operators.parameters.tasks import TaskData
+from graftwork.operators.streams.scenario import StreamTask
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

@@ -1,0 +1,1 @@
+"""Streams of tasks: sets of images that arrive one after another."""
