@@ -87,7 +87,8 @@ def test_json_is_plain_and_complete(by_hand: Summary) -> None:
     value = json.loads(json.dumps(by_hand.to_json(), allow_nan=False))
     assert value["confusion"] == [[0, 0, 1], [0, 2, 2], [1, 1, 1], [2, 2, 1]]
     assert value["matrix"] == by_hand.matrix
-    assert set(value) == set(vars(by_hand))
+    # What only some streams are measured by is absent elsewhere.
+    assert set(value) == set(vars(by_hand)) - {"groups", "a_auc"}
     assert by_hand.finals()["task_a_avg"] == 77.5
     assert by_hand.curves()["accuracy"] == [75.0, 60.0]
 
@@ -117,7 +118,7 @@ def test_laws(seed: int) -> None:
         assert s.forgetting >= max(0.0, s.forgetting_chaudhry, s.forgetting_avalanche)
         assert s.bwt == -s.forgetting_avalanche
         for row, free in zip(s.task_matrix, s.matrix, strict=True):
-            assert all(a >= b for a, b in zip(row, free, strict=True))
+            assert all((a or 0) >= (b or 0) for a, b in zip(row, free, strict=True))
         assert s.task_a_avg >= s.a_avg
         assert 100.0 * np.trace(s.confusion) / s.confusion.sum() == s.a_last
 

@@ -134,7 +134,7 @@ def test_without_weights_everything_is_finite() -> None:
     for layer in (*made.images, *made.texts):
         layer.get_parameter("weight").data.zero_()
         layer.get_parameter("bias").data.zero_()
-    terms = made.losses(images, texts, torch.arange(5), torch.tensor(2.0))
+    terms = made.losses(images, texts, torch.arange(5), torch.tensor(2.0), tiny.task(0))
     terms["loss"].backward()
     assert bool(torch.stack(list(terms.values())).isfinite().all())
     gradients = [p.grad for p in made.parameters() if p.grad is not None]
@@ -185,7 +185,7 @@ def test_the_loss_is_three_cross_entropies() -> None:
         "contrast": (F.cross_entropy(similar, own) + F.cross_entropy(similar.T, own)) / 2,
         "prototype": F.cross_entropy(by_prototype, y),
     }
-    found = made.losses(images, texts, y, torch.tensor(7.0).log())
+    found = made.losses(images, texts, y, torch.tensor(7.0).log(), tiny.task(0))
     for name, term in terms.items():
         torch.testing.assert_close(found[name], term)
     torch.testing.assert_close(found["loss"], sum(terms.values()))

@@ -24,7 +24,7 @@ from graftwork.operators.images.augmentation import AUGMENTATIONS
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
-from graftwork.operators.streams.scenario import StreamTask, class_order
+from graftwork.operators.streams.scenario import StreamTask, class_order, task_sizes
 from graftwork.operators.streams.scenario import tasks as tasks_of_scenario
 from graftwork.pipelines.planning import trained
 from graftwork.pipelines.planning.expand import make_runs
@@ -234,11 +234,10 @@ def tasks_of(made: Plan) -> list[dict[str, Any]]:
 def asked(made: Plan) -> tuple[StreamTask, ...]:
     """The tasks that a spec with one class order asks for, in the data set's numbers."""
     given, dataset = made.spec.scenario, made.data.sources[0]
-    assert given is not None
-    return tasks_of_scenario(
-        given.kind, len(dataset.classes), dataset.domains,
-        given.initial, given.increment, given.orders[0],
-    )  # fmt: skip
+    assert given is not None and given.kind is not None
+    classes, step = dataset.classes, given.increment
+    sizes = None if step is None else task_sizes(len(classes), given.initial, step)
+    return tasks_of_scenario(given.kind, classes, dataset.domains, sizes, given.orders[0])
 
 
 def rows_of(split: Split, task: StreamTask) -> np.ndarray:

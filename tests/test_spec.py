@@ -87,10 +87,16 @@ def test_defaults(folder: Path) -> None:
             "max_pixels": 89478485,
         },
         "scenario": {
+            "manifest": None,
             "kind": "class_incremental",
+            "sizes": None,
+            "tasks": None,
+            "blurry": None,
             "increment": 10,
             "initial": 10,
-            "tasks": None,
+            "few_shot": None,
+            "long_tailed": None,
+            "online": None,
             "orders": [1993],
         },
         "backbone": {
@@ -234,8 +240,8 @@ BAD_VALUES = [
     ("scenario.orders=[1, 1]", "scenario.orders.1: same as item 0; keep one"),
     ("scenario.orders=[-1]", "scenario.orders.0: must be an integer in 0..4294967295, got -1"),
     (
-        "scenario.orders=[[a, b]]",
-        "scenario.orders.0: an explicit order of class_incremental must h",
+        "scenario.orders=[[a, 1]]",
+        "scenario.orders.0: an explicit order must hold class ids, or names in quotes",
     ),
     ("scenario.orders=[[1, 1]]", "scenario.orders.0: an explicit order must not repeat 1"),
     ("scenario.orders={count: 0}", "scenario.orders.count: must be an integer in 1..10000, got 0"),
@@ -316,7 +322,8 @@ seeds: [-1, 5,
         'conf.yaml:2: dataset.limt_per_class: unknown key; did you mean "limit_per_class"?',
         "conf.yaml:3: scenario.increment: missing; class_incremental needs the number of classes "
         "per task",
-        "conf.yaml:5: scenario.epohcs: unknown key; known: kind, increment, initial, tasks, orders",
+        "conf.yaml:5: scenario.epohcs: unknown key; known: manifest, kind, sizes, tasks, "
+        "blurry, increment, initial, few_shot, long_tailed, online, orders",
         'conf.yaml:8: backbone.precision: must be one of fp32, bf16, fp16, got "fp64"; '
         'did you mean "fp16"?',
         "conf.yaml:11: methods.1: must hold one method, got 0; start each with its own dash",
@@ -506,6 +513,8 @@ def test_every_place_becomes_absolute(folder: Path, key: str, many: str) -> None
     text = EVERY_PLACE
     if key.startswith("stream."):
         text, key = LISTED, key.replace("stream.", "stream.0.")
+    if key == "scenario.manifest":
+        text = text.replace("{kind: class_incremental, increment: 10}", "{manifest: /d/x.csv}")
     (folder / "conf.yaml").write_text(text)
     absolute = {
         "weights/a b.x": str(folder / "weights/a b.x"),

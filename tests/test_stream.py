@@ -30,15 +30,23 @@ from graftwork.operators.streams.scenario import StreamTask
 from graftwork.operators.streams.stream import (
     Part,
     Rows,
-    cut,
+    Stream,
+    arrange,
     described,
     union,
     whole,
+)
+from graftwork.operators.streams.stream import (
+    cut as pieces,
 )
 from graftwork.pipelines.planning.reads import Hints, Reads
 
 Member = tuple[int, int]
 """Class and domain of an image, in the data set's own numbers."""
+
+
+def cut(data: Dataset, tasks: Sequence[StreamTask]) -> Stream:
+    return arrange(pieces(data, tasks), data.classes)
 
 
 def split(

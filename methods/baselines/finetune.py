@@ -12,7 +12,7 @@ from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import current_cross_entropy
+from graftwork.methods.parts.heads import cross_entropy, current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +77,7 @@ class FinetuneLearner(Learner):
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         scores = self.logits(images, query)
         if self._loss == "seen":
-            return {"loss": nn.functional.cross_entropy(scores.float(), targets)}
+            return {"loss": cross_entropy(scores.float(), targets, self.task)}
         return {"loss": current_cross_entropy(scores, targets, self.task)}
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:

@@ -39,10 +39,12 @@ class StreamNeeds:
     Args:
         count: the number of tasks, `Task.count`; the stream can then not grow.
         room: the tasks that there is room for; None for any number.
+        passes: passes over a task's images before everything is trained; an online stream has one.
     """
 
     count: bool = False
     room: Room | None = None
+    passes: int = 1
 
 
 def stream_needs(method: object) -> StreamNeeds:

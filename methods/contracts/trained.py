@@ -40,6 +40,8 @@ class Task:
         seen: C, columns that exist after it.
         names: of the classes of all C columns; only for methods on CLIP.
         templates: texts with one `{}` for a name, likewise.
+        mask: columns that a training step chooses from: those that the method takes, or of these
+            the ones of the batch's own classes.
 
     Example:
         >>> task = graftwork.Task(index=1, current=(2, 3), before=2, seen=4)
@@ -52,6 +54,7 @@ class Task:
     seen: int
     names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
+    mask: Literal["method", "batch"] = "method"
 
     def counted(self) -> int:
         """T, for a method that needs it.
@@ -79,6 +82,7 @@ class Recipe:
         clip: largest norm of all gradients together; 0 does not clip.
         drop_last: leave out a last batch that is smaller than the others.
         shuffle: draw a new order in every epoch; otherwise the data set's own.
+        times: steps on each batch one after the other, each with an augmentation of its own.
 
     Example:
         >>> recipe = graftwork.Recipe(
@@ -101,6 +105,7 @@ class Recipe:
     clip: float = 0.0
     drop_last: bool = False
     shuffle: bool = True
+    times: int = 1
 
 
 class TaskImages(Protocol):

@@ -19,6 +19,7 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, heads
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
+from graftwork.methods.parts.heads import cross_entropy
 from graftwork.methods.parts.stage_heads import NONE, StageHeads
 
 COLDEST = 0.001
@@ -151,12 +152,12 @@ class ESNExpert(Learner):
 
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         scores = self.own_logits(images)
-        cross_entropy = F.cross_entropy(scores, self.place[targets])
+        entropy = cross_entropy(scores, self.place[targets], self.task)
         energy = free_energy(scores, self._method.anchor_on)
         pull = (energy - self._method.anchor).square().mean()
         return {
-            "loss": cross_entropy + self._method.anchor_weight * pull,
-            "cross_entropy": cross_entropy,
+            "loss": entropy + self._method.anchor_weight * pull,
+            "cross_entropy": entropy,
             "energy": energy.mean(),
         }
 

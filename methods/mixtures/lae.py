@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.stream import StreamNeeds
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks import vit as seams
 from graftwork.methods.parts import averaging, optim
@@ -82,6 +83,9 @@ class LAE(Decayed, Epochs):
                 "freeze_epochs": (self.freeze_epochs >= 0, "at least 0"),
             },
         )
+
+    def stream_needs(self) -> StreamNeeds:
+        return StreamNeeds(passes=self.freeze_epochs + 1)
 
     def recipe(self, task: Task) -> Recipe:
         return replace(usual_recipe(self), drop_last=True)

@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.nn import functional as F
 
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.hyperparameters import require
@@ -18,7 +17,7 @@ from graftwork.methods.contracts.trained import NETWORK, Learner, Recipe, Task, 
 from graftwork.methods.mixtures import magmax
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import averaging
-from graftwork.methods.parts.heads import linear_head
+from graftwork.methods.parts.heads import cross_entropy, linear_head
 from graftwork.methods.parts.stage_heads import NONE, StageHeads
 
 
@@ -79,7 +78,7 @@ class MagMaxExpert(Learner):
 
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         scores = self.head(read_out(self.network, forward_tokens(self.network, images)))
-        return {"loss": F.cross_entropy(scores.float(), self.place[targets])}
+        return {"loss": cross_entropy(scores.float(), self.place[targets], self.task)}
 
 
 class MagMaxJoined(Learner):

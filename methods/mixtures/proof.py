@@ -131,7 +131,7 @@ class ProofLearner(Learner[Clip]):
 
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         with torch.autocast(targets.device.type, enabled=False):
-            return self.fusion.losses(given(query), self.texts(), targets, self.scale)
+            return self.fusion.losses(given(query), self.texts(), targets, self.scale, self.task)
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         with torch.autocast(self.scale.device.type, enabled=False):

@@ -9,8 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.trained import Task
 from graftwork.methods.parts.collectives import batch_rows, batch_sum
-from graftwork.methods.parts.heads import EPS
+from graftwork.methods.parts.heads import EPS, cross_entropy
 
 
 class Factors(Protocol):
@@ -166,7 +167,7 @@ class Fusion(nn.Module):
         return plain + factors.text_scale * by_text + factors.prototype_scale * by_prototype
 
     def losses(
-        self, features: Tensor, texts: Tensor, targets: Tensor, scale: Tensor
+        self, features: Tensor, texts: Tensor, targets: Tensor, scale: Tensor, task: Task
     ) -> dict[str, Tensor]:
         """The loss of a batch, and its three terms.
 
@@ -175,13 +176,14 @@ class Fusion(nn.Module):
             texts: [C, P, E], frozen; the first template is trained with.
             targets: columns [B].
             scale: logarithm of the factor on similarities of the contrastive term.
+            task: the task.
         """
         image, text = unit(self.image(features)), self.text(texts[:, :1])
         by_text, by_prototype = self.fused(image, text)
         terms = {
-            "text": F.cross_entropy(by_text, targets),
+            "text": cross_entropy(by_text, targets, task),
             "contrast": contrast(image, text[targets], scale.float().exp()),
-            "prototype": F.cross_entropy(by_prototype, targets),
+            "prototype": cross_entropy(by_prototype, targets, task),
         }
         return {"loss": torch.stack(list(terms.values())).sum(), **terms}
 

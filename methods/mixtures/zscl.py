@@ -18,6 +18,7 @@ from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, T
 from graftwork.methods.networks.clip import Clip, class_texts, cosines, phrases, unit
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Decayed, Steps, rules
+from graftwork.methods.parts.heads import cross_entropy
 
 TEXTS = 64
 """Reference texts encoded at once."""
@@ -152,9 +153,10 @@ class ZSCLLearner(Learner[Clip]):
         method, scale = self._method, self.network.logit_scale.exp()
         scores = scale * cosines(self.network.image(images), self.network.text(self._tokens))
         current = torch.tensor(self.task.current, device=targets.device)
-        loss = F.cross_entropy(
+        loss = cross_entropy(
             scores,
             torch.searchsorted(current, targets),
+            self.task,
             label_smoothing=method.label_smoothing,
         )
         terms = {"cross_entropy": loss.detach()}

@@ -6,7 +6,6 @@ from typing import ClassVar, Literal
 
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor
-from torch.nn import functional as F
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
@@ -14,7 +13,7 @@ from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import peft
 from graftwork.methods.parts.epochs import Decayed, Epochs, usual_recipe
-from graftwork.methods.parts.heads import CosineHead
+from graftwork.methods.parts.heads import CosineHead, cross_entropy
 from graftwork.methods.parts.prompt_tokens import PromptInit, PromptTokens
 
 Peft = Literal["finetune", "vpt_shallow", "vpt_deep", "ssf", "adapter"]
@@ -102,7 +101,7 @@ class FirstSessionLearner(Learner):
         self.head = CosineHead(vit.num_features, task.seen)
 
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
-        return {"loss": F.cross_entropy(self.logits(images, query).float(), targets)}
+        return {"loss": cross_entropy(self.logits(images, query).float(), targets, self.task)}
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         return self.head(self.features(images))

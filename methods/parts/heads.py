@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graftwork.methods.contracts.trained import Task
+from graftwork.methods.parts.collectives import all_sum
 
 EPS = 1e-12
 
@@ -80,4 +81,24 @@ def current_cross_entropy(logits: Tensor, targets: Tensor, task: Task) -> Tensor
     columns = torch.tensor(task.current, device=logits.device)
     place = torch.full((logits.shape[1],), -1, device=logits.device, dtype=torch.int64)
     place[columns] = torch.arange(len(columns), device=logits.device)
-    return F.cross_entropy(logits.float()[:, columns], place[targets])
+    return cross_entropy(logits.float()[:, columns], place[targets], task)
+
+
+def cross_entropy(
+    logits: Tensor, targets: Tensor, task: Task, label_smoothing: float = 0.0
+) -> Tensor:
+    """Cross-entropy over all columns, or over those of the batch where the task says so.
+
+    The latter is MISA's logit mask (Kang et al., CVPR 2025): in an online stream a class that is
+    absent from the batch is not pushed down by it. The batch is that of all workers together.
+
+    Args:
+        logits: [B, C].
+        targets: columns [B].
+        label_smoothing: as of `torch.nn.functional.cross_entropy`.
+    """
+    if task.mask == "batch":
+        counts = torch.bincount(targets, minlength=logits.shape[1])
+        columns = all_sum(counts).nonzero()[:, 0]
+        logits, targets = logits[:, columns], torch.searchsorted(columns, targets)
+    return F.cross_entropy(logits, targets, label_smoothing=label_smoothing)

@@ -15,7 +15,7 @@ from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, T
 from graftwork.methods.networks.clip import Clip, context_tokens, cosines, text_with_context
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import current_cross_entropy
+from graftwork.methods.parts.heads import cross_entropy, current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ class CoOpLearner(Learner[Clip]):
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         scores = self.logits(images, query)
         if self._method.loss == "seen":
-            return {"loss": nn.functional.cross_entropy(scores, targets)}
+            return {"loss": cross_entropy(scores, targets, self.task)}
         return {"loss": current_cross_entropy(scores, targets, self.task)}
 
     @torch.no_grad()

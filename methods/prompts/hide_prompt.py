@@ -19,7 +19,7 @@ from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, T
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
 from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.epochs import Clipped, Steps, rules
-from graftwork.methods.parts.heads import current_cross_entropy, linear_head
+from graftwork.methods.parts.heads import cross_entropy, current_cross_entropy, linear_head
 from graftwork.methods.prompts.contrast import contrast
 from graftwork.methods.prompts.gaussian_mixtures import Mixtures, Statistics, align
 
@@ -247,7 +247,7 @@ class HiDePromptLearner(Learner):
         method = self._method
         features = self._features(images, self.mixed())
         entropy = current_cross_entropy(self.head(features), targets, self.task)
-        tii = F.cross_entropy(self.tii(query)[:, -self._own :], self.place[targets])
+        tii = cross_entropy(self.tii(query)[:, -self._own :], self.place[targets], self.task)
         means = self.prompted.means()
         apart = contrast(means, features.float(), method.contrast_temperature)
         loss = entropy + method.contrast_weight * apart + tii

@@ -21,6 +21,7 @@ from graftwork.methods.networks.vit import forward_tokens, read_out
 from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.clusters import k_means
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
+from graftwork.methods.parts.heads import cross_entropy
 from graftwork.methods.parts.prompt_tokens import without_prompt
 
 FAR = -1e9
@@ -146,7 +147,7 @@ class SPromptsLearner(Learner):
         scores = F.linear(features, self.weight[self._own], self.bias[self._own])
         place = torch.zeros(self.task.seen, dtype=torch.int64, device=targets.device)
         place[self.rows[self._own, 1]] = torch.arange(own, device=targets.device)
-        return {"loss": F.cross_entropy(scores.float(), place[targets])}
+        return {"loss": cross_entropy(scores.float(), place[targets], self.task)}
 
     def finish(self, data: TaskImages) -> None:
         # Differs from iamwangyabin/S-Prompts, which clusters one pass of augmented images: what a

@@ -13,7 +13,7 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, read_out
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import CosineHead, cosine
+from graftwork.methods.parts.heads import CosineHead, cosine, cross_entropy
 from graftwork.methods.parts.peft import adapters
 
 
@@ -127,7 +127,7 @@ class EASELearner(Learner):
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         assert self.proxy is not None
         scores = self.proxy(self._through(self._all()[-1], images))
-        return {"loss": F.cross_entropy(scores.float(), self.place[targets])}
+        return {"loss": cross_entropy(scores.float(), self.place[targets], self.task)}
 
     def finish(self, data: TaskImages) -> None:
         self.proxy = None  # served the training of this adapter alone: nothing to store

@@ -8,8 +8,9 @@ Write `R[i, j]` for the accuracy on task j's test images after training task i, 
 all classes seen so far, `c[i, j]` for the number of correct ones and `q[j]` for their number.
 """
 
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,9 @@ from graftwork.operators.errors import BadDataError
 
 COLUMNS = ("task_trained", "sample", "label", "predicted", "predicted_in_task", "true_task")
 """Columns of the table, one row per test image of a seen task and task trained."""
+
+Matrix = Sequence[Sequence[float | None]]
+"""Row i holds R[i, 0..i]; None for a task without test images of its own."""
 
 DEFINITIONS: dict[str, tuple[str, str, str]] = {
     "curve": (
@@ -75,12 +79,51 @@ DEFINITIONS: dict[str, tuple[str, str, str]] = {
 """Name -> (title, formula, source), as the report prints them."""
 
 
+GROUPS: dict[str, tuple[str, str, str]] = {
+    "a_auc": (
+        "Area under the curve",
+        "A_auc = mean of the accuracy on the test images of all classes shown so far, measured "
+        "after every section of an online stream, the last one included",
+        "Koh et al., i-Blurry, ICLR 2022",
+    ),
+    "base": (
+        "Base accuracy",
+        "accuracy on the test images of the first task's classes after the last task, predicting "
+        "among all classes",
+        "Tao et al., Few-Shot Class-Incremental Learning, CVPR 2020",
+    ),
+    "novel": (
+        "Novel accuracy",
+        "the same on the classes of all later tasks",
+        "Tao et al., CVPR 2020",
+    ),
+    "harmonic": (
+        "Harmonic accuracy",
+        "2 · base · novel / (base + novel)",
+        "Peng et al., Few-Shot Class-Incremental Learning from an Open-Set Perspective, ECCV 2022",
+    ),
+    "many": (
+        "Many-shot accuracy",
+        "accuracy on the test images of classes with many training images after the last task, "
+        "predicting among all classes",
+        "Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR 2019",
+    ),
+    "medium": (
+        "Medium-shot accuracy",
+        "the same for neither many nor few",
+        "Liu et al., CVPR 2019",
+    ),
+    "few": ("Few-shot accuracy", "the same for classes with few", "Liu et al., CVPR 2019"),
+}
+"""The same for what only some streams are measured by."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Summary:
     """Every metric of one run (a method with one class order and one seed), in percent.
 
     Args:
-        matrix: row i holds R[i, 0..i].
+        matrix: row i holds R[i, 0..i]; None for a task without test images of its own.
         curve: micro accuracy after each task, [T].
         curve_macro_task: mean of row i of `matrix`, [T].
         curve_macro_class: mean accuracy of the classes seen after each task, [T].
@@ -88,9 +131,12 @@ class Summary:
             predictions restricted to the classes of the image's own task.
         per_class: accuracy of each class after the last task, [K]; None without test images.
         confusion: counts after the last task, [K, K] int64, row = true, column = predicted.
+        groups: name -> accuracy after each task on the test images of some classes, [T]; None as
+            long as there are none.
+        a_auc: of an online stream, mean of `curve`; None elsewhere.
     """
 
-    matrix: list[list[float]]
+    matrix: Matrix
     curve: list[float]
     curve_macro_task: list[float]
     curve_macro_class: list[float]
@@ -104,16 +150,20 @@ class Summary:
     forgetting_chaudhry: float
     forgetting_avalanche: float
     bwt: float
-    task_matrix: list[list[float]]
+    task_matrix: Matrix
     task_curve: list[float]
     task_a_avg: float
     task_a_last: float
     per_class: list[float | None]
     confusion: NDArray[np.int64]
+    groups: Mapping[str, list[float | None]] = field(default_factory=dict)
+    a_auc: float | None = None
 
     def finals(self) -> dict[str, float]:
         """The single numbers, by name."""
-        return {k: v for k, v in vars(self).items() if isinstance(v, float)}
+        numbers = {k: v for k, v in vars(self).items() if isinstance(v, float)}
+        last = {name: curve[-1] for name, curve in self.groups.items()}
+        return numbers | {name: value for name, value in last.items() if value is not None}
 
     def curves(self) -> dict[str, list[float]]:
         """The numbers per task, by name; `accuracy` is the micro curve."""
@@ -129,7 +179,9 @@ class Summary:
         true, predicted = np.nonzero(self.confusion)
         counts = self.confusion[true, predicted]
         cells = np.stack([true, predicted, counts], axis=1).tolist()
-        return asdict(self) | {"confusion": cells}
+        value = asdict(self) | {"confusion": cells}
+        absent = [name for name in ("groups", "a_auc") if not value[name]]
+        return {name: part for name, part in value.items() if name not in absent}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Summary":
@@ -141,7 +193,7 @@ class Summary:
         return cls(**{**value, "confusion": confusion})
 
 
-def forgetting(matrix: list[list[float]]) -> float:
+def forgetting(matrix: Matrix) -> float:
     """Mean over tasks j < T-1 of (max over l = 0 .. T-1 of R[l,j] - R[T-1,j]).
 
     Rows before task j count as 0 and the last row is in the maximum, so it is never negative.
@@ -150,7 +202,7 @@ def forgetting(matrix: list[list[float]]) -> float:
     return _mean_over_old(matrix, lambda column: max(column) - column[-1])
 
 
-def forgetting_chaudhry(matrix: list[list[float]]) -> float:
+def forgetting_chaudhry(matrix: Matrix) -> float:
     """Mean over tasks j < T-1 of (max over l = j .. T-2 of R[l,j] - R[T-1,j]).
 
     Negative when the last task helped. Source: Chaudhry et al., Riemannian Walk, ECCV 2018.
@@ -158,7 +210,7 @@ def forgetting_chaudhry(matrix: list[list[float]]) -> float:
     return _mean_over_old(matrix, lambda column: max(column[:-1]) - column[-1])
 
 
-def backward_transfer(matrix: list[list[float]]) -> float:
+def backward_transfer(matrix: Matrix) -> float:
     """Mean over tasks j < T-1 of (R[T-1,j] - R[j,j]); its negative is Avalanche's forgetting.
 
     Source: Lopez-Paz and Ranzato, Gradient Episodic Memory, NeurIPS 2017. 0 for a single task.
@@ -166,7 +218,14 @@ def backward_transfer(matrix: list[list[float]]) -> float:
     return _mean_over_old(matrix, lambda column: column[-1] - column[0])
 
 
-def summarise(columns: Mapping[str, Any], num_tasks: int, num_classes: int) -> Summary:
+def summarise(
+    columns: Mapping[str, Any],
+    num_tasks: int,
+    num_classes: int,
+    groups: Mapping[str, Sequence[int]] = MappingProxyType({}),
+    online: bool = False,
+    untested: Collection[int] = (),
+) -> Summary:
     """All metrics of one run.
 
     Args:
@@ -174,12 +233,16 @@ def summarise(columns: Mapping[str, Any], num_tasks: int, num_classes: int) -> S
             test image of tasks 0 .. i once.
         num_tasks: T.
         num_classes: K; labels and predictions are below it.
+        groups: name -> classes whose accuracy is wanted by itself; of `base` and `novel` their
+            harmonic mean as well.
+        online: whether tasks are sections of one sequence.
+        untested: tasks without test images of their own.
 
     Raises:
         BadDataError: the table is not such a table; the message names the tasks.
     """
     table = {name: np.asarray(columns[name], dtype=np.int64) for name in COLUMNS}
-    counts = _counts(table, num_tasks, num_classes)
+    counts = _counts(table, num_tasks, num_classes, untested)
     trained, label = table["task_trained"], table["label"]
     correct = label == table["predicted"]
     matrix, curve = _accuracies(trained, table["true_task"], correct, counts)
@@ -193,7 +256,7 @@ def summarise(columns: Mapping[str, Any], num_tasks: int, num_classes: int) -> S
     per_class = np.full(seen.shape, np.nan)
     np.divide(100.0 * hits, seen, out=per_class, where=seen > 0)
 
-    macro_task = [float(np.mean(row)) for row in matrix]
+    macro_task = [float(np.mean([v for v in row if v is not None])) for row in matrix]
     macro_class = [float(v) for v in np.nanmean(per_class, axis=1)]
     last = trained == num_tasks - 1
     pairs = label[last] * num_classes + table["predicted"][last]
@@ -220,16 +283,44 @@ def summarise(columns: Mapping[str, Any], num_tasks: int, num_classes: int) -> S
         task_a_last=task_curve[-1],
         per_class=[None if np.isnan(v) else float(v) for v in per_class[-1]],
         confusion=confusion.astype(np.int64),
+        groups=_of_groups(hits, seen, groups),
+        a_auc=float(np.mean(curve)) if online else None,
     )
 
 
-def _mean_over_old(matrix: list[list[float]], drop: Any) -> float:
-    """Mean over j < T-1 of `drop([R[j,j], ..., R[T-1,j]])`; 0 for a single task."""
+def _of_groups(
+    hits: NDArray[np.int64], seen: NDArray[np.int64], groups: Mapping[str, Sequence[int]]
+) -> dict[str, list[float | None]]:
+    """Accuracy of groups of classes after each task.
+
+    Args:
+        hits, seen: correct test images and all of them, by task trained and class [T, K].
+    """
+    found: dict[str, list[float | None]] = {}
+    for name, classes in groups.items():
+        right, count = (part[:, list(classes)].sum(axis=1).tolist() for part in (hits, seen))
+        found[name] = [100.0 * r / n if n else None for r, n in zip(right, count, strict=True)]
+    if "base" in found and "novel" in found:
+        pairs = zip(found["base"], found["novel"], strict=True)
+        found["harmonic"] = [_harmonic(base, novel) for base, novel in pairs]
+    return found
+
+
+def _harmonic(base: float | None, novel: float | None) -> float | None:
+    if base is None or novel is None:
+        return None
+    return 2 * base * novel / (base + novel) if base and novel else 0.0
+
+
+def _mean_over_old(matrix: Matrix, drop: Callable[[list[float]], float]) -> float:
+    """Mean over j < T-1 of `drop([R[j,j], ..., R[T-1,j]])`; 0 if there is no such task.
+
+    Tasks without test images of their own do not count.
+    """
     tasks = len(matrix)
-    if tasks < 2:
-        return 0.0
-    columns = ([matrix[i][j] for i in range(j, tasks)] for j in range(tasks - 1))
-    return float(np.mean([drop(column) for column in columns]))
+    columns = [[matrix[i][j] for i in range(j, tasks)] for j in range(tasks - 1)]
+    known = [[v for v in column if v is not None] for column in columns]
+    return float(np.mean([drop(column) for column in known if column] or [0.0]))
 
 
 def _accuracies(
@@ -237,17 +328,22 @@ def _accuracies(
     true_task: NDArray[np.int64],
     correct: NDArray[np.bool_],
     counts: NDArray[np.int64],
-) -> tuple[list[list[float]], list[float]]:
+) -> tuple[Matrix, list[float]]:
     """Accuracy per task pair (lower triangle) and over all seen tasks, from counts [T, T]."""
     tasks = len(counts)
     cell = (trained * tasks + true_task)[correct]
     hits = np.bincount(cell, minlength=tasks * tasks).reshape(tasks, tasks)
-    percent = 100.0 * hits / np.maximum(counts, 1)
-    matrix = [percent[i, : i + 1].tolist() for i in range(tasks)]
+    percent = (100.0 * hits / np.maximum(counts, 1)).tolist()
+    held = (counts[-1] > 0).tolist()
+    matrix: Matrix = [
+        [percent[i][j] if held[j] else None for j in range(i + 1)] for i in range(tasks)
+    ]
     return matrix, (100.0 * hits.sum(axis=1) / counts.sum(axis=1)).tolist()
 
 
-def _counts(table: dict[str, NDArray[np.int64]], tasks: int, classes: int) -> NDArray[np.int64]:
+def _counts(
+    table: dict[str, NDArray[np.int64]], tasks: int, classes: int, untested: Collection[int]
+) -> NDArray[np.int64]:
     """Rows per (task trained, true task), [T, T], after checking that the table is complete."""
     if len({len(column) for column in table.values()}) != 1:
         lengths = {name: len(column) for name, column in table.items()}
@@ -260,8 +356,8 @@ def _counts(table: dict[str, NDArray[np.int64]], tasks: int, classes: int) -> ND
             raise BadDataError(f"predictions: {name} must be in 0..{limit - 1}, found {found}")
     cell = table["task_trained"] * tasks + table["true_task"]
     counts = np.bincount(cell, minlength=tasks * tasks).reshape(tasks, tasks)
-    missing = np.flatnonzero(counts[-1] == 0)
-    if missing.size:
+    missing = [task for task in np.flatnonzero(counts[-1] == 0) if task not in untested or not task]
+    if missing:
         raise BadDataError(f"predictions: no rows of task {missing[0]} after task {tasks - 1}")
     wanted = np.tril(np.ones((tasks, 1), dtype=np.int64) * counts[-1])
     wrong = np.argwhere(counts != wanted)

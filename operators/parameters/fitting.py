@@ -1,6 +1,6 @@
 """Parameters of `fit` and `evaluate`."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from graftwork.operators.parameters.as_json import OPTIONAL
@@ -29,6 +29,40 @@ class FitParameters:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Group:
+    """Classes whose accuracy is wanted by itself.
+
+    Args:
+        name: of the group, as in `evaluation.metrics.GROUPS`.
+        classes: by arrival, ascending.
+    """
+
+    name: str
+    classes: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measures:
+    """Measures beside those of every run.
+
+    Args:
+        groups: classes by themselves.
+        online: whether tasks are sections of one sequence: the mean of the curve is an area.
+    """
+
+    groups: tuple[Group, ...] = ()
+    online: bool = False
+
+    def first(self, classes: int) -> "Measures":
+        """The same of the first classes alone."""
+        groups = tuple(
+            replace(group, classes=tuple(c for c in group.classes if c < classes))
+            for group in self.groups
+        )
+        return replace(self, groups=groups)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvaluateParameters:
     """Parameters of `evaluate`.
 
@@ -39,6 +73,7 @@ class EvaluateParameters:
         order: name of the class order.
         seed: of the run.
         tasks: the test rows, in learning order.
+        measures: what else is measured; None for nothing.
     """
 
     method: MethodRef
@@ -46,3 +81,4 @@ class EvaluateParameters:
     order: Any
     seed: int
     tasks: tuple[TaskData, ...]
+    measures: Measures | None = field(default=None, metadata=OPTIONAL)

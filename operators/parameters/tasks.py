@@ -45,6 +45,7 @@ class Columns:
         seen: columns that exist after it.
         names: of the classes of all columns; of methods on CLIP alone.
         templates: texts with one `{}` for a name, likewise.
+        mask: "batch" where a training step chooses from the classes of its batch alone.
     """
 
     index: int
@@ -54,3 +55,4 @@ class Columns:
     seen: int
     names: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
     templates: tuple[str, ...] | None = field(default=None, metadata=OPTIONAL)
+    mask: Literal["batch"] | None = field(default=None, metadata=OPTIONAL)

@@ -47,6 +47,19 @@ class TrainingData:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SinglePass:
+    """A single pass over the images of a task, whatever a method's own number of epochs is.
+
+    Args:
+        batch_size: images of a step, of all workers together.
+        times: steps on each batch, one after the other.
+    """
+
+    batch_size: int
+    times: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainParameters:
     """Parameters of `train`.
 
@@ -55,12 +68,14 @@ class TrainParameters:
         data: on what.
         augmentation: of the training images.
         numerics: of the training.
+        single: of an online stream, how its images are passed over; None for the method's epochs.
     """
 
     learner: LearnerRef = field(metadata=INLINE)
     data: TrainingData = field(metadata=INLINE)
     augmentation: Augmentation
     numerics: Numerics
+    single: SinglePass | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,9 +8,11 @@ Shapes: N rows, C classes seen.
 
 from collections.abc import Iterable
 
+import numpy as np
 import torch
 
 from graftwork.operators.assignment import Assignment, Result
+from graftwork.operators.data.index_file import SplitIndex
 from graftwork.operators.errors import DamagedStage
 from graftwork.operators.evaluation import metrics
 from graftwork.operators.evaluation.fitted_scores import FittedScores
@@ -18,9 +20,14 @@ from graftwork.operators.formats import predictions, selection
 from graftwork.operators.formats.manifests import EvaluationFacts, StageFacts, facts_of
 from graftwork.operators.keys import canonical
 from graftwork.operators.parameters.as_json import from_json, to_json
-from graftwork.operators.parameters.fitting import EvaluateParameters
+from graftwork.operators.parameters.fitting import EvaluateParameters, Measures
 from graftwork.operators.parameters.hints import EvaluateHints
 from graftwork.operators.store import Store
+
+NO_ROWS = SplitIndex(
+    digests=np.zeros((0, 32), np.uint8), labels=np.zeros(0, np.int32), domains=np.zeros(0, np.int32)
+).digest
+"""Digest of the test rows of a task that has none."""
 
 
 def run(work: Assignment, store: Store) -> Result:
@@ -41,7 +48,15 @@ def run(work: Assignment, store: Store) -> Result:
         table = _predict(parameters, work, store, hints)
     classes = parameters.tasks[-1].seen
     assert classes is not None, "test rows say how many classes are known"
-    summary = metrics.summarise(table, len(parameters.tasks), classes)
+    measures = parameters.measures or Measures()
+    summary = metrics.summarise(
+        table,
+        len(parameters.tasks),
+        classes,
+        {group.name: group.classes for group in measures.groups},
+        measures.online,
+        [number for number, task in enumerate(parameters.tasks) if task.rows == NO_ROWS],
+    )
     encoded = predictions.encode(table, canonical(parameters.order), parameters.seed)
     return Result(
         files={

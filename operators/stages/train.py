@@ -62,6 +62,7 @@ def run(work: Assignment, store: Store) -> Result:
             rows,
             _start(work, store, method),
             settings(learner.seed, numerics, reading.cpus, hints.checkpoint_minutes),
+            single=parameters.single,
             reference=reference_of(work, store, parameters, hints),
             resume=resume,
             keep=lambda snapshot: snapshots.keep(store, work.key, snapshot),

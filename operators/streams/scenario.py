@@ -5,9 +5,11 @@ first `initial` of them are task 0. Orders drawn from a seed equal those of LAMD
 every code base that shares its protocol.
 """
 
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal
 
 from graftwork.operators.errors import ConfigError
@@ -15,9 +17,15 @@ from graftwork.operators.errors import ConfigError
 Kind = Literal["class_incremental", "domain_incremental"]
 
 OrderName = int | str | list[int] | list[str]
-"""Name of a class order in specs, keys and results: a seed, "natural", or the order itself."""
+"""Name of a class order in specs, keys and results: a seed, "natural", "SEED of COUNT", or the
+order itself."""
+
+LISTED: OrderName = "listed"
+"""Name of the order of tasks that are listed one by one."""
 
 MAX_SEED = 2**32 - 1
+FORMER = re.compile(r"(\d{1,10}) of (\d{1,9})")
+"""An order that a seed drew of so many classes, before more came."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,51 +62,107 @@ def expand(orders: Sequence[Any] | Mapping[str, int] | str) -> tuple[OrderName, 
     return tuple(list(o) if isinstance(o, (list, tuple)) else o for o in orders)
 
 
-def class_order(num_classes: int, order: OrderName | tuple[int, ...]) -> tuple[int, ...]:
-    """Class ids in learning order.
+def class_order(
+    num_classes: int, order: OrderName | tuple[int, ...], names: Sequence[str] = ()
+) -> tuple[int, ...]:
+    """Class ids in learning order; classes that an order does not know follow it as they are.
 
     Args:
         num_classes: number of classes of the data set.
-        order: seed, "natural" (0, 1, 2, ...), or the ids themselves.
+        order: seed, which permutes all classes; "natural" (0, 1, 2, ...); "1993 of 10", the order
+            that seed 1993 drew when there were ten classes; or ids or names.
+        names: of the classes, by id.
 
     Returns:
         A permutation of 0 .. num_classes - 1.
 
     Raises:
-        ConfigError: an explicit order that is not a permutation; the ids are named.
+        ConfigError: an explicit order that names a class twice, or one that does not exist; an
+            order of more classes than there are.
     """
+    if isinstance(order, str) and (former := FORMER.fullmatch(order)):
+        seed, count = map(int, former.groups())
+        if count > num_classes:
+            raise ConfigError(
+                f'"{order}" is an order of {count} classes, the data set has {num_classes}',
+                key="scenario.orders",
+            )
+        return _drawn(count, seed) + tuple(range(count, num_classes))
     if isinstance(order, int):
-        # Imported here because the spec imports this module and must start fast.
-        import numpy as np
-
-        # The legacy generator: default_rng gives other orders than the published ones.
-        return tuple(np.random.RandomState(order).permutation(num_classes).tolist())
+        return _drawn(num_classes, order)
     if isinstance(order, str):
         return tuple(range(num_classes))
-    _check_permutation(order, range(num_classes), "class")
-    return tuple(int(c) for c in order)
+    known = ids_of(order, names or [str(number) for number in range(num_classes)], "class")
+    given = set(known)
+    return (*known, *(number for number in range(num_classes) if number not in given))
+
+
+def _drawn(count: int, seed: int) -> tuple[int, ...]:
+    """Numbers 0..count-1 in the order that a seed draws."""
+    # Imported here because the spec imports this module and must start fast.
+    import numpy as np
+
+    # The legacy generator: default_rng gives other orders than the published ones.
+    return tuple(np.random.RandomState(seed).permutation(count).tolist())
 
 
 def domain_order(domains: Sequence[str], order: OrderName | tuple[str, ...]) -> tuple[int, ...]:
-    """Numbers of the domains in learning order.
+    """Numbers of the domains in learning order; those that an order does not know follow sorted.
 
     Args:
         domains: name of each domain; its position is its number.
-        order: seed that permutes the sorted names, "natural" (sorted), or the names themselves.
+        order: seed that permutes the sorted names, "natural" (sorted), "1993 of 3", or the names
+            themselves.
 
     Returns:
         A permutation of 0 .. len(domains) - 1.
 
     Raises:
-        ConfigError: an explicit order that does not name each domain once.
+        ConfigError: an explicit order that names a domain twice, or one that does not exist.
     """
     names = sorted(domains)
     if isinstance(order, (int, str)):
         chosen = [names[i] for i in class_order(len(names), order)]
     else:
-        _check_permutation(order, names, "domain")
-        chosen = [str(name) for name in order]
+        ids_of(order, domains, "domain")
+        chosen = [*map(str, order), *(name for name in names if name not in order)]
     return tuple(list(domains).index(name) for name in chosen)
+
+
+def ids_of(
+    given: Sequence[int | str], names: Sequence[str], what: str, key: str = "scenario.orders"
+) -> list[int]:
+    """Places of classes or domains that are given as names, or as the places themselves.
+
+    Args:
+        what: "class" or "domain".
+        key: of the spec, for errors.
+
+    Raises:
+        ConfigError: one that does not exist, or stands there twice.
+    """
+    place = {name: number for number, name in enumerate(names)}
+    found = [
+        place.get(each) if isinstance(each, str) else each if 0 <= each < len(names) else None
+        for each in given
+    ]
+    unknown = [each for each, number in zip(given, found, strict=True) if number is None]
+    known = [number for number in found if number is not None]
+    times = Counter(known)
+    twice = [names[number] for number in times if times[number] > 1]
+    problems = [
+        f"{name} {_some(items)}"
+        for name, items in (("unknown", unknown), ("more than once", twice))
+        if items
+    ]
+    if problems:
+        several = "classes" if what == "class" else f"{what}s"
+        raise ConfigError(
+            f"each {what} is named once, and the data set has {len(names)} {several}: "
+            f"{'; '.join(problems)}",
+            key=key,
+        )
+    return known
 
 
 def task_sizes(num_classes: int, initial: int | None, increment: int) -> tuple[int, ...]:
@@ -128,23 +192,41 @@ def task_sizes(num_classes: int, initial: int | None, increment: int) -> tuple[i
     return (initial,) + (increment,) * full + ((rest,) if rest else ())
 
 
+def checked_sizes(sizes: Sequence[int], count: int, what: str) -> tuple[int, ...]:
+    """Sizes of the tasks, which take all classes or domains.
+
+    Args:
+        sizes: classes, or domains, of each task.
+        count: number of those of the data set.
+        what: "classes" or "domains".
+
+    Raises:
+        ConfigError: they are too few or too many.
+    """
+    if sum(sizes) != count:
+        raise ConfigError(
+            f"they add up to {sum(sizes)}, the data set has {count} {what}; give a size to every "
+            "task, and scenario.tasks to stop early",
+            key="scenario.sizes",
+        )
+    return tuple(sizes)
+
+
 def tasks(
     kind: Kind,
-    num_classes: int,
+    classes: Sequence[str],
     domains: Sequence[str],
-    initial: int | None,
-    increment: int | None,
+    sizes: Sequence[int] | None,
     order: OrderName,
 ) -> tuple[StreamTask, ...]:
     """The stream of tasks.
 
     Args:
         kind: `class_incremental`: new classes with every task; `domain_incremental`: every task
-            has all classes and one domain.
-        num_classes: number of classes of the data set.
+            has all classes and new domains.
+        classes: name of each class; its position is its id.
         domains: name of each domain; its position is its number.
-        initial: classes of task 0, None for `increment`; not read when domain-incremental.
-        increment: classes of later tasks; not read when domain-incremental.
+        sizes: classes or domains of each task; None for one domain each.
         order: order of the classes, or of the domains.
 
     Returns:
@@ -156,38 +238,61 @@ def tasks(
     if kind == "domain_incremental":
         if not domains:
             raise ConfigError("the data names no domain; give the column", key="dataset.domain")
-        everything = tuple(range(num_classes))
-        return tuple(
-            StreamTask(name=domains[domain], classes=everything, domains=(domain,))
-            for domain in domain_order(domains, order)
-        )
-    if increment is None:
-        raise ConfigError("missing; class_incremental needs it", key="scenario.increment")
-    ids = class_order(num_classes, order)
-    all_domains = tuple(range(len(domains) or 1))
-    stream, start = [], 0
-    for number, size in enumerate(task_sizes(num_classes, initial, increment), 1):
-        own = ids[start : start + size]
-        stream.append(StreamTask(name=f"task {number}", classes=own, domains=all_domains))
-        start += size
-    return tuple(stream)
+        numbers = domain_order(domains, order)
+        sizes = checked_sizes(sizes or (1,) * len(domains), len(domains), "domains")
+        return _by_domain(len(classes), domains, _parts(numbers, sizes))
+    ids = class_order(len(classes), order, classes)
+    sizes = checked_sizes(sizes or (), len(classes), "classes")
+    return _by_class(domains, _parts(ids, sizes))
 
 
-def _check_permutation(order: Sequence[Any], expected: Sequence[Any], what: str) -> None:
-    """Refuse an explicit order that does not hold each expected id once."""
-    wanted, given = set(expected), Counter(order)
-    problems = {
-        "missing": [i for i in expected if i not in given],
-        "more than once": [i for i, times in given.items() if times > 1],
-        "unknown": [i for i in given if i not in wanted],
-    }
-    parts = [f"{name} {_some(ids)}" for name, ids in problems.items() if ids]
-    if parts:
-        raise ConfigError(
-            f"an explicit {what} order must name each of the {len(expected)} "
-            f"{what}{'es' if what == 'class' else 's'} once; {'; '.join(parts)}",
-            key="scenario.orders",
-        )
+def grouped(
+    kind: Kind,
+    classes: Sequence[str],
+    domains: Sequence[str],
+    groups: Sequence[Sequence[int | str]],
+) -> tuple[StreamTask, ...]:
+    """The stream of tasks whose classes, or domains, are listed.
+
+    Args:
+        kind: as in `tasks`.
+        groups: names of each task's classes or domains; or class ids.
+
+    Raises:
+        ConfigError: a name that does not exist, or stands there twice.
+    """
+    domain = kind == "domain_incremental"
+    names, what = (domains, "domain") if domain else (classes, "class")
+    everything = [each for group in groups for each in group]
+    found = _parts(
+        ids_of(everything, names, what, "scenario.tasks"), [len(group) for group in groups]
+    )
+    return _by_domain(len(classes), domains, found) if domain else _by_class(domains, found)
+
+
+def _by_class(domains: Sequence[str], parts: Sequence[tuple[int, ...]]) -> tuple[StreamTask, ...]:
+    everywhere = tuple(range(len(domains) or 1))
+    return tuple(
+        StreamTask(name=f"task {number}", classes=own, domains=everywhere)
+        for number, own in enumerate(parts, 1)
+    )
+
+
+def _by_domain(
+    num_classes: int, domains: Sequence[str], parts: Sequence[tuple[int, ...]]
+) -> tuple[StreamTask, ...]:
+    everything = tuple(range(num_classes))
+    return tuple(
+        StreamTask(name=" + ".join(domains[d] for d in own), classes=everything, domains=own)
+        for own in parts
+    )
+
+
+def _parts(numbers: Sequence[int], sizes: Sequence[int]) -> list[tuple[int, ...]]:
+    stops = [0]
+    for size in sizes:
+        stops.append(stops[-1] + size)
+    return [tuple(numbers[start:stop]) for start, stop in pairwise(stops)]
 
 
 def _some(ids: Sequence[Any]) -> str:

@@ -198,6 +198,8 @@ class Piece:
         classes: names of the classes, by their number in both splits.
         order: such numbers, in the order in which classes of one task are numbered.
         domains: names of the domains, by their number in both splits.
+        arrival: the training rows in the order in which they come one by one; None if nobody drew
+            one.
     """
 
     name: str
@@ -208,6 +210,7 @@ class Piece:
     classes: tuple[str, ...]
     order: Sequence[int]
     domains: tuple[str, ...]
+    arrival: np.ndarray | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,13 +249,13 @@ class Listed:
         )
 
 
-def cut(dataset: Dataset, tasks: Sequence[StreamTask]) -> Stream:
-    """The stream of a data set whose tasks are classes in domains.
+def cut(dataset: Dataset, tasks: Sequence[StreamTask]) -> list[Piece]:
+    """The rows of tasks that are classes in domains.
 
     Args:
         tasks: in order of arrival.
     """
-    pieces = [
+    return [
         Piece(
             name=task.name,
             train=dataset.train,
@@ -265,7 +268,6 @@ def cut(dataset: Dataset, tasks: Sequence[StreamTask]) -> Stream:
         )
         for task in tasks
     ]
-    return arrange(pieces, dataset.classes)
 
 
 def arrange(pieces: Sequence[Piece], catalogue: Sequence[str] | None = None) -> Stream:

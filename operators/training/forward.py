@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from itertools import repeat
 from typing import Any
 
 import torch
@@ -69,10 +70,10 @@ class PlainImages:
         recipe = replace(self._recipe, batch_size=batch_size, shuffle=True, drop_last=False)
         augmentation = recipe.augmentation if augmented else "none"
         # The epoch after the last: an order and an augmentation that no step has seen.
-        epoch = recipe.epochs
+        epoch = recipe.epochs * recipe.times
         batches = row_batches(len(images.targets), recipe, settings.seed, learner.task.index, epoch)
         known = images.query if augmentation == "none" else None
-        for rows, pixels in prepared(images, batches, settings, epoch, augmentation):
+        for rows, pixels in prepared(images, batches, settings, repeat(epoch), augmentation):
             inputs = images.normalise(pixels.to(device, non_blocking=True))
             with autocast(device, settings.precision):
                 query = query_of(learner, known, rows, inputs)

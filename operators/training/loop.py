@@ -30,8 +30,9 @@ from graftwork.methods.contracts.trained import (
 from graftwork.methods.networks.network import Network
 from graftwork.operators.backbones.loading import autocast
 from graftwork.operators.errors import Diverged
+from graftwork.operators.parameters.training import SinglePass
 from graftwork.operators.seeds import derive
-from graftwork.operators.training.batches import prepared, row_batches
+from graftwork.operators.training.batches import once, prepared, row_batches
 from graftwork.operators.training.forward import PlainImages, query_of
 from graftwork.operators.training.settings import Images, Log, Settings, Snapshot, World
 
@@ -67,6 +68,7 @@ def train_task(
     state: State | None,
     settings: Settings,
     *,
+    single: SinglePass | None = None,
     reference: Reference | None = None,
     resume: Snapshot | None = None,
     keep: Callable[[Snapshot], None] = lambda snapshot: None,
@@ -81,6 +83,7 @@ def train_task(
         images: the task's training images.
         state: stored after the task before, None at the start; for an expert what it shares.
         settings: seed, device, precision and the like.
+        single: of an online stream, the pass over its images; None for the recipe's epochs.
         reference: images and texts of no task, for methods that ask for them.
         resume: continue here.
         keep: called with a snapshot now and then, on rank 0.
@@ -93,6 +96,8 @@ def train_task(
         Diverged: a loss or a gradient is NaN or infinite; the step is not taken.
     """
     world, recipe = World.current(), method.recipe(task)
+    if single is not None:
+        recipe = once(recipe, single)
     learner, backbone = open_learner(method, network, task, state, settings)
     learner.reference = reference
     learner.begin()
@@ -180,12 +185,12 @@ class _Run:
         while self._epoch < recipe.epochs:
             factor = recipe.schedule(self._epoch, recipe.epochs)
             self._learner.begin_epoch(self._epoch)
-            batches = row_batches(
+            drawn = row_batches(
                 len(self._images.targets), recipe, self._settings.seed, task.index, self._epoch
             )
+            batches = [rows for rows in drawn for _ in range(recipe.times)]
             started, done = time.monotonic(), 0
-            todo = batches[self._step :]
-            for rows, pixels in self._prepared(todo):
+            for rows, pixels in self._prepared(batches):
                 self._set_rate(factor, len(batches))
                 terms = self._take(rows, pixels)
                 for name, value in terms.items():
@@ -245,10 +250,13 @@ class _Run:
         self.log.steps, self.log.images_forwarded = snapshot.counts
 
     def _prepared(self, batches: list[list[int]]) -> Iterator[tuple[list[int], Tensor]]:
-        """Batches with this worker's pixels, prepared ahead by threads."""
-        mine, augmentation = map(self._mine, batches), self._recipe.augmentation
-        found = prepared(self._images, mine, self._settings, self._epoch, augmentation)
-        return ((rows, pixels) for rows, (_, pixels) in zip(batches, found, strict=True))
+        """Batches of the steps that are left, with this worker's pixels, prepared ahead."""
+        times, steps = self._recipe.times, range(self._step, len(batches))
+        left = [batches[step] for step in steps]
+        draws = [self._epoch * times + step % times for step in steps]
+        mine, augmentation = map(self._mine, left), self._recipe.augmentation
+        found = prepared(self._images, mine, self._settings, draws, augmentation)
+        return ((rows, pixels) for rows, (_, pixels) in zip(left, found, strict=True))
 
     def _mine(self, rows: list[int]) -> list[int]:
         # A worker without a row takes part with the first one, which then counts nothing.

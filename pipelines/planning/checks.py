@@ -106,6 +106,43 @@ def check_room(methods: Iterable["Method"], count: int) -> None:
         raise together(problems)
 
 
+def check_online(spec: PipelineSpec, methods: Sequence["Method"]) -> None:
+    """Refuses what a single pass over an online stream leaves no sense.
+
+    Args:
+        methods: those of the spec, in its order.
+
+    Raises:
+        ConfigError: one problem for each hyper-parameter that would not be read, and for each
+            method that a single pass does not train.
+    """
+    problems = []
+    for (_, given), method in zip(spec.methods, methods, strict=True):
+        if not method.trains or method.facts.upper_bound:
+            continue
+        problems += [
+            ConfigError(
+                f"not read: an online stream passes once over its images, {instead}; remove it",
+                key=f"{method.key}.{field}",
+            )
+            for field, instead in (
+                ("epochs", "with scenario.online.times steps on each batch"),
+                ("batch_size", "in batches of scenario.online.batch_size"),
+            )
+            if field in given
+        ]
+        if method.needs.passes > 1:
+            problems.append(
+                ConfigError(
+                    f"{method.name} trains all of itself from pass {method.needs.passes} on, an "
+                    "online stream has one; set freeze_epochs: 0",
+                    key=method.key,
+                )
+            )
+    if problems:
+        raise together(problems)
+
+
 def _check_crop(shared: Shared, trained: Sequence["Method"]) -> None:
     for method in trained:
         name = method.training.augmentation

@@ -41,9 +41,7 @@ def fitted(cell: Cell) -> Run:
         if not parts.keeps_frozen:
             del kinds["features"], shards["features"]
     scenario = shared.spec.scenario
-    separable = (
-        classifier.separable and scenario is not None and scenario.kind == "class_incremental"
-    )
+    separable = classifier.separable and scenario is not None and scenario.whole_classes
     train, ids = [task.train for task in tasks], cell.stream.ids
     if separable:
         # One fit on all classes serves every order.
@@ -114,8 +112,15 @@ def fitted(cell: Cell) -> Run:
 
 def cut_off(evaluated: EvaluateParameters, count: int) -> EvaluateParameters:
     """The evaluation after the first tasks alone."""
-    tasks, columns = evaluated.tasks[:count], evaluated.columns
-    return replace(evaluated, tasks=tasks, columns=columns and columns[: tasks[-1].seen])
+    tasks, columns, measures = evaluated.tasks[:count], evaluated.columns, evaluated.measures
+    seen = tasks[-1].seen
+    assert seen is not None, "test rows say how many classes are known"
+    return replace(
+        evaluated,
+        tasks=tasks,
+        columns=columns and columns[:seen],
+        measures=measures and measures.first(seen),
+    )
 
 
 def _labels(columns: Sequence[int], count: int) -> tuple[int, ...]:

@@ -200,7 +200,7 @@ def method_of(name: str, label: str, described: Mapping[str, Any]) -> Method:
 
 def _needs(described: Mapping[str, Any]) -> StreamNeeds:
     room = described["room"]
-    return StreamNeeds(count=described["count"], room=room and Room(**room))
+    return StreamNeeds(**{**described, "room": room and Room(**room)})
 
 
 def _adapted(parts: Mapping[str, Any]) -> Adapted:

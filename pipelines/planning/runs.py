@@ -2,14 +2,15 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 from graftwork.operators.parameters.as_json import to_json
-from graftwork.operators.parameters.fitting import EvaluateParameters
+from graftwork.operators.parameters.fitting import EvaluateParameters, Measures
 from graftwork.operators.parameters.hints import EvaluateHints
 from graftwork.operators.parameters.learners import LearnerRef, MethodRef
 from graftwork.operators.parameters.predictors import FittedPart, FusedPart, Part, TrainedPart
 from graftwork.operators.parameters.tasks import TaskData
-from graftwork.operators.parameters.training import TrainingData
+from graftwork.operators.parameters.training import SinglePass, TrainingData
 from graftwork.operators.stage import Resources, Stage
 from graftwork.operators.streams.scenario import OrderName
 from graftwork.operators.streams.stream import Rows, Stream
@@ -115,6 +116,9 @@ class Cell:
         shared: what all runs share.
         stream: its tasks.
         grows: whether more tasks may come: what a longer stream goes on from is kept.
+        measures: what is measured beside the measures of every run.
+        single: of an online stream, the pass over the images of a section.
+        mask: "batch" where training steps choose from the classes of their batch alone.
     """
 
     shared: Shared
@@ -124,6 +128,9 @@ class Cell:
     seed: int
     beside: Shared | None = None
     grows: bool = False
+    measures: Measures | None = None
+    single: SinglePass | None = None
+    mask: Literal["batch"] | None = None
 
     @property
     def label(self) -> str:
@@ -149,6 +156,7 @@ class Cell:
             order=self.order,
             seed=self.seed,
             tasks=self.tested,
+            measures=self.measures,
         )
 
     def run(

@@ -19,6 +19,7 @@ from graftwork.operators.parameters.training import (
     Memory,
     PredictParameters,
     ScoreParameters,
+    SinglePass,
     TrainingData,
     TrainParameters,
 )
@@ -50,7 +51,7 @@ def score(cell: Cell, training: Training) -> Stage:
     resources, hints, model = cell.shared.spec.resources.extract, training.hints, training.model
     reading = replace(
         hints.value.reading,
-        images=hints.value.reading.images // cell.method.training.epochs,
+        images=hints.value.reading.images // _passes(cell, cell.method.training.epochs),
         cpus=resources.cpus,
     )
     group = f"score {cell.label}"
@@ -232,9 +233,8 @@ def _training(
         query=query,
         reference=reference and reference.texts,
     )
-    reading = shared.reading(
-        images * facts.epochs * (2 if card.query and not plain else 1), resources.cpus
-    )
+    passes = _passes(cell, facts.epochs) * (2 if card.query and not plain else 1)
+    reading = shared.reading(images * passes, resources.cpus)
     hints = Hints(
         TrainHints(
             reading=reading,
@@ -254,6 +254,7 @@ def _training(
                 data=data,
                 augmentation=AUGMENTATIONS[facts.augmentation],
                 numerics=shared.numerics(resources.gpus, compile=resources.compile),
+                single=_single(cell),
             )
         ),
         inputs=inputs,
@@ -265,6 +266,17 @@ def _training(
         group=group,
     )
     return Training(model=Model(stage=stage, learner=learner, data=data, rows=part), hints=hints)
+
+
+def _single(cell: Cell) -> SinglePass | None:
+    """The pass over an online stream; what sees all tasks at once learns in its own epochs."""
+    return None if cell.method.facts.upper_bound else cell.single
+
+
+def _passes(cell: Cell, epochs: int) -> int:
+    """Steps that see an image, which a method would see in so many epochs."""
+    single = _single(cell)
+    return epochs if single is None else single.times
 
 
 def _columns(cell: Cell, parts: Sequence[Rows], number: int) -> Columns:
@@ -282,6 +294,7 @@ def _columns(cell: Cell, parts: Sequence[Rows], number: int) -> Columns:
         seen=seen,
         names=cell.stream.classes[:seen] if reads else None,
         templates=cell.shared.templates if reads else None,
+        mask=None if facts.upper_bound else cell.mask,
     )
 
 

@@ -36,7 +36,7 @@ class MethodResult:
     hyperparameters: Mapping[str, Any]
     order: str
     seed: int
-    matrix: Sequence[Sequence[float]]
+    matrix: Sequence[Sequence[float | None]]
     curve: Sequence[float]
     task_curve: Sequence[float]
     metrics: Mapping[str, float]

@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from graftwork.operators.errors import ConfigError
+from graftwork.operators.evaluation.metrics import GROUPS
 from graftwork.operators.serving.lookup import pages
 from graftwork.operators.tracking import uri as tracking_uri
 
-METRICS = ("a_avg", "a_last", "forgetting", "bwt", "task_a_avg", "seconds")
+METRICS = ("a_avg", "a_last", "forgetting", "bwt", "task_a_avg", "seconds", *GROUPS)
 """Metrics of a row, each with mean and standard deviation; percent, `seconds` in seconds."""
 
 RUN_PARAMETERS = ("order", "seed")
@@ -189,10 +190,12 @@ def render(rows: Sequence[Row], format: Format) -> str:
 
 
 def _cells(rows: Sequence[Row]) -> list[list[str]]:
-    header = ["pipeline", "method", "runs", "A_avg", "A_last", "forgetting", "BWT"]
+    usual = {"a_avg": "A_avg", "a_last": "A_last", "forgetting": "forgetting", "bwt": "BWT"}
+    columns = usual | {name: name for name in GROUPS if any(name in row.mean for row in rows)}
+    header = ["pipeline", "method", "runs", *columns.values()]
     cells = [[*header, "best order", "worst order", "seconds"]]
     for row in rows:
-        spread = [_spread(row, name) for name in ("a_avg", "a_last", "forgetting", "bwt")]
+        spread = [_spread(row, name) for name in columns]
         orders = [f"{value:.2f} ({order})" for order, value in (row.best_order, row.worst_order)]
         seconds = f"{row.mean['seconds']:.1f}" if "seconds" in row.mean else "-"
         cells.append([row.pipeline, row.name, str(row.runs), *spread, *orders, seconds])

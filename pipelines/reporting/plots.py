@@ -130,7 +130,7 @@ def curves(lines: Sequence[Line], *, y_label: str = "accuracy, %", labels: bool 
     return _svg(left + width + max(right, 14), top + height + 46, body, "accuracy per task")
 
 
-def heat_map(matrix: Sequence[Sequence[float]], low: float = 0.0) -> str:
+def heat_map(matrix: Sequence[Sequence[float | None]], low: float = 0.0) -> str:
     """Lower triangle of accuracies, row = after task, column = on task; `low` is the palest."""
     tasks = len(matrix)
     left, top, size = 40, 10, 340
@@ -139,6 +139,8 @@ def heat_map(matrix: Sequence[Sequence[float]], low: float = 0.0) -> str:
     if tasks <= RECTANGLES:
         for i, row in enumerate(matrix):
             for j, value in enumerate(row):
+                if value is None:  # a task without test images of its own
+                    continue
                 red, green, blue, _ = _shade(np.array((value - low) / (100 - low)))
                 place = f'x="{left + j * cell:.1f}" y="{top + i * cell:.1f}"'
                 about = f"task {j + 1} after task {i + 1}: {value:.1f} %"
@@ -157,7 +159,7 @@ def heat_map(matrix: Sequence[Sequence[float]], low: float = 0.0) -> str:
     else:
         shares = np.full((tasks, tasks), np.nan)
         for i, row in enumerate(matrix):
-            shares[i, : i + 1] = (np.asarray(row) - low) / (100 - low)
+            shares[i, : i + 1] = (np.asarray(row, dtype=float) - low) / (100 - low)
         body.append(_picture(shares, left, top, size))
     body += _matrix_axes(tasks, left, top, size, "on task", "after task", first=1)
     return _svg(left + size + 8, top + size + 42, body, "accuracy matrix")
@@ -232,7 +234,8 @@ def method_artifacts(summary: Summary, class_order: Sequence[int]) -> dict[str, 
     tasks = range(len(summary.matrix))
     table = [",".join(["after_task", *(f"task_{j}" for j in tasks)])]
     for i, row in enumerate(summary.matrix):
-        table.append(",".join([str(i), *map(repr, row), *[""] * (len(tasks) - i - 1)]))
+        values = ["" if value is None else repr(value) for value in row]
+        table.append(",".join([str(i), *values, *[""] * (len(tasks) - i - 1)]))
     both = [
         Line(name="class-incremental", values=summary.curve),
         Line(name="task-incremental", values=summary.task_curve, colour=1),

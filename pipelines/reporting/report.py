@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from graftwork.operators.evaluation.metrics import DEFINITIONS
+from graftwork.operators.evaluation.metrics import DEFINITIONS, GROUPS
 from graftwork.pipelines.reporting import plots
 from graftwork.pipelines.reporting.content import Cost, MethodResult, ReportData, StageResult
 from graftwork.pipelines.reporting.leaderboard import Record, Row, aggregate, hyperparameters
@@ -38,7 +38,13 @@ def render(data: ReportData) -> str:
             _matrices(groups),
             _task_incremental(groups),
         ]
-    sections += [_cost(groups, data), _stages(data), _runs(groups), _definitions(), _setup(data)]
+    sections += [
+        _cost(groups, data),
+        _stages(data),
+        _runs(groups),
+        _definitions(groups),
+        _setup(data),
+    ]
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(
         title=html.escape(f"{data.pipeline}: report"),
         light=plots.style(plots.LIGHT),
@@ -87,6 +93,8 @@ def _header(data: ReportData) -> str:
 
 def _leaderboard(groups: Sequence[_Group]) -> str:
     columns = [("a_avg", max), ("a_last", max), ("forgetting", min), ("bwt", max)]
+    more = [name for name in GROUPS if all(name in group.row.mean for group in groups)]
+    columns += [(name, max) for name in more]
     best = {name: pick(g.row.mean[name] for g in groups) for name, pick in columns}
     several = any(group.row.orders > 1 for group in groups)
     rows: list[list[str]] = []
@@ -104,6 +112,7 @@ def _leaderboard(groups: Sequence[_Group]) -> str:
         cells.append(f'<td class="n">{_count(parameters)}</td><td class="n">{row.runs}</td>')
         rows.append(cells)
     header = ["Method", "A<sub>avg</sub>", "A<sub>last</sub>", "Forgetting ↓", "BWT"]
+    header += [GROUPS[name][0] for name in more]
     header += ["Best order", "Worst order"] if several else []
     text = "Percent. "
     if any(group.row.runs > 1 for group in groups):
@@ -144,7 +153,8 @@ def _spread(groups: Sequence[_Group]) -> str:
 
 
 def _matrices(groups: Sequence[_Group]) -> str:
-    lowest = min(v for g in groups for row in g.results[0].matrix for v in row)
+    rows = (row for g in groups for row in g.results[0].matrix)
+    lowest = min(v for row in rows for v in row if v is not None)
     low = max(0.0, lowest // 10 * 10 - 10)
     cards = [
         f'<div class="card"><h3>{_named(g)}</h3>{plots.heat_map(g.results[0].matrix, low)}</div>'
@@ -272,10 +282,12 @@ def _runs(groups: Sequence[_Group]) -> str:
     return _details(f"Every result ({len(rows)})", body) if rows else ""
 
 
-def _definitions() -> str:
+def _definitions(groups: Sequence[_Group]) -> str:
+    measured = {name for group in groups for name in group.row.mean}
+    used = DEFINITIONS | {name: said for name, said in GROUPS.items() if name in measured}
     terms = "".join(
         f"<dt>{_t(title)}</dt><dd>{_t(formula)}<br><small>{_t(source)}</small></dd>"
-        for title, formula, source in DEFINITIONS.values()
+        for title, formula, source in used.values()
     )
     text = (
         "R[i,j] is the accuracy in percent on task j's test images after task i, among all classes "

@@ -13,6 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graftwork.cluster.jobs import Job
+from graftwork.operators.evaluation.metrics import GROUPS
 from graftwork.pipelines.planning.explain import Explanation
 from graftwork.pipelines.reporting.document import Document, Result
 
@@ -30,23 +31,15 @@ def document(value: Document, console: Console) -> None:
     groups: dict[str, list[Result]] = defaultdict(list)
     for result in value.results:
         groups[result.label].append(result)
-    table = _table(
-        f"{value.pipeline}: accuracy in %",
-        "method",
-        "A_last",
-        "A_avg",
-        "forgetting",
-        "runs",
-        "s",
-    )
+    columns = {"a_last": "A_last", "a_avg": "A_avg", "forgetting": "forgetting"}
+    measured = value.results[0].metrics if value.results else {}
+    columns |= {name: name for name in GROUPS if name in measured}
+    table = _table(f"{value.pipeline}: accuracy in %", "method", *columns.values(), "runs", "s")
     ranked = sorted(groups.items(), key=lambda g: -mean(r.metrics["a_last"] for r in g[1]))
     for label, results in ranked:
         table.add_row(
             label,
-            *(
-                _spread([r.metrics[name] for r in results])
-                for name in ("a_last", "a_avg", "forgetting")
-            ),
+            *(_spread([r.metrics[name] for r in results]) for name in columns),
             str(len(results)),
             f"{mean(r.seconds for r in results):.2f}",
         )

@@ -116,7 +116,7 @@ def pipeline_params(plan: Plan) -> dict[str, Any]:
         "backbone_fingerprint": plan.backbone.fingerprint,
         "precision": spec.backbone.precision,
         "preprocessing": canonical(plan.preprocessing.to_json()),
-        "scenario": spec.scenario.kind if spec.scenario else "listed tasks",
+        "scenario": spec.scenario.words if spec.scenario else "listed tasks",
         "initial": spec.scenario.initial if spec.scenario else None,
         "increment": spec.scenario.increment if spec.scenario else None,
         "methods": ", ".join(dict.fromkeys(run.method.label for run in plan.runs)),

@@ -28,7 +28,7 @@ def report(
 ) -> str:
     """The HTML report of a finished run, which took `seconds`."""
     spec = plan.spec
-    cut = spec.scenario.kind.replace("_", " ") if spec.scenario else "listed"
+    cut = spec.scenario.words if spec.scenario else "listed"
     training, test = plan.data.counts
     stream = runs[0].run.stream.tasks
     sizes = [len(task.train.classes) for task in stream]

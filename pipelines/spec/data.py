@@ -1,13 +1,13 @@
-"""The sections of a spec about data: images and labels, and the stream of tasks."""
+"""The sections of a spec about data: images, labels and texts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag, ValidationInfo, field_validator
+from pydantic import AfterValidator, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
 from graftwork.operators.data.builtin import BUILTIN
-from graftwork.operators.streams.scenario import MAX_SEED, OrderName, expand
+from graftwork.operators.streams.scenario import MAX_SEED
 from graftwork.pipelines.spec.fields import (
     PLACE,
     Before,
@@ -153,13 +153,21 @@ Dataset = Annotated[
 ]
 
 
+def checked_at(key: str | int, check: Callable[[Any], Any], value: Any) -> Any:
+    """The checked value; a problem with it is reported at `key`."""
+    try:
+        return check(value)
+    except PydanticCustomError as error:
+        raise refuse(error.message(), (key,)) from error
+
+
 def _texts(value: Any) -> str | tuple[str, ...]:
     """Path of a JSON list, or the texts themselves."""
     if not isinstance(value, (list, tuple)):
         return PLACE.check(value)
     if not value:
         raise refuse("must hold at least one text, got an empty list")
-    return tuple(_at(index, text(300).check, item) for index, item in enumerate(value))
+    return tuple(checked_at(index, text(300).check, item) for index, item in enumerate(value))
 
 
 class Reference(Section):
@@ -205,105 +213,3 @@ class Text(Section):
         description="texts around a class name, whose features are averaged; "
         "training uses the first one",
     )
-
-
-def _orders(value: Any) -> tuple[Any, ...]:
-    """All accepted ways of writing orders, one by one."""
-    if value == "natural":
-        return expand("natural")
-    if isinstance(value, Mapping):
-        unknown = [key for key in value if key not in ("count", "first")]
-        if unknown:
-            raise refuse('unknown key; an order sweep has "count" and "first"', (unknown[0],))
-        if "count" not in value:
-            raise refuse("missing; say how many orders", ("count",))
-        count = _at("count", integer(1, 10_000).check, value["count"])
-        first = _at("first", integer(0, MAX_SEED + 1 - count).check, value.get("first", 0))
-        return expand({"count": count, "first": first})
-    says = 'seeds, "natural" and explicit lists; or "natural", or {count: n, first: 0}'
-    return listing(says).change(value)
-
-
-def _at(key: str | int, check: Callable[[Any], Any], value: Any) -> Any:
-    """The checked value; a problem with it is reported at `key`."""
-    try:
-        return check(value)
-    except PydanticCustomError as error:
-        raise refuse(error.message(), (key,)) from error
-
-
-def _order(value: Any) -> Any:
-    if value == "natural":
-        return value
-    if isinstance(value, (list, tuple)):
-        if not value:
-            raise refuse("an explicit order must not be empty")
-        numbers = all(isinstance(item, int) and not isinstance(item, bool) for item in value)
-        if not numbers and not all(isinstance(item, str) for item in value):
-            raise refuse("an explicit order must hold class ids, or domain names in quotes")
-        repeated = [item for index, item in enumerate(value) if item in value[:index]]
-        if repeated:
-            raise refuse(f"an explicit order must not repeat {shown(repeated[0])}")
-        return list(value)
-    if isinstance(value, str):
-        raise refuse(f'must be a seed, "natural" or a list, got {shown(value)}')
-    return seed.check(value)
-
-
-class Scenario(Section):
-    """Division of the data into a stream of tasks."""
-
-    kind: Annotated[
-        Literal["class_incremental", "domain_incremental"],
-        choice(("class_incremental", "domain_incremental")),
-    ] = Field(description="new classes with every task, or a new domain with every task")
-    increment: Annotated[int | None, optional(_count)] = Field(
-        default=None,
-        description="classes of each task after the first; class_incremental only, required there",
-        validate_default=True,
-    )
-    initial: Annotated[int | None, optional(_count)] = Field(
-        default=None,
-        description="classes of the first task, `increment` if absent; class_incremental only",
-        validate_default=True,
-    )
-    tasks: Annotated[int | None, optional(_count)] = Field(
-        default=None, description="stop after so many tasks; absent: learn all of them"
-    )
-    orders: Annotated[
-        tuple[Annotated[OrderName, Rule(_order, "order")], ...],
-        Before(_orders, 'list of seeds, "natural" and explicit lists; {count, first}; "natural"'),
-    ] = Field(
-        default=None,
-        description="class (or domain) orders; absent: [1993], natural for domain_incremental",
-        validate_default=True,
-    )
-
-    @field_validator("increment", "initial")
-    @classmethod
-    def _fits_kind(cls, value: int | None, info: ValidationInfo) -> int | None:
-        kind = info.data.get("kind")
-        if kind == "domain_incremental" and value is not None:
-            raise refuse("only for class_incremental; every task is one domain, remove it")
-        if kind == "class_incremental" and value is None:
-            if info.field_name == "increment":
-                raise refuse("missing; class_incremental needs the number of classes per task")
-            return info.data.get("increment")
-        return value
-
-    @field_validator("orders", mode="wrap")
-    @classmethod
-    def _orders_of_kind(
-        cls, value: Any, handler: Callable[[Any], tuple[OrderName, ...]], info: ValidationInfo
-    ) -> tuple[OrderName, ...]:
-        kind = info.data.get("kind")
-        if value is None:
-            return ("natural",) if kind == "domain_incremental" else (1993,)
-        orders = no_duplicates(handler(value))
-        for index, order in enumerate(orders):
-            if isinstance(order, list) and kind is not None:
-                wanted = str if kind == "domain_incremental" else int
-                what = "domain names" if kind == "domain_incremental" else "class ids"
-                if not isinstance(order[0], wanted):
-                    raise refuse(f"an explicit order of {kind} must hold {what}", (index,))
-        return orders

@@ -28,7 +28,6 @@ from graftwork.pipelines.spec.data import (
     Dataset,
     FileDataset,
     Reference,
-    Scenario,
     Text,
     full_dataset,
     seed,
@@ -51,6 +50,7 @@ from graftwork.pipelines.spec.fields import (
     text,
 )
 from graftwork.pipelines.spec.problems import parse_path, shown
+from graftwork.pipelines.spec.scenario import Scenario
 from graftwork.pipelines.spec.stream import StreamField
 from graftwork.pipelines.spec.yaml_source import Path
 
