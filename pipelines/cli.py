@@ -29,6 +29,7 @@ from graftwork.pipelines.commands.options import (
     print_json,
     recorded,
 )
+from graftwork.pipelines.commands.split import split
 
 app = typer.Typer(
     name="graftwork",
@@ -130,6 +131,9 @@ def doctor(
 
     loaded = load_resolved(spec, overrides or ())
     inspect(loaded, Store(place(store, None).store), Display(), as_json)
+
+
+app.command(epilog="Example: graftwork split spec.yaml -o split.csv")(split)
 
 
 @app.command(

@@ -39,6 +39,8 @@ NEEDS: list[tuple[str, dict[str, Any], StreamNeeds]] = [
         StreamNeeds(room=Room(field="pool_size", size=23, per_task=4)),
     ),
     ("finetune", {}, StreamNeeds()),
+    ("lae", {}, StreamNeeds(passes=4)),
+    ("lae", {"freeze_epochs": 0}, StreamNeeds()),
     ("aper_adapter", {}, StreamNeeds()),
     ("ranpac", {"first_session": "adapter"}, StreamNeeds()),
     ("ranpac", {}, StreamNeeds()),
@@ -97,7 +99,7 @@ def test_only_what_says_so_depends_on_the_number_of_tasks(case: conformance.Case
 
 def test_a_method_of_the_table_that_asks_something_is_tested_above() -> None:
     asking = {name for name in methods.METHODS if hasattr(methods.load(name), "stream_needs")}
-    assert asking == {"coda_prompt", "dualprompt", "l2p"}
+    assert asking == {"coda_prompt", "dualprompt", "l2p", "lae"}
 
 
 def plan(store: Store, *overrides: str) -> Plan:

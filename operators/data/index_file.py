@@ -40,6 +40,12 @@ class SplitIndex:
         whole.update(self.domains.astype("<i4").tobytes())
         return whole.hexdigest()
 
+    @classmethod
+    def empty(cls) -> "SplitIndex":
+        """A split without images."""
+        none = np.zeros(0, dtype=np.int32)
+        return cls(digests=np.zeros((0, 32), dtype=np.uint8), labels=none, domains=none)
+
     def at(self, rows: np.ndarray) -> "SplitIndex":
         """Some of the rows: positions, or a mask."""
         return SplitIndex(

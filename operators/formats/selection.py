@@ -110,6 +110,9 @@ def require(work: Assignment, rows: Chosen, digest: str, what: str) -> None:
 
 def joined(parts: Sequence[Chosen]) -> Chosen:
     """All rows, one part after the other."""
+    if not parts:
+        none = np.zeros(0, dtype=np.int64)
+        return Chosen(index=SplitIndex.empty(), source=none, position=none)
     return Chosen(
         index=SplitIndex(
             digests=np.concatenate([part.index.digests for part in parts]),

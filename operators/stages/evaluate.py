@@ -8,7 +8,6 @@ Shapes: N rows, C classes seen.
 
 from collections.abc import Iterable
 
-import numpy as np
 import torch
 
 from graftwork.operators.assignment import Assignment, Result
@@ -24,9 +23,7 @@ from graftwork.operators.parameters.fitting import EvaluateParameters, Measures
 from graftwork.operators.parameters.hints import EvaluateHints
 from graftwork.operators.store import Store
 
-NO_ROWS = SplitIndex(
-    digests=np.zeros((0, 32), np.uint8), labels=np.zeros(0, np.int32), domains=np.zeros(0, np.int32)
-).digest
+NO_ROWS = SplitIndex.empty().digest
 """Digest of the test rows of a task that has none."""
 
 

@@ -74,21 +74,24 @@ def deal(labels: np.ndarray, num_classes: int, shares: Blurry, seed: int) -> lis
 def pieces(dataset: Dataset, shares: Blurry, seed: int) -> list[Piece]:
     """The tasks of a data set.
 
-    A class is tested from the task on that first shows an image of it.
+    A class is tested from the task on that first shows an image of it; one that none shows stands
+    with the last task.
 
     Raises:
         ConfigError: as `deal`.
     """
     train, test = dataset.train, dataset.test
     dealt = deal(train.labels, len(dataset.classes), shares, seed)
-    everything, nothing = np.arange(len(test)), np.zeros(0, dtype=np.int64)
+    first = np.full(len(dataset.classes), shares.tasks - 1)
+    for number, arrival in reversed(list(enumerate(dealt))):
+        first[train.labels[arrival]] = number
     return [
         Piece(
             name=f"task {number + 1}",
             train=train,
             rows=np.sort(arrival),
             test=test,
-            tested=nothing if number else everything,
+            tested=np.flatnonzero(first[test.labels] == number),
             classes=dataset.classes,
             order=first_seen(train.labels[arrival]),
             domains=dataset.domains,

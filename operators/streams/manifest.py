@@ -124,8 +124,12 @@ def _read(url: str) -> pa.Table:
         else:
             kinds = pcsv.ConvertOptions(column_types=dict.fromkeys(COLUMNS, pa.string()))
             table = pcsv.read_csv(io.BytesIO(data), convert_options=kinds)
-    except (OSError, pa.ArrowException) as error:
-        raise BadDataError(f"{place}: {error}", key=_KEY) from error
+    except OSError as error:
+        raise BadDataError(f"{place}: {access.reason(error)}", key=_KEY) from error
+    except pa.ArrowException as error:
+        # Its message may hold what is in the file.
+        what = f"{place}: neither Parquet nor comma-separated values with a header"
+        raise BadDataError(what, key=_KEY) from error
     missing = [name for name in REQUIRED if name not in table.column_names]
     if missing or not any(name in table.column_names for name in IDENTITIES):
         raise BadDataError(

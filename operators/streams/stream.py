@@ -73,8 +73,7 @@ class Rows:
     def index(self) -> SplitIndex:
         """Digests, and labels and domains by arrival."""
         if not self.parts:
-            none = np.zeros(0, dtype=np.int32)
-            return SplitIndex(digests=np.zeros((0, 32), np.uint8), labels=none, domains=none)
+            return SplitIndex.empty()
         return SplitIndex(
             digests=np.concatenate([part.split.digests[part.rows] for part in self.parts]),
             labels=np.concatenate([part.labels for part in self.parts]),

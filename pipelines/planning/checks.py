@@ -7,6 +7,7 @@ from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.errors import ConfigError, IncompatibleError, together
 from graftwork.operators.images.augmentation import AUGMENTATIONS
 from graftwork.pipelines.spec.model import PipelineSpec
+from graftwork.pipelines.spec.scenario import Online
 
 if TYPE_CHECKING:
     from graftwork.pipelines.planning.methods import Method
@@ -106,10 +107,11 @@ def check_room(methods: Iterable["Method"], count: int) -> None:
         raise together(problems)
 
 
-def check_online(spec: PipelineSpec, methods: Sequence["Method"]) -> None:
+def check_online(spec: PipelineSpec, online: Online, methods: Sequence["Method"]) -> None:
     """Refuses what a single pass over an online stream leaves no sense.
 
     Args:
+        online: how the stream is passed over.
         methods: those of the spec, in its order.
 
     Raises:
@@ -131,6 +133,13 @@ def check_online(spec: PipelineSpec, methods: Sequence["Method"]) -> None:
             )
             if field in given
         ]
+        if online.mask == "batch" and method.facts.contract == "fused":
+            problems.append(
+                ConfigError(
+                    f"{method.name} learns weights of classes in the place of a mask; set method",
+                    key="scenario.online.mask",
+                )
+            )
         if method.needs.passes > 1:
             problems.append(
                 ConfigError(

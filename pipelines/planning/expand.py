@@ -47,7 +47,7 @@ def make_runs(
     )
     section = spec.scenario and spec.scenario.online
     if section:
-        check_online(spec, methods)
+        check_online(spec, section, methods)
     single = section and SinglePass(batch_size=section.batch_size, times=section.times)
     for method in methods:
         for order, stream in streams:

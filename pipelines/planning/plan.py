@@ -19,11 +19,12 @@ from graftwork.operators.images import preprocessing as preprocessings
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.stage import Stage
 from graftwork.operators.store.memo import Memo
-from graftwork.operators.streams.stream import Data, Listed, arrange
+from graftwork.operators.streams.scenario import LISTED, OrderName
+from graftwork.operators.streams.stream import Data, Listed, Piece, arrange
 from graftwork.pipelines.planning import combine
 from graftwork.pipelines.planning.checks import check_networks, check_trainable
 from graftwork.pipelines.planning.combinations import Combined, resolve
-from graftwork.pipelines.planning.expand import make_runs
+from graftwork.pipelines.planning.expand import make_runs, tasks_of
 from graftwork.pipelines.planning.methods import Method, resolve_methods
 from graftwork.pipelines.planning.runs import Run
 from graftwork.pipelines.planning.shared import Reference, Shared
@@ -122,6 +123,28 @@ def indexed(spec: PipelineSpec, memo: Memo) -> dict[str, Dataset]:
     return found
 
 
+def pieces_of(loaded: Loaded, memo: Memo) -> tuple[OrderName, list[Piece]]:
+    """The tasks of a spec with one class order, before anything is numbered, and its name.
+
+    Raises:
+        ConfigError: several orders, or sizes that do not fit the data.
+        BadDataError: the data cannot be used.
+    """
+    spec = loaded.spec
+    with loaded.locating():
+        found = indexed(spec, memo)
+        if spec.scenario is None:
+            return LISTED, [task.piece() for task in _listed(spec, found)]
+        if len(spec.scenario.orders) > 1:
+            raise ConfigError(
+                f"a split is of one order, the spec has {len(spec.scenario.orders)}; choose with "
+                "--set scenario.orders=[1993]",
+                key="scenario.orders",
+            )
+        order = spec.scenario.orders[0]
+        return order, tasks_of(spec.scenario, found[""], order)
+
+
 def _data(spec: PipelineSpec, memo: Memo) -> Data:
     """The images of a spec.
 
@@ -132,8 +155,21 @@ def _data(spec: PipelineSpec, memo: Memo) -> Data:
     found = indexed(spec, memo)
     if spec.stream is None:
         return Data(sources=(found[""],), stream=None, classes=found[""].classes)
+    tasks = _listed(spec, found)
+    stream = arrange([task.piece() for task in tasks])
+    return Data(
+        sources=tuple(task.dataset for task in tasks), stream=stream, classes=stream.classes
+    )
+
+
+def _listed(spec: PipelineSpec, found: Mapping[str, Dataset]) -> list[Listed]:
+    """The tasks that a spec lists, with their images.
+
+    Raises:
+        ConfigError: class names that do not go together.
+    """
     tasks = []
-    for number, task in enumerate(spec.stream):
+    for number, task in enumerate(spec.stream or ()):
         own = found[task.name]
         if unknown := set(task.only or ()) - set(own.classes):
             hint = nearest(min(unknown), own.classes)
@@ -148,10 +184,7 @@ def _data(spec: PipelineSpec, memo: Memo) -> Data:
             )
         )
     _check_names(spec, found)
-    stream = arrange([task.piece() for task in tasks])
-    return Data(
-        sources=tuple(task.dataset for task in tasks), stream=stream, classes=stream.classes
-    )
+    return tasks
 
 
 def _check_names(spec: PipelineSpec, found: Mapping[str, Dataset]) -> None:

@@ -3,6 +3,7 @@
 import json
 import time
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import asdict
 from statistics import mean, pstdev
 from typing import Any
@@ -14,6 +15,7 @@ from rich.text import Text
 
 from graftwork.cluster.jobs import Job
 from graftwork.operators.evaluation.metrics import GROUPS
+from graftwork.operators.streams.stream import Piece
 from graftwork.pipelines.planning.explain import Explanation
 from graftwork.pipelines.reporting.document import Document, Result
 
@@ -53,6 +55,19 @@ def document(value: Document, console: Console) -> None:
 
 def _spread(values: list[float]) -> str:
     return f"{mean(values):.2f}" + (f" ± {pstdev(values):.2f}" if len(values) > 1 else "")
+
+
+def pieces(value: Sequence[Piece], file: str, console: Console) -> None:
+    """The tasks of a stream that was written to a file."""
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    table.add_column("task", overflow="fold")
+    for title in ("classes", "training images", "test images"):
+        table.add_column(title, justify="right")
+    for piece in value:
+        classes = len(set(piece.train.labels[piece.rows].tolist()))
+        table.add_row(Text(piece.name), str(classes), str(len(piece.rows)), str(len(piece.tested)))
+    console.print(table)
+    console.print(f"written to {file}; follow it with scenario: {{manifest: {file}}}", markup=False)
 
 
 def plan(value: Explanation, console: Console) -> None:

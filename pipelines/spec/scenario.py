@@ -91,7 +91,7 @@ def _stop_or_groups(value: Any) -> int | tuple[list[int] | list[str], ...] | Non
 _percent = integer(0, 100)
 
 
-class BlurrySection(Section):
+class Blurry(Section):
     """Si-Blurry: some classes belong to one task, images of the others are mixed over all."""
 
     tasks: Annotated[int, integer(2, 100_000)] = Field(description="how many tasks there are")
@@ -107,7 +107,7 @@ class BlurrySection(Section):
     )
 
 
-class FewShotSection(Section):
+class FewShot(Section):
     """Few training images of each class after the first task."""
 
     shots: Annotated[int, _count] = Field(description="training images of each such class")
@@ -116,7 +116,7 @@ class FewShotSection(Section):
     )
 
 
-class LongTailedSection(Section):
+class LongTailed(Section):
     """Numbers of training images that fall from class to class by one factor."""
 
     imbalance: Annotated[float, real(1, 1e6)] = Field(
@@ -134,7 +134,7 @@ class LongTailedSection(Section):
     )
 
 
-class OnlineSection(Section):
+class Online(Section):
     """One pass over all images in sections, without task boundaries."""
 
     every: Annotated[int, _count] = Field(
@@ -183,7 +183,7 @@ class Scenario(Section):
         default=None,
         description="classes (or domains) of each task; or a number: stop after so many tasks",
     )
-    blurry: BlurrySection | None = Field(
+    blurry: Blurry | None = Field(
         default=None, description="classes that are mixed over tasks; class_incremental only"
     )
     increment: Annotated[int | None, optional(_count)] = Field(
@@ -197,13 +197,13 @@ class Scenario(Section):
         description="classes of the first task, `increment` if absent; class_incremental only",
         validate_default=True,
     )
-    few_shot: FewShotSection | None = Field(
+    few_shot: FewShot | None = Field(
         default=None, description="few images after the first task; class_incremental only"
     )
-    long_tailed: LongTailedSection | None = Field(
+    long_tailed: LongTailed | None = Field(
         default=None, description="ever fewer images; class_incremental only"
     )
-    online: OnlineSection | None = Field(
+    online: Online | None = Field(
         default=None, description="images one by one, evaluated every so many"
     )
     orders: Annotated[
