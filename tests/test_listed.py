@@ -22,7 +22,9 @@ from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.formats import predictions, sums
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
-from graftwork.pipelines.planning.plan import Plan
+from graftwork.operators.streams import manifest
+from graftwork.pipelines.planning.plan import Plan, pieces_of
+from graftwork.pipelines.spec.loading import load_resolved
 from tests import pngs
 
 NAMES = ("m", "n", "o", "p", "q", "a")
@@ -266,10 +268,38 @@ def test_bad_streams_are_refused(changes: dict[str, Any], says: str, tmp_path: P
 
 def test_the_examples_of_the_page_are_streams(tmp_path: Path) -> None:
     page = Path(__file__).parent.parent.joinpath("docs", "streams.md").read_text(encoding="utf-8")
-    cut, own = (yaml.safe_load(part.partition("```")[0]) for part in page.split("```yaml")[1:])
+    examples = [yaml.safe_load(part.partition("```")[0]) for part in page.split("```yaml")[1:]]
+    own = next(each for each in examples if "stream" in each)
+    cuts = [each for each in examples if "scenario" in each]
     store = Store(str(tmp_path / "store"))
-    first = pngs.plan(store, tmp_path, methods=["simplecil"], **cut)
-    assert [len(task.train.classes) for task in first.runs[0].stream.tasks] == [4, 2, 2, 2]
+
+    def cut(given: dict[str, Any]) -> Plan:
+        return pngs.plan(store, tmp_path, methods=["simplecil"], **given)
+
+    # Each task's classes, by what its example is about.
+    found = {
+        (set(given["scenario"]) - {"kind", "orders", "initial", "increment"} or {"usual"}).pop(): [
+            len(task.train.classes) for task in cut(given).runs[0].stream.tasks
+        ]
+        for given in cuts
+        if {"manifest", "online"}.isdisjoint(given["scenario"])
+    }
+    assert found["usual"] == [4, 2, 2, 2]
+    assert (found["tasks"], found["sizes"]) == ([3, 1, 2], [3, 5, 2])
+    # One class of its own, one of the mixed ones, and what the pool has of the other four.
+    assert found["blurry"] == [6, 6, 6, 6, 5]
+    assert (found["few_shot"], found["long_tailed"]) == ([6, 2, 2], [2] * 5)
+    [online] = [given for given in cuts if "online" in given["scenario"]]
+    assert [len(task.train) for task in cut(online).runs[0].stream.tasks] == [250] * 5 + [184]
+    [followed] = [given for given in cuts if "manifest" in given["scenario"]]
+    (tmp_path / "split.csv").write_bytes(
+        manifest.write(
+            pieces_of(load_resolved("quickstart", ()), store.memo)[1], "1993", parquet=False
+        )
+    )
+    with contextlib.chdir(tmp_path):
+        tasks = cut(followed).runs[0].stream.tasks
+    assert [len(task.train.classes) for task in tasks] == [2] * 5
     second = planned(store, tmp_path, 0, methods=["simplecil"], **own)
     tasks = second.runs[0].stream.tasks
     assert second.runs[0].stream.classes == ("five", "seven", "one", "two", "eight")

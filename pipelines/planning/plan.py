@@ -141,7 +141,7 @@ def pieces_of(loaded: Loaded, memo: Memo) -> tuple[OrderName, list[Piece]]:
                 "--set scenario.orders=[1993]",
                 key="scenario.orders",
             )
-        order = spec.scenario.orders[0]
+        order = next(iter(spec.scenario.orders))
         return order, tasks_of(spec.scenario, found[""], order)
 
 
