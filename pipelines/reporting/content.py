@@ -22,6 +22,23 @@ class Cost:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskResult:
+    """A task of the stream.
+
+    Args:
+        classes: names of those that it has training images of.
+        new: how many of these no task before had.
+        training, test: its images.
+    """
+
+    name: str
+    classes: Sequence[str]
+    new: int
+    training: int
+    test: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class MethodResult:
     """One method with one class order and one seed. Accuracies in percent.
 
@@ -77,6 +94,7 @@ class ReportData:
         facts: shown at the top, such as data, scenario and backbone.
         spec: the resolved spec as YAML.
         environment: versions and hardware.
+        tasks: those of the first class order.
     """
 
     pipeline: str
@@ -89,3 +107,4 @@ class ReportData:
     results: Sequence[MethodResult]
     stages: Sequence[StageResult]
     environment: Mapping[str, str] = field(default_factory=dict)
+    tasks: Sequence[TaskResult] = ()

@@ -58,10 +58,17 @@ def standalone(svg: str) -> str:
     return f"{head}><style>{css}{style(LIGHT)}</style>{ground}{rest}"
 
 
-def curves(lines: Sequence[Line], *, y_label: str = "accuracy, %", labels: bool = True) -> str:
+def curves(
+    lines: Sequence[Line],
+    names: Sequence[str] = (),
+    *,
+    y_label: str = "accuracy, %",
+    labels: bool = True,
+) -> str:
     """Lines over tasks, with bands; names stand at the right end, moved apart where they collide.
 
     Args:
+        names: of the tasks, if they have any; else they are numbered from 1.
         labels: False leaves the names out (a single line, say).
     """
     longest = max((len(line.name) for line in lines), default=0) if labels else 0
@@ -84,10 +91,12 @@ def curves(lines: Sequence[Line], *, y_label: str = "accuracy, %", labels: bool 
             f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
         )
     step = max(1, math.ceil(tasks / 12))
+    letters = int(width / (7 * min(tasks, 12)))
     for task in range(0, tasks, step):
+        name = _cut(names[task], letters) if names else str(task + 1)
         body.append(
             f'<text x="{x(task):.1f}" y="{top + height + 18}" text-anchor="middle">'
-            f"{task + 1}</text>"
+            f"{escape(name)}</text>"
         )
     body.append(
         f'<path class="axis" d="M{left} {top + height}h{width}"/>'
@@ -115,9 +124,13 @@ def curves(lines: Sequence[Line], *, y_label: str = "accuracy, %", labels: bool 
             f'stroke-dasharray="{dash}" d="M{"L".join(points)}"/>'
         )
         if tasks <= 25:
-            for point in points:
+            for task, (point, value) in enumerate(zip(points, line.values, strict=True)):
                 cx, cy = point.split()
-                group.append(f'<circle fill="currentColor" r="2.6" cx="{cx}" cy="{cy}"/>')
+                about = f"{line.name} after {_named(task, names)}: {value:.1f} %"
+                group.append(
+                    f'<circle fill="currentColor" r="2.6" cx="{cx}" cy="{cy}">'
+                    f"<title>{escape(about)}</title></circle>"
+                )
         if labels:
             end = y(line.values[-1])
             group.append(
@@ -130,7 +143,13 @@ def curves(lines: Sequence[Line], *, y_label: str = "accuracy, %", labels: bool 
     return _svg(left + width + max(right, 14), top + height + 46, body, "accuracy per task")
 
 
-def heat_map(matrix: Sequence[Sequence[float | None]], low: float = 0.0) -> str:
+def _named(task: int, names: Sequence[str]) -> str:
+    return names[task] if names else f"task {task + 1}"
+
+
+def heat_map(
+    matrix: Sequence[Sequence[float | None]], low: float = 0.0, names: Sequence[str] = ()
+) -> str:
     """Lower triangle of accuracies, row = after task, column = on task; `low` is the palest."""
     tasks = len(matrix)
     left, top, size = 40, 10, 340
@@ -143,7 +162,7 @@ def heat_map(matrix: Sequence[Sequence[float | None]], low: float = 0.0) -> str:
                     continue
                 red, green, blue, _ = _shade(np.array((value - low) / (100 - low)))
                 place = f'x="{left + j * cell:.1f}" y="{top + i * cell:.1f}"'
-                about = f"task {j + 1} after task {i + 1}: {value:.1f} %"
+                about = escape(f"{_named(j, names)} after {_named(i, names)}: {value:.1f} %")
                 body.append(
                     f'<rect {place} width="{cell - 1:.1f}" height="{cell - 1:.1f}" rx="2" '
                     f'fill="#{red:02x}{green:02x}{blue:02x}"><title>{about}</title></rect>'

@@ -11,6 +11,7 @@ from graftwork.operators.evaluation.metrics import DEFINITIONS, GROUPS
 from graftwork.pipelines.reporting import plots
 from graftwork.pipelines.reporting.content import Cost, MethodResult, ReportData, StageResult
 from graftwork.pipelines.reporting.leaderboard import Record, Row, aggregate, hyperparameters
+from graftwork.pipelines.reporting.markup import bar, details, safe, section, table, wide
 
 TEMPLATE = Path(__file__).with_name("report_template.html")
 MAX_STAGES = 400  # rows of the stage table; the rest is counted
@@ -26,6 +27,10 @@ class _Group:
     colour: int
 
 
+SHOWN_TASKS = 20
+"""Of more tasks the table is folded."""
+
+
 def render(data: ReportData) -> str:
     """The report as HTML text."""
     groups = _groups(data)
@@ -33,9 +38,10 @@ def render(data: ReportData) -> str:
     if groups:
         sections += [
             _leaderboard(groups),
-            _curves(groups),
+            _curves(groups, _names(data)),
+            _tasks(data),
             _spread(groups),
-            _matrices(groups),
+            _matrices(groups, _names(data)),
             _task_incremental(groups),
         ]
     sections += [
@@ -83,10 +89,10 @@ def _header(data: ReportData) -> str:
         "Images through a network": f"{data.images_forwarded:,}",
         "Time": _duration(data.seconds),
     }
-    cells = "".join(f"<div><b>{_t(k)}</b><span>{_t(v)}</span></div>" for k, v in facts.items())
+    cells = "".join(f"<div><b>{safe(k)}</b><span>{safe(v)}</span></div>" for k, v in facts.items())
     return (
-        f"<h1>{_t(data.pipeline)}</h1>"
-        f'<p class="dim"><span class="state">{_t(data.status)}</span> {_t(data.created)}</p>'
+        f"<h1>{safe(data.pipeline)}</h1>"
+        f'<p class="dim"><span class="state">{safe(data.status)}</span> {safe(data.created)}</p>'
         f'<div class="facts">{cells}</div>'
     )
 
@@ -101,13 +107,13 @@ def _leaderboard(groups: Sequence[_Group]) -> str:
     for group in groups:
         row = group.row
         shared = ", ".join(f"{k}={v}" for k, v in row.hyperparameters.items())
-        cells = [f"<td>{_named(group)}<small>{_t(shared)}</small></td>"]
+        cells = [f"<td>{_named(group)}<small>{safe(shared)}</small></td>"]
         for name, _ in columns:
             mark = " best" if len(groups) > 1 and row.mean[name] == best[name] else ""
             cells.append(f'<td class="n{mark}">{_mean(row, name)}</td>')
         if several:
             for order, value in (row.best_order, row.worst_order):
-                cells.append(f'<td class="n">{value:.2f}<small>{_t(order)}</small></td>')
+                cells.append(f'<td class="n">{value:.2f}<small>{safe(order)}</small></td>')
         parameters = max(result.trainable_parameters for result in group.results)
         cells.append(f'<td class="n">{_count(parameters)}</td><td class="n">{row.runs}</td>')
         rows.append(cells)
@@ -118,10 +124,40 @@ def _leaderboard(groups: Sequence[_Group]) -> str:
     if any(group.row.runs > 1 for group in groups):
         text += "Mean ± sample standard deviation over class orders and seeds. "
     text += "The best of a column is set in bold."
-    return _section("Leaderboard", text, _table([*header, "Trained parameters", "Runs"], rows))
+    return section("Leaderboard", text, table([*header, "Trained parameters", "Runs"], rows))
 
 
-def _curves(groups: Sequence[_Group]) -> str:
+def _names(data: ReportData) -> list[str]:
+    """Names of the tasks, where somebody gave them any."""
+    names = [task.name for task in data.tasks]
+    plain = [f"task {number}" for number in range(1, len(names) + 1)]
+    return [] if names == plain else names
+
+
+def _tasks(data: ReportData) -> str:
+    rows: list[list[str]] = []
+    for number, task in enumerate(data.tasks, 1):
+        listed = ", ".join(task.classes)
+        shown = listed if len(listed) <= 120 else listed[:119] + "…"
+        counts = (len(task.classes), task.new, task.training, task.test)
+        rows.append(
+            [
+                f"<td>{number}</td><td>{safe(task.name)}</td>",
+                *(f'<td class="n">{count:,}</td>' for count in counts),
+                f"<td><small>{safe(shown)}</small></td>",
+            ]
+        )
+    header = ["#", "+Task", "Classes", "New", "Training images", "Test images", "+Names"]
+    body = table(header, rows)
+    if len(rows) > SHOWN_TASKS:
+        body = details(f"Every task ({len(rows)})", body)
+    text = "A test image belongs to the task that brings it, or after which its class is known. "
+    orders = {result.order for result in data.results}
+    text += "Of the first class order." if len(orders) > 1 else ""
+    return section("Tasks", text, body) if rows else ""
+
+
+def _curves(groups: Sequence[_Group], names: Sequence[str]) -> str:
     lines: list[plots.Line] = []
     for group in groups:
         values = list(zip(*(result.curve for result in group.results), strict=True))
@@ -139,8 +175,8 @@ def _curves(groups: Sequence[_Group]) -> str:
         text += " Line: mean; band: lowest to highest of all class orders and seeds."
     # The names at the lines' ends are out of sight on a phone.
     legend = "".join(f"<span>{_named(group)}</span>" for group in groups)
-    body = f'<p class="legend">{legend}</p>{_wide(plots.curves(lines))}'
-    return _section("Accuracy as tasks are learned", text, body)
+    body = f'<p class="legend">{legend}</p>{wide(plots.curves(lines, names))}'
+    return section("Accuracy as tasks are learned", text, body)
 
 
 def _spread(groups: Sequence[_Group]) -> str:
@@ -149,24 +185,25 @@ def _spread(groups: Sequence[_Group]) -> str:
     values = [(g.row.name, g.colour, [r.metrics["a_avg"] for r in g.results]) for g in groups]
     text = "One dot per class order and seed; box: middle half, bar: median."
     chart = plots.strips(values, "average incremental accuracy, %")
-    return _section("Spread over class orders", text, _wide(chart))
+    return section("Spread over class orders", text, wide(chart))
 
 
-def _matrices(groups: Sequence[_Group]) -> str:
+def _matrices(groups: Sequence[_Group], names: Sequence[str]) -> str:
     rows = (row for g in groups for row in g.results[0].matrix)
     lowest = min(v for row in rows for v in row if v is not None)
     low = max(0.0, lowest // 10 * 10 - 10)
     cards = [
-        f'<div class="card"><h3>{_named(g)}</h3>{plots.heat_map(g.results[0].matrix, low)}</div>'
+        f'<div class="card"><h3>{_named(g)}</h3>'
+        f"{plots.heat_map(g.results[0].matrix, low, names)}</div>"
         for g in groups
     ]
     first = groups[0].results[0]
     text = (
         f"Accuracy in percent on each task's test images after each task, predicting among all "
-        f"classes seen; class order {_t(first.order)}, seed {first.seed}. "
+        f"classes seen; class order {safe(first.order)}, seed {first.seed}. "
         f"Palest: {low:.0f}, deepest: 100."
     )
-    return _section("Accuracy matrices", text, f'<div class="grid2">{"".join(cards)}</div>')
+    return section("Accuracy matrices", text, f'<div class="grid2">{"".join(cards)}</div>')
 
 
 def _task_incremental(groups: Sequence[_Group]) -> str:
@@ -181,7 +218,7 @@ def _task_incremental(groups: Sequence[_Group]) -> str:
                 f"<td>{_named(group)}</td>",
                 f'<td class="n">{_mean(row, "a_avg")}</td>',
                 f'<td class="n">{_mean(row, "task_a_avg")}</td>',
-                _bar(gap, max(100 - row.mean["a_avg"], 1.0), f"{gap:.2f}"),
+                bar(gap, max(100 - row.mean["a_avg"], 1.0), f"{gap:.2f}"),
             ]
         )
     if not rows:
@@ -191,7 +228,7 @@ def _task_incremental(groups: Sequence[_Group]) -> str:
         "part of the errors that would mend: those are confusions between tasks."
     )
     header = ["Method", "Class-incremental A<sub>avg</sub>", "Task-incremental A<sub>avg</sub>"]
-    return _section("If the task were known", text, _table([*header, "=Gain"], rows))
+    return section("If the task were known", text, table([*header, "=Gain"], rows))
 
 
 def _cost(groups: Sequence[_Group], data: ReportData) -> str:
@@ -207,14 +244,14 @@ def _cost(groups: Sequence[_Group], data: ReportData) -> str:
     lines = [(_named(group), stages) for group, stages in zip(groups, own, strict=True)]
     if shared:
         operators = ", ".join(dict.fromkeys(stage.operator for stage in shared))
-        lines.append((f"Shared<small>{_t(operators)}</small>", shared))
+        lines.append((f"Shared<small>{safe(operators)}</small>", shared))
     lines.append(("All", list(data.stages)))
     whole = _total(stage.ever for stage in data.stages)
     rows: list[list[str]] = []
     for name, stages in lines:
         costs = _total(stage.now for stage in stages), _total(stage.ever for stage in stages)
-        times = (_bar(c.seconds, whole.seconds or 1.0, _duration(c.seconds)) for c in costs)
-        images = (_bar(c.images, whole.images or 1, f"{c.images:,}") for c in costs)
+        times = (bar(c.seconds, whole.seconds or 1.0, _duration(c.seconds)) for c in costs)
+        images = (bar(c.images, whole.images or 1, f"{c.images:,}") for c in costs)
         rows.append([f"<td>{name}</td>", *times, *images])
     text = (
         "Stages that one method alone needs count for it, summed over class orders and seeds; what "
@@ -226,7 +263,7 @@ def _cost(groups: Sequence[_Group], data: ReportData) -> str:
         gone = "1 stage" if unknown == 1 else f"{unknown} stages"
         text += f" The store no longer knows what {gone} took; that is left out."
     header = ["What", "=Time, now", "=Time, in all", "=Images, now", "=Images, in all"]
-    return _section("Cost", text, _table(header, rows))
+    return section("Cost", text, table(header, rows))
 
 
 def _total(costs: Iterable[Cost | None]) -> Cost:
@@ -243,20 +280,20 @@ def _stages(data: ReportData) -> str:
         counts = [str(sum(s.state == state for s in stages)) for state in _STATES]
         seconds = _duration(sum(s.now.seconds for s in stages))
         cells = [str(len(stages)), *counts, seconds]
-        rows.append([f"<td>{_t(operator)}</td>", *(f'<td class="n">{c}</td>' for c in cells)])
+        rows.append([f"<td>{safe(operator)}</td>", *(f'<td class="n">{c}</td>' for c in cells)])
     every = [
         [
-            f"<td>{_t(s.name)}</td><td>{_t(s.operator)}</td>",
-            f'<td><span class="state">{_t(s.state)}</span></td>',
+            f"<td>{safe(s.name)}</td><td>{safe(s.operator)}</td>",
+            f'<td><span class="state">{safe(s.state)}</span></td>',
             f'<td class="n">{s.now.seconds:.2f}</td>',
         ]
         for s in data.stages[:MAX_STAGES]
     ]
     left_out = len(data.stages) - len(every)
     more = f'<p class="dim">and {left_out} more</p>' if left_out > 0 else ""
-    listed = _table(["Stage", "Operator", "+State", "Seconds"], every) + more
-    body = _table(["Operator", "Stages", "Computed", "From the store", "Failed", "Time"], rows)
-    return _section("Stages", "", body + _details("Every stage", listed))
+    listed = table(["Stage", "Operator", "+State", "Seconds"], every) + more
+    body = table(["Operator", "Stages", "Computed", "From the store", "Failed", "Time"], rows)
+    return section("Stages", "", body + details("Every stage", listed))
 
 
 _STATES = ("computed", "cached", "failed")
@@ -268,7 +305,7 @@ def _runs(groups: Sequence[_Group]) -> str:
     for group in groups:
         for r in group.results:
             numbers = [f"{r.metrics[name]:.2f}" for name in columns]
-            cells = [_t(r.order), str(r.seed), *numbers, f"{r.seconds:.2f}"]
+            cells = [safe(r.order), str(r.seed), *numbers, f"{r.seconds:.2f}"]
             state = "cached" if r.cached else "computed"
             rows.append(
                 [
@@ -278,71 +315,32 @@ def _runs(groups: Sequence[_Group]) -> str:
                 ]
             )
     header = ["Method", "Assignment", "Seed", "A<sub>avg</sub>", "A<sub>last</sub>", "Forgetting"]
-    body = _table([*header, "BWT", "Seconds", "+State"], rows)
-    return _details(f"Every result ({len(rows)})", body) if rows else ""
+    body = table([*header, "BWT", "Seconds", "+State"], rows)
+    return details(f"Every result ({len(rows)})", body) if rows else ""
 
 
 def _definitions(groups: Sequence[_Group]) -> str:
     measured = {name for group in groups for name in group.row.mean}
     used = DEFINITIONS | {name: said for name, said in GROUPS.items() if name in measured}
     terms = "".join(
-        f"<dt>{_t(title)}</dt><dd>{_t(formula)}<br><small>{_t(source)}</small></dd>"
+        f"<dt>{safe(title)}</dt><dd>{safe(formula)}<br><small>{safe(source)}</small></dd>"
         for title, formula, source in used.values()
     )
     text = (
         "R[i,j] is the accuracy in percent on task j's test images after task i, among all classes "
         "seen; c[i,j] counts the correct ones of q[j]; tasks count from 0 to T-1."
     )
-    return _section("Definitions", text, f"<dl>{terms}</dl>")
+    return section("Definitions", text, f"<dl>{terms}</dl>")
 
 
 def _setup(data: ReportData) -> str:
-    rows = [[f"<td>{_t(k)}</td>", f"<td>{_t(v)}</td>"] for k, v in data.environment.items()]
-    body = _table(["What", "+Version"], rows) if rows else ""
-    return _section("Environment", "", body + _details("Spec", f"<pre>{_t(data.spec)}</pre>"))
-
-
-# Pieces of HTML.
-
-
-def _t(value: object) -> str:
-    return html.escape(str(value))
-
-
-def _section(title: str, text: str, body: str) -> str:
-    intro = f'<p class="dim">{text}</p>' if text else ""
-    return f"<section><h2>{title}</h2>{intro}{body}</section>"
-
-
-def _table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Table; header cells stand to the right, but the first and those marked with + or =."""
-    cells = "".join(
-        f'<th class="{"" if i == 0 or h[0] in "+=" else "n"}">{h.lstrip("+=")}</th>'
-        for i, h in enumerate(header)
-    )
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return (
-        f'<div class="scroll"><table><thead><tr>{cells}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
-    )
-
-
-def _details(title: str, body: str) -> str:
-    return f"<details><summary>{_t(title)}</summary>{body}</details>"
-
-
-def _wide(svg: str) -> str:
-    return f'<div class="scroll wide">{svg}</div>'
+    rows = [[f"<td>{safe(k)}</td>", f"<td>{safe(v)}</td>"] for k, v in data.environment.items()]
+    body = table(["What", "+Version"], rows) if rows else ""
+    return section("Environment", "", body + details("Spec", f"<pre>{safe(data.spec)}</pre>"))
 
 
 def _named(group: _Group) -> str:
-    return f'<span class="dot c{group.colour % 8}"></span>{_t(group.row.name)}'
-
-
-def _bar(value: float, longest: float, text: str) -> str:
-    share = max(0.0, min(1.0, value / longest))
-    bar = f'<i style="width:{85 * share:.1f}%"></i>' if share else ""
-    return f'<td class="bar">{bar}<span>{_t(text)}</span></td>'
+    return f'<span class="dot c{group.colour % 8}"></span>{safe(group.row.name)}'
 
 
 def _mean(row: Row, name: str) -> str:

@@ -3,6 +3,7 @@
 import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
@@ -13,10 +14,11 @@ from graftwork.operators.images.prefetch import prefetch
 from graftwork.operators.keys import canonical
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
+from graftwork.operators.streams.stream import Stream
 from graftwork.operators.tracking.records import MODEL, Artifacts
 from graftwork.operators.tracking.tracker import MethodRun
 from graftwork.pipelines.planning.plan import Plan, Run
-from graftwork.pipelines.reporting.content import Cost, StageResult
+from graftwork.pipelines.reporting.content import Cost, StageResult, TaskResult
 from graftwork.pipelines.running import served_model
 from graftwork.pipelines.running.finished import Finished
 
@@ -42,6 +44,7 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
             "predictions.parquet": store.read(stage.operator, stage.key, "predictions.parquet"),
             "class_order.json": canonical(run.stream.ids),
             "classes.json": canonical(run.stream.classes),
+            "tasks.json": json.dumps(list(map(asdict, task_results(run.stream))), indent=1),
             **_made_of(finished.facts),
             **plots.method_artifacts(summary, range(len(run.stream.classes))),
         }
@@ -88,6 +91,23 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
         dataset=(plan.spec.pipeline, plan.data.digest[:16]),
         cached=finished.cached,
     )
+
+
+def task_results(stream: Stream) -> list[TaskResult]:
+    """The tasks of a stream, for people."""
+    found, before = [], 0
+    for task in stream.tasks:
+        found.append(
+            TaskResult(
+                name=task.name,
+                classes=[stream.classes[number] for number in task.train.classes],
+                new=task.seen - before,
+                training=len(task.train),
+                test=len(task.test),
+            )
+        )
+        before = task.seen
+    return found
 
 
 def _made_of(facts: Mapping[str, Any]) -> dict[str, str]:

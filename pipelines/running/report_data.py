@@ -13,7 +13,7 @@ from graftwork.pipelines.planning.plan import Plan
 from graftwork.pipelines.reporting.content import MethodResult, ReportData
 from graftwork.pipelines.reporting.report import render
 from graftwork.pipelines.running.finished import Finished
-from graftwork.pipelines.running.recording import stage_results
+from graftwork.pipelines.running.recording import stage_results, task_results
 from graftwork.pipelines.spec.loading import Loaded
 
 
@@ -57,6 +57,7 @@ def report(
             stages=stage_results(plan, store, outcome),
             environment=library_versions()
             | {"platform": platform.platform(), "cpus": str(os.cpu_count())},
+            tasks=task_results(runs[0].run.stream),
         )
     )
 
