@@ -12,7 +12,8 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from graftwork.operators.evaluation.metrics import DEFINITIONS, summarise
+from graftwork.operators.evaluation.definitions import DEFINITIONS
+from graftwork.operators.evaluation.metrics import summarise
 from graftwork.pipelines.reporting import plots
 from graftwork.pipelines.reporting.content import Cost, MethodResult, ReportData, StageResult
 from graftwork.pipelines.reporting.report import render

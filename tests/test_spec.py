@@ -74,6 +74,7 @@ def test_defaults(folder: Path) -> None:
         "pipeline": "p",
         "stream": None,
         "disjoint_classes": False,
+        "transfer": False,
         "dataset": {
             "train": ["train.parquet"],
             "test": ["a.parquet", "s3://b/*.parquet"],

@@ -30,6 +30,7 @@ class ZeroShotCLIP:
         memory="C * E floats",
         separable=True,
         network="clip",
+        zero_shot=True,
     )
 
     def statistics(self, rows: Rows, seed: int) -> State:

@@ -45,6 +45,7 @@ class Card:
         network: `vit` for a timm ViT, `clip` for a CLIP with both towers; what is fitted on
             features of a `vit` takes those of a CLIP's image tower as well.
         reference: reads images and texts that belong to no task, from the spec's `reference`.
+        zero_shot: scores every class that has a name, whether it was trained or not.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
             learns on images, task after task), `adapted` (`Adapted`: trains on the first task,
             then is fitted on the features of the adapted backbone) or `fused` (`Fused`: two trained
@@ -79,4 +80,5 @@ class Card:
     images: bool = True
     network: Literal["vit", "clip"] = "vit"
     reference: bool = False
+    zero_shot: bool = False
     contract: Literal["fitted", "trained", "adapted", "fused"] = "fitted"

@@ -67,6 +67,7 @@ class ZSCL(Decayed, Steps):
         uses_seed=True,
         network="clip",
         reference=True,
+        zero_shot=True,
         contract="trained",
     )
 

@@ -4,8 +4,8 @@ Shapes: R rows, T tasks, K classes. Accuracies and what is derived from them are
 never rounded: toolboxes that round each accuracy to two decimals before averaging differ from
 these numbers by up to 0.01.
 
-Write `R[i, j]` for the accuracy on task j's test images after training task i, predicting among
-all classes seen so far, `c[i, j]` for the number of correct ones and `q[j]` for their number.
+What each of them means, and where it is from, is in `definitions.py`. Write `R[i, j]` for the
+accuracy on task j's test images after training task i, predicting among all classes seen so far.
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -24,99 +24,6 @@ COLUMNS = ("task_trained", "sample", "label", "predicted", "predicted_in_task", 
 Matrix = Sequence[Sequence[float | None]]
 """Row i holds R[i, 0..i]; None for a task without test images of its own."""
 
-DEFINITIONS: dict[str, tuple[str, str, str]] = {
-    "curve": (
-        "Accuracy after task i",
-        "A_i = 100 · Σ_{j≤i} c[i,j] / Σ_{j≤i} q[j], over all test images of the classes seen so "
-        "far, predicting among all of them without knowing the task (micro average)",
-        "LAMDA-PILOT, SLCA, EASE, MOS",
-    ),
-    "a_avg": (
-        "Average incremental accuracy",
-        "A_avg = mean over i = 0 .. T-1 of A_i, the first task included",
-        "Rebuffi et al., iCaRL, CVPR 2017",
-    ),
-    "a_last": ("Last accuracy", "A_last = A_{T-1}", "LAMDA-PILOT"),
-    "macro_task": (
-        "Macro-task accuracy",
-        "mean over tasks j ≤ i of R[i,j]; equals A_i when all tasks have equally many test images",
-        "RanPAC, mammoth, L2P",
-    ),
-    "macro_class": (
-        "Macro-class accuracy",
-        "mean over the classes seen so far of the accuracy of each class",
-        "LayUP",
-    ),
-    "forgetting": (
-        "Forgetting",
-        "F = mean over j < T-1 of (max over l = 0 .. T-1 of R[l,j] - R[T-1,j]); the last row is "
-        "in the maximum, so F ≥ 0",
-        "LAMDA-PILOT, mammoth",
-    ),
-    "forgetting_chaudhry": (
-        "Forgetting (Chaudhry)",
-        "mean over j < T-1 of (max over l = j .. T-2 of R[l,j] - R[T-1,j]); negative when the "
-        "last task helped",
-        "Chaudhry et al., Riemannian Walk, ECCV 2018",
-    ),
-    "forgetting_avalanche": (
-        "Forgetting (Avalanche)",
-        "mean over j < T-1 of (R[j,j] - R[T-1,j]) = -BWT",
-        "ContinualAI Avalanche",
-    ),
-    "bwt": (
-        "Backward transfer",
-        "BWT = mean over j < T-1 of (R[T-1,j] - R[j,j])",
-        "Lopez-Paz and Ranzato, GEM, NeurIPS 2017",
-    ),
-    "task_a_avg": (
-        "Task-incremental accuracy",
-        "as A_avg, with each prediction restricted to the classes of the image's own task: what "
-        "the method would reach if the task were known at test time",
-        "van de Ven et al., Three types of incremental learning, 2022",
-    ),
-}
-"""Name -> (title, formula, source), as the report prints them."""
-
-
-GROUPS: dict[str, tuple[str, str, str]] = {
-    "a_auc": (
-        "Area under the curve",
-        "A_auc = mean of the accuracy on the test images of all classes shown so far, measured "
-        "after every section of an online stream, the last one included",
-        "Koh et al., i-Blurry, ICLR 2022",
-    ),
-    "base": (
-        "Base accuracy",
-        "accuracy on the test images of the first task's classes after the last task, predicting "
-        "among all classes",
-        "Tao et al., Few-Shot Class-Incremental Learning, CVPR 2020",
-    ),
-    "novel": (
-        "Novel accuracy",
-        "the same on the classes of all later tasks",
-        "Tao et al., CVPR 2020",
-    ),
-    "harmonic": (
-        "Harmonic accuracy",
-        "2 · base · novel / (base + novel)",
-        "Peng et al., Few-Shot Class-Incremental Learning from an Open-Set Perspective, ECCV 2022",
-    ),
-    "many": (
-        "Many-shot accuracy",
-        "accuracy on the test images of classes with many training images after the last task, "
-        "predicting among all classes",
-        "Liu et al., Large-Scale Long-Tailed Recognition in an Open World, CVPR 2019",
-    ),
-    "medium": (
-        "Medium-shot accuracy",
-        "the same for neither many nor few",
-        "Liu et al., CVPR 2019",
-    ),
-    "few": ("Few-shot accuracy", "the same for classes with few", "Liu et al., CVPR 2019"),
-}
-"""The same for what only some streams are measured by."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -134,6 +41,7 @@ class Summary:
         groups: name -> accuracy after each task on the test images of some classes, [T]; None as
             long as there are none.
         a_auc: of an online stream, mean of `curve`; None elsewhere.
+        ahead: `transfer` and the like, of methods that are asked about later tasks.
     """
 
     matrix: Matrix
@@ -158,12 +66,14 @@ class Summary:
     confusion: NDArray[np.int64]
     groups: Mapping[str, list[float | None]] = field(default_factory=dict)
     a_auc: float | None = None
+    ahead: Mapping[str, float] = field(default_factory=dict)
 
     def finals(self) -> dict[str, float]:
         """The single numbers, by name."""
         numbers = {k: v for k, v in vars(self).items() if isinstance(v, float)}
         last = {name: curve[-1] for name, curve in self.groups.items()}
-        return numbers | {name: value for name, value in last.items() if value is not None}
+        known = {name: value for name, value in last.items() if value is not None}
+        return numbers | known | dict(self.ahead)
 
     def curves(self) -> dict[str, list[float]]:
         """The numbers per task, by name; `accuracy` is the micro curve."""
@@ -180,7 +90,7 @@ class Summary:
         counts = self.confusion[true, predicted]
         cells = np.stack([true, predicted, counts], axis=1).tolist()
         value = asdict(self) | {"confusion": cells}
-        absent = [name for name in ("groups", "a_auc") if not value[name]]
+        absent = [name for name in ("groups", "a_auc", "ahead") if not value[name]]
         return {name: part for name, part in value.items() if name not in absent}
 
     @classmethod
@@ -304,6 +214,36 @@ def _of_groups(
         pairs = zip(found["base"], found["novel"], strict=True)
         found["harmonic"] = [_harmonic(base, novel) for base, novel in pairs]
     return found
+
+
+def ahead(tables: Sequence[Mapping[str, Any]], num_tasks: int) -> dict[str, float]:
+    """Accuracies on all tasks, learned or not, after each task.
+
+    Args:
+        tables: for each task trained, the columns `label`, `predicted`, `predicted_in_task` and
+            `true_task` of the test images of all tasks.
+        num_tasks: T.
+    """
+    found: dict[str, float] = {}
+    for column, ending in (("predicted_in_task", ""), ("predicted", "_union")):
+        matrix = np.array([_by_task(table, column, num_tasks) for table in tables])
+        # Tasks without test images of their own do not count.
+        matrix = matrix[:, ~np.isnan(matrix).any(axis=0)]
+        before = [matrix[:i, i].mean() for i in range(1, matrix.shape[1])]
+        if before:
+            found[f"transfer{ending}"] = float(np.mean(before))
+        found[f"average{ending}"] = float(matrix.mean())
+        found[f"last{ending}"] = float(matrix[-1].mean())
+    return found
+
+
+def _by_task(table: Mapping[str, Any], column: str, num_tasks: int) -> NDArray[np.float64]:
+    """Accuracy on every task [T]; NaN where it has no test images."""
+    right = np.asarray(table["label"]) == np.asarray(table[column])
+    tasks = np.asarray(table["true_task"], dtype=np.int64)
+    counts = np.bincount(tasks, minlength=num_tasks).astype(float)
+    hits = np.bincount(tasks[right], minlength=num_tasks)
+    return 100.0 * np.divide(hits, counts, out=np.full(num_tasks, np.nan), where=counts > 0)
 
 
 def _harmonic(base: float | None, novel: float | None) -> float | None:

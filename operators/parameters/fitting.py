@@ -48,10 +48,12 @@ class Measures:
     Args:
         groups: classes by themselves.
         online: whether tasks are sections of one sequence: the mean of the curve is an area.
+        transfer: whether every model is asked about all tasks, those that come later as well.
     """
 
     groups: tuple[Group, ...] = ()
     online: bool = False
+    transfer: bool | None = field(default=None, metadata=OPTIONAL)
 
     def first(self, classes: int) -> "Measures":
         """The same of the first classes alone."""

@@ -7,6 +7,7 @@ Shapes: N rows, C classes seen.
 """
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import torch
 
@@ -54,6 +55,9 @@ def run(work: Assignment, store: Store) -> Result:
         measures.online,
         [number for number, task in enumerate(parameters.tasks) if task.rows == NO_ROWS],
     )
+    if measures.transfer:
+        tables = _ahead(work, store, table, len(parameters.tasks))
+        summary = replace(summary, ahead=metrics.ahead(tables, len(parameters.tasks)))
     encoded = predictions.encode(table, canonical(parameters.order), parameters.seed)
     return Result(
         files={
@@ -80,6 +84,19 @@ def _predict(
         own = scores.after(number, predictions.shown(true_task, number), task.seen)
         tables.append(predictions.decide(rows.index, parameters.tasks, true_task, number, own))
     return predictions.join(tables)
+
+
+def _ahead(
+    work: Assignment, store: Store, table: predictions.Table, tasks: int
+) -> list[predictions.Table]:
+    """Predictions on the test images of all tasks, among all classes, after each task.
+
+    Those of a method that nothing trains are the ones after the last task, whatever it has seen.
+    """
+    if stored := work.inputs("ahead"):
+        return [predictions.read(store, *stage) for stage in stored]
+    last = table["task_trained"] == tasks - 1
+    return [{name: column[last] for name, column in table.items()}] * tasks
 
 
 def _beginning(store: Store, hints: EvaluateHints) -> tuple[list[predictions.Table], int]:

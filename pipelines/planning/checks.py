@@ -107,6 +107,19 @@ def check_room(methods: Iterable["Method"], count: int) -> None:
         raise together(problems)
 
 
+def check_transfer(methods: Sequence["Method"]) -> None:
+    """Refuses to ask about later tasks where nobody has an answer.
+
+    Raises:
+        ConfigError: no method scores classes by their names alone.
+    """
+    if not any(method.facts.zero_shot for method in methods):
+        raise ConfigError(
+            "no method here knows a class before it was trained; zs_clip and zscl do",
+            key="transfer",
+        )
+
+
 def check_online(spec: PipelineSpec, online: Online, methods: Sequence["Method"]) -> None:
     """Refuses what a single pass over an online stream leaves no sense.
 

@@ -17,7 +17,7 @@ from graftwork.operators.streams.blurry import Blurry
 from graftwork.operators.streams.scenario import LISTED, OrderName
 from graftwork.operators.streams.stream import Data, Piece, Stream, arrange, cut
 from graftwork.operators.streams.thinning import FewShot, LongTailed
-from graftwork.pipelines.planning.checks import check_online, check_room
+from graftwork.pipelines.planning.checks import check_online, check_room, check_transfer
 from graftwork.pipelines.planning.fitted import fitted
 from graftwork.pipelines.planning.fused import fused
 from graftwork.pipelines.planning.methods import Method
@@ -45,6 +45,8 @@ def make_runs(
         [method for method in methods if method.trains],
         max(len(stream.tasks) for _, stream in streams),
     )
+    if spec.transfer:
+        check_transfer(methods)
     section = spec.scenario and spec.scenario.online
     if section:
         check_online(spec, section, methods)

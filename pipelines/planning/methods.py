@@ -33,6 +33,7 @@ class CardFacts:
     images: bool = True
     network: str = "vit"
     reference: bool = False
+    zero_shot: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -137,6 +137,11 @@ class Cell:
         return f"{self.method.label} order {self.order} seed {self.seed}"
 
     @property
+    def transfers(self) -> bool:
+        """Tells whether later tasks are asked about, too."""
+        return bool(self.shared.spec.transfer and self.method.facts.zero_shot)
+
+    @property
     def tested(self) -> tuple[TaskData, ...]:
         """The test rows of the tasks."""
         return tuple(task.tested for task in self.stream.tasks)
@@ -156,7 +161,9 @@ class Cell:
             order=self.order,
             seed=self.seed,
             tasks=self.tested,
-            measures=self.measures,
+            measures=replace(self.measures or Measures(), transfer=True)
+            if self.transfers
+            else self.measures,
         )
 
     def run(

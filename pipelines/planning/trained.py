@@ -82,40 +82,74 @@ def predicted(cell: Cell, method: Method, models: Sequence[Model]) -> list[Stage
     Args:
         method: whose learner the models are states of.
     """
+    last, every = len(cell.stream.tasks) - 1, method.facts.upper_bound
+    return [
+        _prediction(cell, method, model, tuple(range(last + 1)) if every else (number,))
+        for number, model in enumerate(models)
+    ]
+
+
+def ahead(cell: Cell, models: Sequence[Model]) -> list[Stage]:
+    """Predictions of each model on all tasks, of which it has not seen the later ones.
+
+    The learner is asked about the classes of the whole stream, by their names.
+    """
+    stream = cell.stream
+    names, last = stream.classes, len(stream.tasks) - 1
+    return [
+        _prediction(
+            cell,
+            cell.method,
+            replace(
+                model,
+                learner=replace(
+                    model.learner,
+                    task=replace(model.learner.task, seen=len(names), names=names),
+                ),
+            ),
+            (last,),
+            f"ahead {number + 1}/{last + 1}",
+        )
+        for number, model in enumerate(models)
+    ]
+
+
+def _prediction(
+    cell: Cell, method: Method, model: Model, after: tuple[int, ...], about: str = ""
+) -> Stage:
+    """Predictions of a model on the test images up to the last task of `after`.
+
+    Args:
+        about: which model it is, where `after` does not say so.
+    """
     shared, tasks, facts = cell.shared, cell.stream.tasks, method.facts
     resources = shared.spec.resources.extract
-    group, predictions = f"predict {cell.label}", []
-    for number, model in enumerate(models):
-        after = tuple(range(len(tasks))) if facts.upper_bound else (number,)
-        shown = [task.test for task in tasks[: after[-1] + 1]]
-        reads = shared.reads(shown, frozen=facts.query)
-        reading = shared.reading(sum(map(len, shown)), resources.cpus)
-        predictions.append(
-            Stage(
-                operator="predict",
-                parameters=to_json(
-                    PredictParameters(
-                        learner=model.learner,
-                        numerics=shared.numerics(resources.gpus, compile=False),
-                        query=shared.kind() if facts.query else None,
-                        tasks=cell.tested[: after[-1] + 1],
-                        after=after,
-                        vote_batch=method.training.vote_batch,
-                    )
-                ),
-                inputs={"model": (model.stage,)},
-                reads=reads.stages(),
-                hints=Hints(
-                    reading,
-                    places=partial(places, shown if facts.images else ()),
-                    selection=reads.selection,
-                ),
-                resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
-                label=f"{group} task {after[-1] + 1}/{len(tasks)}",
-                group=group,
+    shown = [task.test for task in tasks[: after[-1] + 1]]
+    reads = shared.reads(shown, frozen=facts.query)
+    group = f"predict {cell.label}"
+    return Stage(
+        operator="predict",
+        parameters=to_json(
+            PredictParameters(
+                learner=model.learner,
+                numerics=shared.numerics(resources.gpus, compile=False),
+                query=shared.kind() if facts.query else None,
+                tasks=cell.tested[: after[-1] + 1],
+                after=after,
+                vote_batch=method.training.vote_batch,
             )
-        )
-    return predictions
+        ),
+        inputs={"model": (model.stage,)},
+        reads=reads.stages(),
+        hints=Hints(
+            shared.reading(sum(map(len, shown)), resources.cpus),
+            places=partial(places, shown if facts.images else ()),
+            selection=reads.selection,
+        ),
+        resources=Resources(cpus=resources.cpus, gpus=resources.gpus),
+        label=f"{group} {about or f'task {after[-1] + 1}/{len(tasks)}'}",
+        group=group,
+    )
 
 
 def served_learner(last: Model) -> Served:
@@ -345,16 +379,18 @@ def run_of(cell: Cell) -> Run:
     else:
         models = [each.model for each in chain(cell, method, parts)]
     predictions = predicted(cell, cell.method, models)
+    further = ahead(cell, models) if cell.transfers else []
     alone, states = (tuple(model.stage for model in part) for part in (experts, models))
     # A vote over the neighbours in a batch is no prediction of an image.
     votes = facts.batch_information_at_test
     return cell.run(
-        own=[*alone, *states, *predictions],
+        own=[*alone, *states, *predictions, *further],
         model=states[-1],
         evaluated=cell.evaluated(method),
         inputs={
             "predictions": tuple(predictions),
             "model": states,
+            **({"ahead": tuple(further)} if further else {}),
             **({"experts": alone} if alone else {}),
         },
         served=None if votes else served_learner(models[-1]),

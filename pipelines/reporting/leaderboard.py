@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from typing import Literal
 
 from graftwork.operators.errors import ConfigError
-from graftwork.operators.evaluation.metrics import GROUPS
+from graftwork.operators.evaluation.definitions import GROUPS
 from graftwork.operators.serving.lookup import pages
 from graftwork.operators.tracking import uri as tracking_uri
 

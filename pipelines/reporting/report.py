@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from graftwork.operators.evaluation.metrics import DEFINITIONS, GROUPS
+from graftwork.operators.evaluation.definitions import DEFINITIONS, GROUPS
 from graftwork.pipelines.reporting import plots
 from graftwork.pipelines.reporting.content import Cost, MethodResult, ReportData, StageResult
 from graftwork.pipelines.reporting.leaderboard import Record, Row, aggregate, hyperparameters

@@ -14,7 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graftwork.cluster.jobs import Job
-from graftwork.operators.evaluation.metrics import GROUPS
+from graftwork.operators.evaluation.definitions import GROUPS
 from graftwork.operators.streams.stream import Piece
 from graftwork.pipelines.planning.explain import Explanation
 from graftwork.pipelines.reporting.document import Document, Result

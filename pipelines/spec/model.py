@@ -239,6 +239,10 @@ class PipelineSpec(Section):
         default=False,
         description="classes of different tasks of `stream` are different, whatever their names",
     )
+    transfer: Annotated[bool, flag()] = Field(
+        default=False,
+        description="ask every model about later tasks, too, where a method knows classes by name",
+    )
     dataset: Annotated[Dataset | None, Before(full_dataset, _DATASET_SAYS)] = Field(
         default=None,
         description="images and labels that are cut into tasks; needed without `stream`",
