@@ -44,7 +44,7 @@ class OnCluster:
             return
         with self.connection() as session:
             left = yield from _spread(parts, memo, session)
-        # Files that the workers do not see as this process does, which has them on its own disk.
+        # The files may be on this machine's own disk: no worker decides that they are not there.
         for number, found in here([parts[n] for n in left], memo, threads):
             yield left[number], found
 
@@ -63,7 +63,7 @@ def _spread(
     """Results as they come.
 
     Returns:
-        Ascending places of parts whose files are others, or none, where the workers are.
+        Ascending places of parts whose files workers cannot read, or see as others.
     """
     import ray
 
@@ -100,9 +100,12 @@ def _spread(
 
 
 def _work(part: Part, memo: Memo) -> bytes | GraftworkError | None:
-    """Findings about a part, or what went wrong; None if the files are not those of the plan."""
+    """Findings about a part, or what went wrong; None without the files that were found."""
     try:
-        return examine(part, memo) if part.unchanged else None
+        if not part.unchanged:
+            return None
+        found = examine(part, memo)
+        return None if found.unread else found.findings
     except GraftworkError as error:
         return error
     except Exception as error:

@@ -25,6 +25,7 @@ from graftwork.operators.data.digests import digest_of
 from graftwork.operators.data.index_file import (
     DIGEST,
     SplitIndex,
+    numbers,
     read_index,
     to_arrow,
     to_numpy,
@@ -302,14 +303,14 @@ def _from_memo(
         splits[split] = Split(
             name=split,
             digests=to_numpy(own["digest"]),
-            labels=own["label"].to_numpy(),
-            domains=own["domain"].to_numpy(),
+            labels=numbers(own["label"], np.int32),
+            domains=numbers(own["domain"], np.int32),
             where=Places(
                 kind=found[split][0].kind,
                 image=description.get("image", ""),
                 files=scan.file_names(found[split]),
-                file=own["file"].to_numpy(),
-                row=own["row"].to_numpy(),
+                file=numbers(own["file"], np.int32),
+                row=numbers(own["row"], np.int64),
             ),
             classes=classes,
             domain_names=domains,

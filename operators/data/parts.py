@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import pyarrow as pa
@@ -68,6 +68,13 @@ class Part:
         return sources.marks(self.hints) == self.marks
 
 
+class Examined(NamedTuple):
+    """What was found out about a part, and how many of its files could not be read."""
+
+    findings: bytes
+    unread: int
+
+
 class Examine(Protocol):
     """Examines parts somewhere, in any order, and remembers what was found.
 
@@ -77,7 +84,7 @@ class Examine(Protocol):
     def __call__(
         self, parts: Sequence[Part], memo: Memo, threads: int
     ) -> Iterable[tuple[int, bytes | BadDataError]]:
-        """Places in `parts`, and what `examine` returned or raised."""
+        """Places in `parts`, and the findings of `examine` or what it raised."""
         ...
 
 
@@ -88,7 +95,8 @@ def here(
     total, before = sum(part.images for part in parts), 0
     for number, part in enumerate(parts):
         try:
-            yield number, examine(part, memo, threads, lambda n, b=before: tell(b + n, total))
+            found = examine(part, memo, threads, lambda n, b=before: tell(b + n, total))
+            yield number, found.findings
         except BadDataError as error:
             yield number, error
         before += part.images
@@ -101,7 +109,7 @@ def tell(examined: int, images: int) -> None:
 
 def examine(
     part: Part, memo: Memo, threads: int = 1, on_images: Callable[[int], None] = lambda count: None
-) -> bytes:
+) -> Examined:
     """Reads, hashes and checks the images of a part, and remembers what it found.
 
     Args:
@@ -109,16 +117,19 @@ def examine(
         on_images: called with the number of images that are done.
 
     Returns:
-        The findings, for `decoded`.
+        The findings, for `decoded`. Where files could not be read they are not remembered: that may
+        be the fault of this machine, or pass.
 
     Raises:
         BadDataError: a file changed while it was read, or cannot be read at all.
     """
-    found = encoded(*_look(part, threads, on_images))
+    digests, bad, unread = _look(part, threads, on_images)
+    findings = encoded(digests, bad)
     if part.hints["kind"] == "parquet" and not part.unchanged:
         raise BadDataError(changed(part.hints["files"][0]))
-    memo.put(part.identity, found)
-    return found
+    if not unread:
+        memo.put(part.identity, findings)
+    return Examined(findings, unread)
 
 
 def changed(place: str) -> str:
@@ -182,21 +193,25 @@ def _after_files(source: Source, rows: np.ndarray) -> np.ndarray:
     return np.flatnonzero(drawn < np.maximum(1 / FILES, source.sizes[rows] / BYTES)) + 1
 
 
-def _look(part: Part, threads: int, on_images: Callable[[int], None]) -> Findings:
-    found: list[bytes] = []
-    bad: dict[int, str] = {}
+def _look(
+    part: Part, threads: int, on_images: Callable[[int], None]
+) -> tuple[np.ndarray, dict[int, str], int]:
+    """Findings, and how many files could not be read."""
+    found, bad, unread = list[bytes](), dict[int, str](), 0
     look = partial(_look_at, max_pixels=part.max_pixels, decode=part.decode)
     chunks = batched(sources.read_or_reason(part.hints), _CHUNK)
-    for number, (digests, reasons) in enumerate(prefetch(look, chunks, workers=threads)):
+    seen = prefetch(look, chunks, workers=threads)
+    for number, (digests, reasons, missing) in enumerate(seen):
         found.append(digests)
         bad |= {number * _CHUNK + position: why for position, why in reasons.items()}
+        unread += missing
         on_images(min((number + 1) * _CHUNK, part.images))
-    return np.frombuffer(b"".join(found), np.uint8).reshape(part.images, 32), bad
+    return np.frombuffer(b"".join(found), np.uint8).reshape(part.images, 32), bad, unread
 
 
 def _look_at(
-    chunk: Iterable[bytes | str | None], max_pixels: int | None, decode: bool
-) -> tuple[bytes, dict[int, str]]:
+    chunk: Sequence[bytes | str | None], max_pixels: int | None, decode: bool
+) -> tuple[bytes, dict[int, str], int]:
     digests, bad = [], {}
     for position, data in enumerate(chunk):
         digests.append(hashlib.sha256(data if isinstance(data, bytes) else b"").digest())
@@ -206,7 +221,7 @@ def _look_at(
             (codec.rgb if decode else codec.check)(data, max_pixels)
         except BadDataError as error:
             bad[position] = str(error)
-    return b"".join(digests), bad
+    return b"".join(digests), bad, sum(isinstance(data, str) for data in chunk)
 
 
 def encoded(digests: np.ndarray, bad: Mapping[int, str]) -> bytes:

@@ -88,7 +88,7 @@ class Display:
         if self.quiet:
             yield
             return
-        before, started, spoken = 0, 0.0, time.monotonic()
+        before, started, spoken = 0, 0.0, 0.0
         bar: Callable[[int, int], None] | None = None
 
         def hear(facts: Mapping[str, Any]) -> None:
@@ -96,6 +96,7 @@ class Display:
             done, total, now = facts["examined"], facts["images"], time.monotonic()
             if done < before or not started:  # another data set
                 started = now
+                spoken = spoken or now
             before = done
             if self.console.is_terminal:
                 bar = bar or stack.enter_context(self.counting("images indexed"))
