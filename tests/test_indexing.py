@@ -17,6 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 from PIL import Image
 from rich.console import Console
 
@@ -31,7 +32,12 @@ from graftwork.operators.data.parts import Examine, Part, examine, here
 from graftwork.operators.errors import BadDataError, GraftworkError
 from graftwork.operators.store import Store
 from graftwork.operators.store.memo import Memo
+from graftwork.pipelines.planning.plan import make_plan
 from graftwork.pipelines.running import progress
+from graftwork.pipelines.running import run as program
+from graftwork.pipelines.running.run import run_pipeline
+from graftwork.pipelines.running.where import Where
+from graftwork.pipelines.spec.loading import load_resolved
 from tests.ray_operators import DeadlyMemo
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -406,6 +412,26 @@ def test_a_file_that_changes_while_it_is_read(tmp_path: Path, memo: Memo, small:
     again = Counting()
     dataset.index(description, memo, 2, again)
     assert again.images == 95  # nothing of it was remembered
+    shorter = meddling(lambda: table(path, cells(0, 15)))
+    other = Store(str(tmp_path / "other")).memo
+    assert lines(description, other, shorter) == [f"{path} changed while it was read; run again"]
+
+
+def test_what_cannot_be_read_is_looked_at_again(tmp_path: Path, memo: Memo, small: None) -> None:
+    """A file that cannot be read now may be read later, or elsewhere."""
+    root = folder(tmp_path / "set", 12)
+    (root / "c1/0500.png").symlink_to(tmp_path / "gone.png")
+    (root / "c1/0600.png").write_bytes(b"?")
+    description = {"train": [str(root)], "test": [str(root)]}
+    whole = lines(description, memo, here)
+    assert whole[:2] == [
+        f"{root}/c1/0500.png: dangling symlink to {tmp_path}/gone.png",
+        f"{root}/c1/0600.png: not JPEG, PNG or WEBP",
+    ]
+    again = Counting()
+    assert lines(description, memo, again) == whole
+    [part] = again.parts
+    assert f"{root}/c1/0500.png" in part.hints["files"]
 
 
 def test_a_folder_that_changes_while_it_is_read(tmp_path: Path, memo: Memo, small: None) -> None:
@@ -530,3 +556,41 @@ def test_workers_find_what_one_process_finds(
         gone.write_text("a file, not a folder")
         with pytest.raises(GraftworkError):
             dataset.index(description, Store(str(gone)).memo, 2, spread)
+
+
+def test_a_run_indexes_and_computes_on_one_ray(
+    tmp_path: Path, small: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Ray is started once, for the index, and goes on with the stages; a second run needs none."""
+    opened: list[str | None] = []
+
+    def counting(address: str | None, **more: Any) -> Any:
+        opened.append(address)
+        return connect(address, num_cpus=2, python_path=PATHS, **more)
+
+    monkeypatch.setattr(program, "connect", counting)
+    monkeypatch.setattr(indexing, "worth_a_start", lambda parts: True)
+    for name, first in (("train", 0), ("test", 95)):
+        table(tmp_path / f"{name}.parquet", cells(first, 95))
+    spec = tmp_path / "spec.yaml"
+    spec.write_text(
+        "pipeline: indexed\n"
+        f"dataset: {{train: {tmp_path}/train.parquet, test: {tmp_path}/test.parquet}}\n"
+        "scenario: {kind: class_incremental, initial: 3, increment: 2, orders: [natural]}\n"
+        "backbone: {model: vit_micro_patch4_32, weights: builtin, preprocessing: micro_32}\n"
+        "methods: [simplecil]\n"
+    )
+    where = Where(store=str(tmp_path / "store"))
+    found = run_pipeline(load_resolved(str(spec)), where, progress.Display(quiet=True))
+    assert opened == [None]
+    assert found.stages.computed == found.stages.total
+    assert not ray.is_initialized()
+    again = run_pipeline(load_resolved(str(spec)), where, progress.Display(quiet=True))
+    assert opened == [None]
+    assert again.results[0].metrics == found.results[0].metrics
+    # The index was put together by workers; one process comes to the same keys.
+    keys = [path.name for path in (tmp_path / "store/dataset").iterdir()]
+    monkeypatch.setattr(indexing, "worth_a_start", lambda parts: False)
+    other = Store(str(tmp_path / "other"))
+    plan = make_plan(load_resolved(str(spec)), other.memo)
+    assert {s.key for s in plan.stages if s.operator == "dataset"} == set(keys)

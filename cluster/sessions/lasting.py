@@ -24,7 +24,7 @@ class Lasting:
 
     @property
     def opened(self) -> bool:
-        """Whether there is a connection."""
+        """Tells whether there is a connection."""
         return self._session is not None
 
     @contextmanager

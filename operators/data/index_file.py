@@ -36,9 +36,9 @@ class SplitIndex:
     @cached_property
     def digest(self) -> str:
         """sha256 over digests, labels and domains in their order, 64 hex digits."""
-        whole = hashlib.sha256(np.ascontiguousarray(self.digests).tobytes())
-        whole.update(self.labels.astype("<i4").tobytes())
-        whole.update(self.domains.astype("<i4").tobytes())
+        whole = hashlib.sha256(np.ascontiguousarray(self.digests))
+        whole.update(np.ascontiguousarray(self.labels, dtype="<i4"))
+        whole.update(np.ascontiguousarray(self.domains, dtype="<i4"))
         return whole.hexdigest()
 
     def at(self, rows: np.ndarray) -> "SplitIndex":

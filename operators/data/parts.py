@@ -64,7 +64,7 @@ class Part:
 
     @property
     def unchanged(self) -> bool:
-        """Whether the files are, on this machine and now, those that were found."""
+        """Tells whether the files are, on this machine and now, those that were found."""
         return sources.marks(self.hints) == self.marks
 
 
@@ -123,13 +123,23 @@ def examine(
     Raises:
         BadDataError: a file changed while it was read, or cannot be read at all.
     """
-    digests, bad, unread = _look(part, threads, on_images)
-    findings = encoded(digests, bad)
-    if part.hints["kind"] == "parquet" and not part.unchanged:
+    try:
+        digests, bad, unread = _look(part, threads, on_images)
+    except BadDataError as error:
+        if not _still(part):
+            raise BadDataError(changed(part.hints["files"][0])) from error
+        raise
+    if not _still(part):
         raise BadDataError(changed(part.hints["files"][0]))
+    findings = encoded(digests, bad)
     if not unread:
         memo.put(part.identity, findings)
     return Examined(findings, unread)
+
+
+def _still(part: Part) -> bool:
+    """Tells whether a Parquet file is what it was; who listed a folder compares it as a whole."""
+    return part.hints["kind"] != "parquet" or part.unchanged
 
 
 def changed(place: str) -> str:

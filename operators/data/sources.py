@@ -239,7 +239,9 @@ def _find(url: str) -> list[Source]:
 def _matches(pattern: str, found: list[str]) -> list[Source]:
     if not found:
         raise BadDataError("nothing matches", value=pattern)
-    return [source for url in found for source in _find(url)]
+    # In an object store each one is asked for by itself, and waited for.
+    workers = _REQUESTS if "://" in pattern else 1
+    return [source for those in prefetch(_find, found, workers=workers) for source in those]
 
 
 def _table(url: str) -> Source:
