@@ -18,7 +18,7 @@ def digest_of(digests: "np.ndarray | Iterable[bytes]") -> str:
         sha256 over all of them, 64 hex digits.
     """
     whole = isinstance(digests, np.ndarray)
-    joined = np.ascontiguousarray(digests) if whole else b"".join(digests)
+    joined = np.ascontiguousarray(digests).data if whole else b"".join(digests)
     return hashlib.sha256(joined).hexdigest()
 
 

@@ -36,9 +36,9 @@ class SplitIndex:
     @cached_property
     def digest(self) -> str:
         """sha256 over digests, labels and domains in their order, 64 hex digits."""
-        whole = hashlib.sha256(np.ascontiguousarray(self.digests))
-        whole.update(np.ascontiguousarray(self.labels, dtype="<i4"))
-        whole.update(np.ascontiguousarray(self.domains, dtype="<i4"))
+        whole = hashlib.sha256(np.ascontiguousarray(self.digests).data)
+        whole.update(np.ascontiguousarray(self.labels, dtype="<i4").data)
+        whole.update(np.ascontiguousarray(self.domains, dtype="<i4").data)
         return whole.hexdigest()
 
     def at(self, rows: np.ndarray) -> "SplitIndex":

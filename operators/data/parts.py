@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -75,17 +75,10 @@ class Examined(NamedTuple):
     unread: int
 
 
-class Examine(Protocol):
-    """Examines parts somewhere, in any order, and remembers what was found.
-
-    Of a part that cannot be read the error is among the results, so that all others are known.
-    """
-
-    def __call__(
-        self, parts: Sequence[Part], memo: Memo, threads: int
-    ) -> Iterable[tuple[int, bytes | BadDataError]]:
-        """Places in `parts`, and the findings of `examine` or what it raised."""
-        ...
+Examine = Callable[[Sequence[Part], Memo, int], Iterable[tuple[int, bytes | BadDataError]]]
+"""Examines parts somewhere, in any order, with so many threads if it is here, and remembers what it
+finds. Yields places in the parts, each with the findings of `examine` or what it raised: of a part
+that cannot be read the error is among the results, so that all others are known."""
 
 
 def here(
