@@ -6,8 +6,9 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from graftwork.cluster.sessions.answers import answer
 from graftwork.cluster.sessions.session import connect
-from graftwork.operators.errors import ClusterLost, GraftworkError, OutOfMemory, StageFailed
+from graftwork.operators.errors import GraftworkError, StageFailed
 from graftwork.operators.serving import inference
 from graftwork.operators.serving.inference import Prediction
 from graftwork.operators.serving.inputs import Shard
@@ -57,25 +58,9 @@ def predict(
             here = list(shard.read()) if shard.local and not session.local else None
             waiting.append(task.remote(model, shard, count, device, weights, here))  # pyright: ignore[reportCallIssue]
             if len(waiting) >= slots:
-                yield _result(waiting.popleft())
+                yield answer(waiting.popleft(), "predict")
         while waiting:
-            yield _result(waiting.popleft())
-
-
-def _result(reference: Any) -> list[Prediction]:
-    import ray
-    from ray import exceptions
-
-    try:
-        found = ray.get(reference)
-    except exceptions.OutOfMemoryError as error:
-        raise OutOfMemory("predict: a worker needs more memory than its node has") from error
-    except (exceptions.RayError, ConnectionError) as error:
-        reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise ClusterLost(f"predict: Ray lost a task: {reason}; run it again") from error
-    if isinstance(found, GraftworkError):
-        raise found
-    return found
+            yield answer(waiting.popleft(), "predict")
 
 
 def _work(

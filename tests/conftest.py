@@ -18,8 +18,10 @@ SHARED = ("test_session", "test_jobs")
 SINGLE = (
     "test_signals_end_a_run_in_order",
     "test_the_examples_of_the_functions_work_in_their_order",
+    "test_workers_find_what_one_process_finds",
+    "test_a_run_indexes_and_computes_on_one_ray",
 )
-"""Tests that start Ray, each the only one of its file."""
+"""Tests that start Ray, in files whose other tests start none."""
 ELSEWHERE = ("test_a_fresh_process_gives_the_same_logits", "test_two_workers_are_one")
 """Tests of all methods that share a pair of processes, whose start takes most of their time."""
 

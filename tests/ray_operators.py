@@ -4,13 +4,17 @@ import json
 import os
 import signal
 import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from graftwork.operators import live
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.errors import BadDataError, ConfigError, Diverged, OutOfMemory
 from graftwork.operators.stage import OPERATORS, Operator, Resources, Stage
 from graftwork.operators.store import Store
+from graftwork.operators.store.memo import Memo
 
 ERRORS = {
     "ValueError": ValueError("no good\nsecond line"),
@@ -152,3 +156,21 @@ def advised_megabytes() -> tuple[str | None, int]:
             total += size
     assert kept.sum() > 0
     return os.environ.get("GLIBC_TUNABLES"), total // 1024
+
+
+@dataclass(frozen=True)
+class DeadlyMemo(Memo):
+    """A memo that kills the first process but this one that writes to it; `log` gets its id."""
+
+    log: str
+    owner: int = field(default_factory=os.getpid)
+
+    def put(self, preimage: Mapping[str, Any], content: bytes) -> None:
+        if os.getpid() != self.owner:
+            try:
+                with open(self.log, "x") as file:
+                    file.write(str(os.getpid()))
+                os.kill(os.getpid(), signal.SIGKILL)
+            except FileExistsError:
+                pass
+        super().put(preimage, content)

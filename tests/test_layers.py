@@ -35,7 +35,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         "evaluation training",
         "serving stages",
     ),
-    "cluster": (". sessions", "jobs", "execution", "inference"),
+    "cluster": (". sessions", "jobs", "execution", "indexing inference"),
     "pipelines": (
         ".",
         "spec",

@@ -25,10 +25,12 @@ from graftwork.operators.data.digests import digest_of
 from graftwork.operators.data.index_file import (
     DIGEST,
     SplitIndex,
+    numbers,
     read_index,
     to_arrow,
     to_numpy,
 )
+from graftwork.operators.data.parts import Examine, here
 from graftwork.operators.data.sources import Places
 from graftwork.operators.errors import BadDataError, together
 from graftwork.operators.keys import digest
@@ -134,7 +136,12 @@ class Dataset:
     bad_images: tuple[dict[str, Any], ...]
 
 
-def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None) -> Dataset:
+def index(
+    description: Mapping[str, Any],
+    memo: Memo,
+    threads: int | None = None,
+    examine: Examine = here,
+) -> Dataset:
     """Finds, checks and numbers all images of a data set.
 
     Args:
@@ -144,14 +151,15 @@ def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None
             `part` (whether this is a part of a stream, so that classes may be missing),
             `holdout` (share of the training images that takes the place of the test images).
         memo: makes the next call fast while the sources are unchanged; alters no result.
-        threads: that hash and check images; None for one per core.
+        threads: that hash and check images, if it is done in this process; None for one per core.
+        examine: where images are hashed and checked that the memo does not know.
 
     Raises:
         ConfigError: the description cannot be used.
         BadDataError: everything that is wrong with labels, else with images, one line each.
     """
     if share := description.get("holdout"):
-        return _held_out(index({**description, "holdout": 0}, memo, threads), share)
+        return _held_out(index({**description, "holdout": 0}, memo, threads, examine), share)
     description = resolve(description)
     found = {split: locate(description, split) for split in SPLITS}
     identities = {split: [s.identity for s in found[split]] for split in SPLITS}
@@ -165,7 +173,7 @@ def index(description: Mapping[str, Any], memo: Memo, threads: int | None = None
     data = memo.get(preimage)
     if data is not None and (known := _from_memo(data, description, found)) is not None:
         return known
-    dataset = _build(description, found, memo, threads)
+    dataset = _build(description, found, memo, threads, examine)
     memo.put(preimage, _to_memo(dataset))
     return dataset
 
@@ -203,6 +211,7 @@ def _build(
     found: Mapping[str, list[sources.Source]],
     memo: Memo,
     threads: int | None,
+    examine: Examine,
 ) -> Dataset:
     tables, problems = scan.columns(description, found)
     if problems:
@@ -221,18 +230,16 @@ def _build(
         split: labels.first_of_each(ids[split], domain_ids[split], limits[split])
         for split in SPLITS
     }
-    scans = {
-        split: scan.images(
-            places[split].at(kept[split]),
-            tables[split].source[kept[split]],
-            found[split],
-            memo,
-            max_pixels=description["max_pixels"],
-            decode=description["on_bad_image"] == "skip",
-            threads=threads or os.cpu_count() or 1,
-        )
-        for split in SPLITS
-    }
+    scans = scan.images(
+        tables,
+        kept,
+        found,
+        memo,
+        max_pixels=description["max_pixels"],
+        decode=description["on_bad_image"] == "skip",
+        threads=threads or os.cpu_count() or 1,
+        examine=examine,
+    )
     bad = [entry for split in SPLITS for entry in scans[split].bad_images()]
     if bad and description["on_bad_image"] != "skip":
         raise together(scan.explain(bad))
@@ -296,14 +303,14 @@ def _from_memo(
         splits[split] = Split(
             name=split,
             digests=to_numpy(own["digest"]),
-            labels=own["label"].to_numpy(),
-            domains=own["domain"].to_numpy(),
+            labels=numbers(own["label"], np.int32),
+            domains=numbers(own["domain"], np.int32),
             where=Places(
                 kind=found[split][0].kind,
                 image=description.get("image", ""),
                 files=scan.file_names(found[split]),
-                file=own["file"].to_numpy(),
-                row=own["row"].to_numpy(),
+                file=numbers(own["file"], np.int32),
+                row=numbers(own["row"], np.int64),
             ),
             classes=classes,
             domain_names=domains,

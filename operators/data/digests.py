@@ -17,7 +17,8 @@ def digest_of(digests: "np.ndarray | Iterable[bytes]") -> str:
     Returns:
         sha256 over all of them, 64 hex digits.
     """
-    joined = digests.tobytes() if isinstance(digests, np.ndarray) else b"".join(digests)
+    whole = isinstance(digests, np.ndarray)
+    joined = np.ascontiguousarray(digests).data if whole else b"".join(digests)
     return hashlib.sha256(joined).hexdigest()
 
 

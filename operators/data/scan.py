@@ -4,43 +4,51 @@ Shapes: N rows of a split.
 """
 
 import hashlib
-import io
-import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from importlib.metadata import version
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
-from graftwork.operators.data import builtin, labels, sources, tables
-from graftwork.operators.data.sources import Places, Source
+from graftwork.operators.data import builtin, labels, parts, sources, tables
+from graftwork.operators.data.parts import Examine, Part
+from graftwork.operators.data.sources import MARK, Places, Source
 from graftwork.operators.data.tables import Column
-from graftwork.operators.errors import BadDataError
+from graftwork.operators.errors import BadDataError, together
 from graftwork.operators.images import codec
-from graftwork.operators.images.prefetch import batched, prefetch
+from graftwork.operators.images.prefetch import prefetch
+from graftwork.operators.keys import digest
 from graftwork.operators.store.memo import Memo
 
 VERSION = 1
-_CHUNK = 64
 _LISTED = 20
+_AT_ONCE = 8
+"""Footers of files, and entries of the memo, that are read at once: mostly they are waited for."""
+
+_Columns = tuple[np.ndarray | None, Column, Column]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Table:
-    """All rows of a split, before anything is left out.
+    """Rows of a split, before anything is looked at but their labels.
 
     Args:
         places: of the N rows.
-        source: int32 [N], which of the split's sources.
+        source: int32 [N], ascending: which of the split's sources.
+        row: int64 [N], row within the source; of a folder, number of the file.
+        groups: of each source, the row groups of a Parquet file as `tables.read_columns` gives
+            them; None for another.
         label: label column.
         domain: domain column; a single empty name where there is none.
     """
 
     places: Places
     source: np.ndarray
+    row: np.ndarray
+    groups: tuple[np.ndarray | None, ...]
     label: Column
     domain: Column
 
@@ -57,7 +65,7 @@ class Scan:
 
     places: Places
     digests: np.ndarray
-    bad: Mapping[int, str]
+    bad: dict[int, str]
 
     def good(self) -> np.ndarray:
         """bool [N], which images can be used."""
@@ -115,23 +123,21 @@ def columns(
     """
     result, problems = {}, list[BadDataError]()
     for split, its_sources in found.items():
-        parts = []
-        for source in its_sources:
-            try:
-                parts.append(_columns(source, description))
-            except BadDataError as error:
-                problems.append(error)
-        if len(parts) < len(its_sources):
+        read = partial(_columns_or_problem, description=description)
+        columns = list[_Columns]()
+        for each in prefetch(read, its_sources, workers=_AT_ONCE):
+            columns.append(each) if isinstance(each, tuple) else problems.append(each)
+        if len(columns) < len(its_sources):
             continue
-        label = labels.join([part[0] for part in parts])
-        domain = labels.join([part[1] for part in parts])
+        groups, by_label, by_domain = zip(*columns, strict=True)
+        label, domain = labels.join(by_label), labels.join(by_domain)
         if label is None or domain is None:
             what = "labels" if label is None else "domains"
             what += " are integers in one file, strings in another"
             problems.append(BadDataError(what, key=f"dataset.{split}"))
             continue
-        sizes = [len(part[0].values) for part in parts]
-        number = np.repeat(np.arange(len(parts), dtype=np.int32), sizes)
+        sizes = [len(column.values) for column in by_label]
+        number = np.repeat(np.arange(len(columns), dtype=np.int32), sizes)
         rows = np.concatenate([np.arange(size) for size in sizes])
         folder = its_sources[0].kind == "files"
         places = Places(
@@ -141,17 +147,26 @@ def columns(
             file=np.arange(len(rows), dtype=np.int32) if folder else number,
             row=np.zeros_like(rows) if folder else rows,
         )
-        result[split] = Table(places=places, source=number, label=label, domain=domain)
+        result[split] = Table(
+            places=places, source=number, row=rows, groups=groups, label=label, domain=domain
+        )
     return result, problems
 
 
-def _columns(source: Source, description: Mapping[str, Any]) -> tuple[Column, Column]:
-    """Label and domain of each row of a source."""
+def _columns_or_problem(source: Source, description: Mapping[str, Any]) -> _Columns | BadDataError:
+    try:
+        return _columns(source, description)
+    except BadDataError as error:
+        return error
+
+
+def _columns(source: Source, description: Mapping[str, Any]) -> _Columns:
+    """Row groups of a source, label and domain of each row."""
     name = description.get("domain")
     if source.kind == "parquet":
         wanted = {"label": description["label"], **({"domain": name} if name else {})}
-        count, found = tables.read_columns(source.url, description["image"], wanted)
-        return found[0], found[1] if name else _constant(count)
+        groups, found = tables.read_columns(source.url, description["image"], wanted)
+        return groups, found[0], found[1] if name else _constant(len(found[0].values))
     if name:
         raise BadDataError(
             f'"{name}" needs Parquet files, which have columns',
@@ -161,11 +176,12 @@ def _columns(source: Source, description: Mapping[str, Any]) -> tuple[Column, Co
     if source.kind in builtin.BUILTIN:
         values = builtin.load(source.kind).labels(source.url)
         null = np.zeros(len(values), dtype=bool)
-        return Column(values=values, names=None, null=null), _constant(len(values))
+        return None, Column(values=values, names=None, null=null), _constant(len(values))
     number = {name: i for i, name in enumerate(source.classes)}
     values = np.array([number[f.split("/", 1)[0]] for f in source.files], dtype=np.int64)
     null = np.zeros(len(values), dtype=bool)
-    return Column(values=values, names=source.classes, null=null), _constant(len(values))
+    label = Column(values=values, names=source.classes, null=null)
+    return None, label, _constant(len(values))
 
 
 def _constant(count: int) -> Column:
@@ -173,56 +189,155 @@ def _constant(count: int) -> Column:
     return Column(values=zeros, names=("",), null=zeros.astype(bool))
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class _Wanted:
+    """A part whose findings are wanted.
+
+    Args:
+        part: the part.
+        source: where it comes from.
+        scans: findings to be filled in, and the position of the part's first image there.
+    """
+
+    part: Part
+    source: Source
+    scans: list[tuple[Scan, int]]
+
+    def take(self, found: parts.Findings) -> None:
+        """Fills in what was found."""
+        digests, bad = found
+        for scan, start in self.scans:
+            scan.digests[start : start + len(digests)] = digests
+            scan.bad.update({start + position: why for position, why in bad.items()})
+
+
 def images(
-    places: Places,
-    source: np.ndarray,
-    found: Sequence[Source],
+    splits: Mapping[str, Table],
+    kept: Mapping[str, np.ndarray],
+    found: Mapping[str, Sequence[Source]],
     memo: Memo,
     *,
     max_pixels: int | None,
     decode: bool,
     threads: int,
-) -> Scan:
-    """Hashes and checks images, those of an unchanged source from the memo.
+    examine: Examine,
+) -> dict[str, Scan]:
+    """Hashes and checks images part by part, parts of unchanged files from the memo.
 
     Args:
-        places: of the N images.
-        source: int32 [N], ascending: which of `found` an image belongs to.
-        found: the split's sources.
+        splits: their rows.
+        kept: by split, ascending, the rows whose images are wanted.
+        found: by split, its sources.
         max_pixels: largest width times height.
         decode: whether every pixel is decoded, or only the header read.
-        threads: that hash and check.
+        threads: that hash and check, if it is done here.
+        examine: where the parts are examined that the memo does not know.
 
     Raises:
-        BadDataError: a source changed while it was read, or cannot be read at all.
+        BadDataError: sources changed while they were read, or cannot be read at all.
     """
-    digests, bad = np.zeros((len(places), 32), dtype=np.uint8), {}
-    bounds = np.searchsorted(source, np.arange(len(found) + 1))
-    # Files are numbered through all sources of the split; within one they count from 0.
-    first_file = np.cumsum([0] + [len(s.files) if s.kind == "files" else 1 for s in found])
-    for number, its_source in enumerate(found):
-        start, stop = int(bounds[number]), int(bounds[number + 1])
-        if start == stop:
+    scans: dict[str, Scan] = {}
+    wanted: dict[str, _Wanted] = {}
+    for split, table in splits.items():
+        places, source = table.places.at(kept[split]), table.source[kept[split]]
+        digests = np.zeros((len(places), 32), dtype=np.uint8)
+        scans[split] = Scan(places=places, digests=digests, bad={})
+        rows = table.row[kept[split]]
+        bounds = np.searchsorted(source, np.arange(len(found[split]) + 1))
+        for number, (start, stop) in enumerate(pairwise(bounds.tolist())):
+            own, groups = found[split][number], table.groups[number]
+            cut = _parts(own, groups, rows[start:stop], places, start, max_pixels, decode)
+            for position, part in cut:
+                each = _Wanted(part=part, source=own, scans=[])
+                # The same images may be in both splits: they are read once.
+                name = digest(part.identity)
+                wanted.setdefault(name, each).scans.append((scans[split], position))
+    missing = _take_known(list(wanted.values()), memo)
+    problems: dict[int, BadDataError] = {}
+    for number, result in examine([each.part for each in missing], memo, threads):
+        if isinstance(result, BadDataError):
+            problems[number] = result
             continue
-        own = places.at(np.arange(start, stop))
-        local = np.stack([own.file - first_file[number], own.row]).astype("<i8")
-        preimage = {
-            "kind": "images",
-            "source": dict(its_source.identity),
-            "image": own.image,
-            "rows": hashlib.sha256(local.tobytes()).hexdigest(),
-            "decode": decode,
-            **examination(max_pixels),
-        }
-        known = _from_memo(memo.get(preimage), stop - start)
-        if known is None:
-            known = _look(own.hints(0, stop - start), stop - start, max_pixels, decode, threads)
-            if its_source.kind not in builtin.BUILTIN:
-                _check_unchanged(its_source)
-            memo.put(preimage, _to_memo(*known))
-        digests[start:stop] = known[0]
-        bad |= {start + position: why for position, why in known[1].items()}
-    return Scan(places=places, digests=digests, bad=bad)
+        findings = parts.decoded(result, missing[number].part.images)
+        assert findings is not None, "what was encoded just now"
+        missing[number].take(findings)
+    if problems:
+        raise together([problems[number] for number in sorted(problems)])
+    _check_folders(list({id(each.source): each.source for each in missing}.values()))
+    return scans
+
+
+def _take_known(wanted: Sequence[_Wanted], memo: Memo) -> list[_Wanted]:
+    """Fills in what the memo knows; the rest."""
+    missing = []
+    entries = prefetch(lambda each: memo.get(each.part.identity), wanted, workers=_AT_ONCE)
+    for each, data in zip(wanted, entries, strict=True):
+        if (findings := parts.decoded(data, each.part.images)) is None:
+            missing.append(each)
+        else:
+            each.take(findings)
+    return missing
+
+
+def _parts(
+    source: Source,
+    groups: np.ndarray | None,
+    rows: np.ndarray,
+    places: Places,
+    start: int,
+    max_pixels: int | None,
+    decode: bool,
+) -> Iterator[tuple[int, Part]]:
+    """The parts of a source, each with the position of its first image.
+
+    Args:
+        rows: int64 [n], ascending: rows of the source, of a folder the numbers of its files.
+        places: of the split's images.
+        start: position of the source's first image.
+    """
+    at = parts.cuts(source, groups, rows)
+    sizes = parts.sizes(source, groups, rows, at)
+    for (a, b), size in zip(pairwise(at.tolist()), sizes, strict=True):
+        marks, content = _content(source, places.image, rows[a:b])
+        yield (
+            start + a,
+            Part(
+                hints=places.hints(start + a, start + b),
+                images=b - a,
+                size=size,
+                marks=marks,
+                identity={
+                    "kind": "part",
+                    "content": content,
+                    "decode": decode,
+                    **examination(max_pixels),
+                },
+                max_pixels=max_pixels,
+                decode=decode,
+            ),
+        )
+
+
+def _content(source: Source, image: str, rows: np.ndarray) -> tuple[bytes, Any]:
+    """Marks to be compared where the part is read, and what its images are known by."""
+    if source.kind != "files":
+        marks = sources.marked(source.identity) if source.kind == "parquet" else b""
+        chosen = hashlib.sha256(rows.astype("<i8").tobytes()).hexdigest()
+        return marks, {"source": dict(source.identity), "image": image, "rows": chosen}
+    marks = np.frombuffer(source.marks, f"V{MARK}")[rows].tobytes()
+    known = hashlib.sha256(marks).hexdigest()
+    return b"" if "://" in source.url else marks, {"files": known}
+
+
+def _check_folders(read: Sequence[Source]) -> None:
+    """Compares folders that were read with what was found; a Parquet file's parts did so."""
+    changed = [
+        BadDataError(parts.changed(source.url))
+        for source in read
+        if source.kind == "files" and sources.locate([source.url])[0].identity != source.identity
+    ]
+    if changed:
+        raise together(changed)
 
 
 def examination(max_pixels: int | None) -> dict[str, Any]:
@@ -236,59 +351,3 @@ def examination(max_pixels: int | None) -> dict[str, Any]:
         "max_pixels": codec.MAX_PIXELS if max_pixels is None else max_pixels,
         "pillow": version("pillow"),
     }
-
-
-def _look(
-    hints: Mapping[str, Any], count: int, max_pixels: int | None, decode: bool, threads: int
-) -> tuple[np.ndarray, dict[int, str]]:
-    """Digests uint8 [N, 32], and reasons by position, of images that are read now."""
-    parts: list[bytes] = []
-    bad: dict[int, str] = {}
-    look = partial(_look_at, max_pixels=max_pixels, decode=decode)
-    chunks = batched(sources.read_or_reason(hints), _CHUNK)
-    for number, (found, reasons) in enumerate(prefetch(look, chunks, workers=threads)):
-        parts.append(found)
-        bad |= {number * _CHUNK + position: why for position, why in reasons.items()}
-    return np.frombuffer(b"".join(parts), np.uint8).reshape(count, 32), bad
-
-
-Seen = tuple[bytes, dict[int, str]]
-
-
-def _look_at(chunk: Iterable[bytes | str | None], max_pixels: int | None, decode: bool) -> Seen:
-    digests, bad = [], {}
-    for position, data in enumerate(chunk):
-        digests.append(hashlib.sha256(data if isinstance(data, bytes) else b"").digest())
-        try:
-            if isinstance(data, str):
-                raise BadDataError(data)
-            (codec.rgb if decode else codec.check)(data, max_pixels)
-        except BadDataError as error:
-            bad[position] = str(error)
-    return b"".join(digests), bad
-
-
-def _check_unchanged(source: Source) -> None:
-    if sources.locate([source.url])[0].identity != source.identity:
-        raise BadDataError(f"{source.url} changed while it was read; run again")
-
-
-def _to_memo(digests: np.ndarray, bad: Mapping[int, str]) -> bytes:
-    flat = pa.array(digests.reshape(-1))
-    metadata = {"bad": json.dumps(sorted(bad.items()))}
-    schema = pa.schema([("digests", pa.uint8())], metadata=metadata)
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(pa.table([flat], schema=schema))
-    return sink.getvalue()
-
-
-def _from_memo(data: bytes | None, count: int) -> tuple[np.ndarray, dict[int, str]] | None:
-    if data is None:
-        return None
-    with pa.ipc.open_file(pa.py_buffer(data)) as reader:
-        if reader.schema != pa.schema([("digests", pa.uint8())]):
-            return None
-        flat = reader.read_all()["digests"].to_numpy()
-        bad = json.loads((reader.schema.metadata or {})[b"bad"])
-    return flat.reshape(count, 32), dict(bad)

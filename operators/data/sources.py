@@ -5,9 +5,10 @@ folders are local or behind an fsspec URL. Reading streams: one record batch is 
 """
 
 import glob
+import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,9 +17,9 @@ import numpy as np
 from graftwork.operators.data import builtin
 from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.files.access import absolute, as_os_errors, file_system, identity, reason
-from graftwork.operators.files.listing import list_folder
+from graftwork.operators.files.listing import MARK, list_folder, mark
 from graftwork.operators.images.prefetch import prefetch
-from graftwork.operators.keys import digest
+from graftwork.operators.keys import canonical
 
 if TYPE_CHECKING:
     pass
@@ -29,7 +30,7 @@ _REQUESTS = 16
 """Concurrent reads of small remote files: they wait, they do not compute."""
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, eq=False)
 class Source:
     """One entry of a data set's `train` or `test`, found.
 
@@ -37,6 +38,8 @@ class Source:
         kind: "parquet", "files" (a folder of class folders) or the name of a built-in data set.
         url: absolute local path, or URL.
         files: names of a folder's images relative to `url`, in order.
+        marks: of a folder's images, `MARK` bytes each, that change when the image may have changed.
+        sizes: of a folder's images in bytes, int64 [files].
         classes: names of a folder's class folders, sorted, empty ones too.
         identity: JSON value that changes when the content may have changed.
     """
@@ -44,6 +47,8 @@ class Source:
     kind: str
     url: str
     files: tuple[str, ...] = ()
+    marks: bytes = b""
+    sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     classes: tuple[str, ...] = ()
     identity: Mapping[str, Any]
 
@@ -234,7 +239,9 @@ def _find(url: str) -> list[Source]:
 def _matches(pattern: str, found: list[str]) -> list[Source]:
     if not found:
         raise BadDataError("nothing matches", value=pattern)
-    return [source for url in found for source in _find(url)]
+    # In an object store each one is asked for by itself, and waited for.
+    workers = _REQUESTS if "://" in pattern else 1
+    return [source for those in prefetch(_find, found, workers=workers) for source in those]
 
 
 def _table(url: str) -> Source:
@@ -243,14 +250,39 @@ def _table(url: str) -> Source:
 
 def _folder(url: str) -> Source:
     filesystem, path = file_system(url) if "://" in url else (None, url)
-    classes, files = list_folder(url, filesystem, path)
+    classes, found = list_folder(url, filesystem, path)
+    marks = b"".join(each for _, each, _ in found)
+    content = hashlib.sha256(canonical(classes).encode() + marks).hexdigest()
     return Source(
         kind="files",
         url=url,
-        files=tuple(name for name, _ in files),
+        files=tuple(name for name, _, _ in found),
+        marks=marks,
+        sizes=np.array([size for _, _, size in found], dtype=np.int64),
         classes=classes,
-        identity={"url": url, "files": len(files), "digest": digest([classes, files])},
+        identity={"url": url, "files": len(found), "digest": content},
     )
+
+
+def marked(identity: Mapping[str, Any]) -> bytes:
+    """The mark of a single file, from its identity."""
+    return hashlib.sha256(canonical(identity).encode()).digest()[:MARK]
+
+
+def marks(hints: Mapping[str, Any]) -> bytes:
+    """The marks of the files of `Places.hints` as they are now, on this machine.
+
+    Without those of images in an object store, which is the same for every machine; empty if a
+    file is not there.
+    """
+    try:
+        if hints["kind"] == "files":
+            return b"".join(mark(file) for file in hints["files"] if "://" not in file)
+        if hints["kind"] == "parquet":
+            return b"".join(marked(identity(url)) for url in hints["files"])
+    except (OSError, ConfigError):
+        return b""
+    return b""
 
 
 def _read_files(files: list[str]) -> Iterator[bytes | str]:

@@ -34,7 +34,9 @@ class Column:
     null: np.ndarray
 
 
-def read_columns(url: str, image: str, columns: Mapping[str, str]) -> tuple[int, list[Column]]:
+def read_columns(
+    url: str, image: str, columns: Mapping[str, str]
+) -> tuple[np.ndarray, list[Column]]:
     """Reads small columns, and checks that there is a column with images.
 
     Args:
@@ -43,7 +45,7 @@ def read_columns(url: str, image: str, columns: Mapping[str, str]) -> tuple[int,
         columns: names of columns of integers or strings, by their key under `dataset` in a spec.
 
     Returns:
-        Number of rows, and the columns.
+        Rows, and bytes of images, of every row group, int64 [groups, 2]; and the columns.
 
     Raises:
         BadDataError: not a Parquet file, or all columns that are missing or have another type.
@@ -70,7 +72,17 @@ def read_columns(url: str, image: str, columns: Mapping[str, str]) -> tuple[int,
             raise together(problems)
         names = list(columns.values())
         table = file.read(columns=names)
-    return table.num_rows, [_column(table[name]) for name in names]
+        groups = _groups(file, image)
+    return groups, [_column(table[name]) for name in names]
+
+
+def _groups(file: pq.ParquetFile, image: str) -> np.ndarray:
+    metadata, leaf = file.metadata, _leaf(file.schema_arrow, image)
+    paths = [file.schema.column(n).path for n in range(metadata.num_columns)]
+    number = paths.index(leaf)
+    found = map(metadata.row_group, range(metadata.num_row_groups))
+    sizes = [(each.num_rows, each.column(number).total_compressed_size) for each in found]
+    return np.array(sizes, dtype=np.int64).reshape(-1, 2)
 
 
 def _names(missing: str, schema: pa.Schema) -> str:

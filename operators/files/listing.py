@@ -1,5 +1,6 @@
 """The images of a folder with one folder per class."""
 
+import hashlib
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -8,11 +9,35 @@ from graftwork.operators.errors import BadDataError
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
-Listing = list[tuple[str, list[int] | str]]
-"""Name relative to the folder, and what changes when the file's content changes."""
+MARK = 16
+"""Bytes of a file's mark, which changes when the file's content changes."""
+
+Found = tuple[str, bytes, int]
+"""A file: its name relative to the folder, its mark, and its bytes."""
 
 
-def list_folder(url: str, filesystem: Any, path: str) -> tuple[tuple[str, ...], Listing]:
+def mark(path: str) -> bytes:
+    """The mark of a local file.
+
+    Raises:
+        OSError: nothing is there.
+    """
+    try:
+        return _marked(path, os.stat(path))
+    except OSError:  # a dangling link
+        return _marked(path, os.lstat(path))
+
+
+def _marked(path: str, stat: os.stat_result) -> bytes:
+    return _mark(path, f"{stat.st_size},{stat.st_mtime_ns},{stat.st_ctime_ns},{stat.st_ino}")
+
+
+def _mark(path: str, volatile: str) -> bytes:
+    text = f"{path}\0{volatile}".encode(errors="surrogateescape")
+    return hashlib.blake2b(text, digest_size=MARK).digest()
+
+
+def list_folder(url: str, filesystem: Any, path: str) -> tuple[tuple[str, ...], list[Found]]:
     """Lists a folder; no file is opened.
 
     Hidden files and folders, and files that are no images by their name, are passed over. Images
@@ -32,7 +57,7 @@ def list_folder(url: str, filesystem: Any, path: str) -> tuple[tuple[str, ...], 
     """
     if filesystem is None:
         classes = sorted(_folders(path))
-        entries: Listing = [
+        entries = [
             item
             for name in classes
             for item in sorted(_walk(os.path.join(path, name), name, (os.path.realpath(path),)))
@@ -61,7 +86,7 @@ def images_below(filesystem: Any, path: str) -> list[str]:
         OSError: the folder cannot be listed.
     """
     if filesystem is None:
-        return sorted(name.removeprefix("./") for name, _ in _walk(path, ".", ()))
+        return sorted(name.removeprefix("./") for name, _, _ in _walk(path, ".", ()))
     start = len(path.rstrip("/")) + 1
     names = [full[start:] for full in filesystem.find(path)]
     return sorted(
@@ -82,9 +107,7 @@ def _folders(path: str) -> Iterator[str]:
                 yield entry.name
 
 
-def _walk(
-    folder: str, relative: str, above: tuple[str, ...]
-) -> Iterator[tuple[str, list[int] | str]]:
+def _walk(folder: str, relative: str, above: tuple[str, ...]) -> Iterator[Found]:
     real = os.path.realpath(folder)
     if real in above:
         raise BadDataError(f"symlink loop at {folder}")
@@ -98,7 +121,8 @@ def _walk(
             if entry.is_dir():
                 yield from _walk(entry.path, name, (*above, real))
             elif entry.name.lower().endswith(EXTENSIONS):
-                yield name, _fingerprint(entry)
+                stat = _stat(entry)
+                yield name, _marked(entry.path, stat), stat.st_size
 
 
 def _loops(link: str) -> bool:
@@ -110,18 +134,17 @@ def _loops(link: str) -> bool:
     return False
 
 
-def _fingerprint(entry: os.DirEntry[str]) -> list[int]:
+def _stat(entry: os.DirEntry[str]) -> os.stat_result:
     try:
-        stat = entry.stat()
+        return entry.stat()
     except OSError:  # a dangling link: reading it will name it
-        stat = entry.stat(follow_symlinks=False)
-    return [stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino]
+        return entry.stat(follow_symlinks=False)
 
 
-def _list_remote(filesystem: Any, path: str) -> tuple[list[str], Listing]:
+def _list_remote(filesystem: Any, path: str) -> tuple[list[str], list[Found]]:
     found = filesystem.find(path, detail=True, withdirs=True)
     start = len(path.rstrip("/")) + 1
-    classes, entries = set(), []
+    classes, entries = set(), list[Found]()
     for full, info in found.items():
         parts = full.rstrip("/")[start:].split("/")
         if any(map(_hidden, parts)) or not parts[0]:
@@ -130,7 +153,8 @@ def _list_remote(filesystem: Any, path: str) -> tuple[list[str], Listing]:
             classes.add(parts[0])
         if info["type"] != "directory" and len(parts) > 1 and full.lower().endswith(EXTENSIONS):
             volatile = str(sorted((k, str(v)) for k, v in info.items() if k != "name"))
-            entries.append(("/".join(parts), volatile))
+            place = filesystem.unstrip_protocol(full)
+            entries.append(("/".join(parts), _mark(place, volatile), info.get("size") or 0))
     return sorted(classes), sorted(entries, key=lambda e: (e[0].split("/")[0], e[0]))
 
 

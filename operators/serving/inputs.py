@@ -172,11 +172,11 @@ def _entry(
         from graftwork.operators.data import tables  # here, so that image files need no pyarrow
 
         try:
-            rows, _ = tables.read_columns(url, column, {})
+            groups, _ = tables.read_columns(url, column, {})
         except BadDataError as error:
             # A column that is not there, or holds no images; here it is no key of a spec.
             hint = "name another with --image-column" if error.key == "dataset.image" else ""
             raise BadDataError(error.what, value=error.value, advice=hint) from error
-        yield Table(shown=shown, url=url, rows=rows)
+        yield Table(shown=shown, url=url, rows=int(groups[:, 0].sum()))
     elif suffix in EXTENSIONS or not of_glob:
         yield shown, url

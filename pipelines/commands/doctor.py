@@ -300,7 +300,7 @@ def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> Non
     """
     from graftwork.pipelines.planning.plan import indexed
 
-    with loaded.locating():
+    with loaded.locating(), display.indexing():
         found = indexed(loaded.spec, store.memo)
     reports: dict[str, Report] = {}
     for name, own in found.items():

@@ -14,6 +14,7 @@ from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data import dataset as datasets
 from graftwork.operators.data import description as descriptions
 from graftwork.operators.data.dataset import Dataset
+from graftwork.operators.data.parts import Examine, here
 from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleError, together
 from graftwork.operators.images import preprocessing as preprocessings
 from graftwork.operators.images.preprocessing import Preprocessing
@@ -68,8 +69,11 @@ class Plan:
         return walk(self.targets)
 
 
-def make_plan(loaded: Loaded, memo: Memo) -> Plan:
+def make_plan(loaded: Loaded, memo: Memo, examine: Examine = here) -> Plan:
     """The graph of a spec.
+
+    Args:
+        examine: where images are examined that the memo does not know.
 
     Raises:
         ConfigError: the spec asks for what does not exist; all problems at once.
@@ -77,13 +81,13 @@ def make_plan(loaded: Loaded, memo: Memo) -> Plan:
         IncompatibleError: the weights do not fit the backbone.
     """
     with loaded.locating():
-        return _make_plan(loaded, memo)
+        return _make_plan(loaded, memo, examine)
 
 
-def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
+def _make_plan(loaded: Loaded, memo: Memo, examine: Examine) -> Plan:
     spec = loaded.spec
     methods, combinations, backbone = _resolve(loaded, memo)
-    data = _data(spec, memo)
+    data = _data(spec, memo, examine)
     preprocessing = _preprocessing(spec.backbone.preprocessing, backbone)
     check_networks(spec, backbone, data.classes, methods)
     shared = Shared(
@@ -91,7 +95,9 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
         data=data,
         backbone=backbone,
         preprocessing=preprocessing,
-        reference=_reference(spec, memo) if any(m.facts.reference for m in methods) else None,
+        reference=(
+            _reference(spec, memo, examine) if any(m.facts.reference for m in methods) else None
+        ),
     )
     check_trainable(shared, methods)
     beside = _beside(shared, memo, [m for m in methods if m.facts.contract == "fused"])
@@ -105,19 +111,22 @@ def _make_plan(loaded: Loaded, memo: Memo) -> Plan:
     )
 
 
-def indexed(spec: PipelineSpec, memo: Memo) -> dict[str, Dataset]:
+def indexed(spec: PipelineSpec, memo: Memo, examine: Examine = here) -> dict[str, Dataset]:
     """The data sets of a spec: one under the empty name, or those of its tasks by name.
+
+    Args:
+        examine: where images are examined that the memo does not know.
 
     Raises:
         BadDataError: they cannot be used.
         ConfigError: a place that may not be used.
     """
     if spec.dataset is not None:
-        return {"": datasets.index(spec.dataset.model_dump(mode="json"), memo)}
+        return {"": datasets.index(spec.dataset.model_dump(mode="json"), memo, examine=examine)}
     found = {}
     for number, task in enumerate(spec.stream or ()):
         try:
-            found[task.name] = datasets.index(task.description(), memo)
+            found[task.name] = datasets.index(task.description(), memo, examine=examine)
         except (BadDataError, ConfigError) as error:
             raise error.moved("dataset", f"stream.{number}") from error
     return found
@@ -145,14 +154,14 @@ def pieces_of(loaded: Loaded, memo: Memo) -> tuple[OrderName, list[Piece]]:
         return order, tasks_of(spec.scenario, found[""], order)
 
 
-def _data(spec: PipelineSpec, memo: Memo) -> Data:
+def _data(spec: PipelineSpec, memo: Memo, examine: Examine) -> Data:
     """The images of a spec.
 
     Raises:
         BadDataError: they cannot be used.
         ConfigError: class names that do not go together.
     """
-    found = indexed(spec, memo)
+    found = indexed(spec, memo, examine)
     if spec.stream is None:
         return Data(sources=(found[""],), stream=None, classes=found[""].classes)
     tasks = _listed(spec, found)
@@ -237,7 +246,7 @@ def _beside(shared: Shared, memo: Memo, methods: Sequence[Method]) -> Shared | N
     return beside
 
 
-def _reference(spec: PipelineSpec, memo: Memo) -> Reference:
+def _reference(spec: PipelineSpec, memo: Memo, examine: Examine = here) -> Reference:
     """Images and texts of no task.
 
     Raises:
@@ -255,7 +264,7 @@ def _reference(spec: PipelineSpec, memo: Memo) -> Reference:
         "limit_per_class": limits,
     }
     try:
-        images = datasets.index(description, memo).train
+        images = datasets.index(description, memo, examine=examine).train
     except (BadDataError, ConfigError) as error:
         # Both splits are the reference's images; the other keys have the same names there.
         own = error.moved("dataset.train", "reference.images")

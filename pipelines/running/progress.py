@@ -3,7 +3,7 @@
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from rich.console import Console, Group
@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from graftwork.cluster.execution.executor import Event
+from graftwork.operators import live
 
 SECONDS_BETWEEN_LINES = 10.0
 """Fewest seconds between two plain lines, so that a log stays readable."""
@@ -80,6 +81,35 @@ class Display:
         ) as bar:
             row = bar.add_task(what)
             yield lambda done, total: bar.update(row, completed=done, total=total)
+
+    @contextmanager
+    def indexing(self) -> Iterator[None]:
+        """Shows how far the examination of images is, from the first one that has to be read."""
+        if self.quiet:
+            yield
+            return
+        before, started, spoken = 0, 0.0, 0.0
+        bar: Callable[[int, int], None] | None = None
+
+        def hear(facts: Mapping[str, Any]) -> None:
+            nonlocal before, started, spoken, bar
+            done, total, now = facts["examined"], facts["images"], time.monotonic()
+            if done < before or not started:  # another data set
+                started = now
+                spoken = spoken or now
+            before = done
+            if self.console.is_terminal:
+                bar = bar or stack.enter_context(self.counting("images indexed"))
+                bar(done, total)
+            elif now - spoken > SECONDS_BETWEEN_LINES:
+                spoken = now
+                rate = done / max(now - started, 0.001)
+                left = f", {_duration((total - done) / rate)} left" if rate else ""
+                self.say(f"{done}/{total} images indexed, {rate:.0f} images/s{left}")
+
+        with ExitStack() as stack:
+            stack.enter_context(live.sink(hear))
+            yield
 
     def event(self, event: Event) -> None:
         """Takes note of an executor's event."""

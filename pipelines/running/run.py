@@ -11,6 +11,8 @@ from functools import partial
 
 from graftwork.cluster.execution.executor import Event, Outcome, execute
 from graftwork.cluster.execution.graph import needed
+from graftwork.cluster.indexing import OnCluster
+from graftwork.cluster.sessions.lasting import Lasting
 from graftwork.cluster.sessions.session import connect
 from graftwork.operators.errors import DamagedStage, Interrupted
 from graftwork.operators.housekeeping import RUNS
@@ -33,13 +35,20 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> Document:
     Raises:
         GraftworkError: with the exit status that belongs to it; what was computed is kept.
     """
+    with Lasting(partial(connect, where.address, insecure=where.insecure)) as connection:
+        return _run(loaded, where, display, connection)
+
+
+def _run(loaded: Loaded, where: Where, display: Display, connection: Lasting) -> Document:
+    """Runs a spec to its end, on Ray where that is needed: to index much, and to compute."""
     started = time.perf_counter()
     uri, pipeline = where.tracking_uri(), loaded.spec.pipeline
     store = Store(where.store)
     store.probe()
     tracker = Tracker(uri, pipeline, where.journal())
     tracker.check()
-    plan = make_plan(loaded, store.memo)
+    with display.indexing():
+        plan = make_plan(loaded, store.memo, OnCluster(connection))
     _write_run_record(plan, store)
     training, test = plan.data.counts
     display.say(
@@ -57,7 +66,7 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> Document:
     status = "FAILED"
     try:
         finished: dict[str, Finished] = {}
-        outcome = _compute(plan, store, where, display, tracker, finished)
+        outcome = _compute(plan, store, connection, display, tracker, finished)
         runs = [finished[run.evaluate.key] for run in plan.runs]
         seconds = time.perf_counter() - started
         images = int(outcome.fact("images_forwarded"))
@@ -109,7 +118,7 @@ def _write_run_record(plan: Plan, store: Store) -> None:
 def _compute(
     plan: Plan,
     store: Store,
-    where: Where,
+    connection: Lasting,
     display: Display,
     tracker: Tracker,
     finished: dict[str, Finished],
@@ -139,12 +148,10 @@ def _compute(
     missing = needed(plan.targets, lambda s: s.key in stored[s.operator]).compute
     images = sum(map(plan.images, missing))
     with display.stages(len(plan.stages), images):
-        return execute(
-            plan.targets,
-            store,
-            connect=partial(connect, where.address, insecure=where.insecure),
-            on_event=on_event,
-        )
+        try:
+            return execute(plan.targets, store, connect=connection, on_event=on_event)
+        finally:
+            connection.close()
 
 
 def _set_aside_if_damaged(store: Store, run: Run, display: Display) -> None:
