@@ -1,6 +1,7 @@
 """Streams that are listed task by task: they grow, and nothing learned is learned again."""
 
 import contextlib
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -22,6 +23,7 @@ from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.formats import predictions, sums
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
+from graftwork.pipelines.planning import sources
 from graftwork.pipelines.planning.plan import Plan
 from tests import pngs
 
@@ -266,7 +268,9 @@ def test_bad_streams_are_refused(changes: dict[str, Any], says: str, tmp_path: P
 
 def test_the_examples_of_the_page_are_streams(tmp_path: Path) -> None:
     page = Path(__file__).parent.parent.joinpath("docs", "streams.md").read_text(encoding="utf-8")
-    cut, own = (yaml.safe_load(part.partition("```")[0]) for part in page.split("```yaml")[1:])
+    cut, own, grown = (
+        yaml.safe_load(part.partition("```")[0]) for part in page.split("```yaml")[1:]
+    )
     store = Store(str(tmp_path / "store"))
     first = pngs.plan(store, tmp_path, methods=["simplecil"], **cut)
     assert [len(task.train.classes) for task in first.runs[0].stream.tasks] == [4, 2, 2, 2]
@@ -275,3 +279,14 @@ def test_the_examples_of_the_page_are_streams(tmp_path: Path) -> None:
     assert second.runs[0].stream.classes == ("five", "seven", "one", "two", "eight")
     assert [task.name for task in tasks] == ["first", "second"]
     assert [len(tasks[1].train), len(tasks[1].test)] == [150, 60]
+    for split in ("train", "test"):
+        for n, name in enumerate(("kitty", "one")):
+            place = tmp_path / "photos" / "first" / split / name
+            place.mkdir(parents=True)
+            (place / "0.png").write_bytes(pngs.png(n))
+    first = grown["stream"][0] | {"sealed": False}
+    seen = planned(store, tmp_path, 0, methods=["simplecil"], stream=[first])
+    sources.keep(seen.sources, store.memo)
+    shutil.rmtree(tmp_path / "photos")
+    third = planned(store, tmp_path, 0, methods=["simplecil"], **grown)
+    assert third.runs[0].stream.classes == ("cat", "one", "two")

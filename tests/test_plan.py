@@ -27,7 +27,7 @@ from graftwork.operators.merging import contract
 from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
-from graftwork.pipelines.planning import explain
+from graftwork.pipelines.explaining import explain
 from graftwork.pipelines.planning.plan import Plan, make_plan
 from graftwork.pipelines.reporting import terminal
 from graftwork.pipelines.spec.loading import load_resolved

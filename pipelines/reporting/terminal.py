@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graftwork.cluster.jobs import Job
-from graftwork.pipelines.planning.explain import Explanation
+from graftwork.pipelines.explaining.explain import Explanation
 from graftwork.pipelines.reporting.document import Document, Result
 
 

@@ -14,10 +14,12 @@ from graftwork.cluster.execution.graph import needed
 from graftwork.cluster.sessions.session import connect
 from graftwork.operators.errors import DamagedStage, Interrupted
 from graftwork.operators.housekeeping import RUNS
+from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.tracking import uri as tracking_uri
 from graftwork.operators.tracking.tracker import Tracker
-from graftwork.pipelines.planning import explain
+from graftwork.pipelines.explaining import explain, sealed
+from graftwork.pipelines.planning import sources
 from graftwork.pipelines.planning.plan import Plan, Run, make_plan
 from graftwork.pipelines.reporting.document import Document, Records, StageCounts
 from graftwork.pipelines.running import recording, report_data, served_model
@@ -40,6 +42,13 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> Document:
     tracker = Tracker(uri, pipeline, where.journal())
     tracker.check()
     plan = make_plan(loaded, store.memo)
+    sources.keep(plan.sources, store.memo)
+    sources.seal(plan.sources, plan.stages, store.memo)
+    for run in plan.runs:
+        _set_aside_if_damaged(store, run, display)
+    missing = _missing(plan, store)
+    with loaded.locating():
+        sealed.refuse(sealed.gone(plan, missing))
     _write_run_record(plan, store)
     training, test = plan.data.counts
     display.say(
@@ -57,7 +66,8 @@ def run_pipeline(loaded: Loaded, where: Where, display: Display) -> Document:
     status = "FAILED"
     try:
         finished: dict[str, Finished] = {}
-        outcome = _compute(plan, store, where, display, tracker, finished)
+        images = sum(map(plan.images, missing))
+        outcome = _compute(plan, store, where, display, tracker, finished, images)
         runs = [finished[run.evaluate.key] for run in plan.runs]
         seconds = time.perf_counter() - started
         images = int(outcome.fact("images_forwarded"))
@@ -106,6 +116,12 @@ def _write_run_record(plan: Plan, store: Store) -> None:
     store.blobs.put(name, json.dumps(record).encode())
 
 
+def _missing(plan: Plan, store: Store) -> tuple[Stage, ...]:
+    """Stages that have to be computed."""
+    stored = {name: store.keys(name) for name in {stage.operator for stage in plan.stages}}
+    return needed(plan.targets, lambda s: s.key in stored[s.operator]).compute
+
+
 def _compute(
     plan: Plan,
     store: Store,
@@ -113,13 +129,16 @@ def _compute(
     display: Display,
     tracker: Tracker,
     finished: dict[str, Finished],
+    images: int,
 ) -> Outcome:
-    """Computes what is missing, and hands every result on as soon as it is stored."""
+    """Computes what is missing, and hands every result on as soon as it is stored.
+
+    Args:
+        images: that go through a network, for people.
+    """
     runs = {run.evaluate.key: run for run in plan.runs}
     modelled: set[str] = set()
     reads = {stage.key: run.evaluate.key for run in plan.runs for stage in run.own}
-    for run in plan.runs:
-        _set_aside_if_damaged(store, run, display)
 
     def on_event(event: Event) -> None:
         display.event(event)
@@ -135,9 +154,6 @@ def _compute(
             modelled.add(model or "")
             tracker.method_run(recording.method_run(plan, store, finished[key], with_model=new))
 
-    stored = {name: store.keys(name) for name in {stage.operator for stage in plan.stages}}
-    missing = needed(plan.targets, lambda s: s.key in stored[s.operator]).compute
-    images = sum(map(plan.images, missing))
     with display.stages(len(plan.stages), images):
         return execute(
             plan.targets,

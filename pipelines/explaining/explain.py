@@ -10,6 +10,8 @@ from graftwork.cluster.execution.graph import inputs_of, needed
 from graftwork.operators.errors import DamagedStage
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
+from graftwork.pipelines.explaining import sealed
+from graftwork.pipelines.explaining.sealed import Gone
 from graftwork.pipelines.planning.plan import Plan
 
 METHOD = "parameters.method.name"
@@ -51,19 +53,22 @@ class Explanation:
         stages: all of them, inputs before what reads them.
         counts: stages of each status.
         images_to_forward: images that go through the frozen backbone.
+        gone: sealed tasks whose images are gone although a run needs them; it refuses to start.
     """
 
     pipeline: str
     stages: tuple[StageStatus, ...]
     counts: Mapping[str, int]
     images_to_forward: int
+    gone: tuple[Gone, ...]
 
 
 def explain(plan: Plan, store: Store) -> Explanation:
     """Compares a plan with what is stored."""
     stages = plan.stages
     stored = {operator: store.keys(operator) for operator in {s.operator for s in stages}}
-    compute = {s.key for s in needed(plan.targets, lambda s: s.key in stored[s.operator]).compute}
+    missing = needed(plan.targets, lambda s: s.key in stored[s.operator]).compute
+    compute = {stage.key for stage in missing}
     nearest = _Nearest(store, stored)
     rows: list[StageStatus] = []
     for stage in stages:
@@ -79,12 +84,13 @@ def explain(plan: Plan, store: Store) -> Explanation:
                 why=nearest.why(stage) if status == "miss" else "",
             )
         )
-    images = sum(plan.images(s) for s in stages if s.key in compute)
+    images = sum(map(plan.images, missing))
     return Explanation(
         pipeline=plan.spec.pipeline,
         stages=tuple(rows),
         counts=dict(Counter(row.status for row in rows)),
         images_to_forward=images,
+        gone=sealed.gone(plan, missing),
     )
 
 
