@@ -83,6 +83,8 @@ def plan(value: Explanation, console: Console) -> None:
     console.print(table)
     counts = ", ".join(f"{number} {status}" for status, number in value.counts.items())
     console.print(f"{counts}; {value.images_to_forward} images to forward", highlight=False)
+    if line := str(value.time):
+        console.print(line, highlight=False, markup=False)
 
 
 def methods(name: str | None, console: Console, as_json: bool) -> None:
