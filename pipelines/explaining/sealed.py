@@ -31,9 +31,10 @@ class Gone:
 
     def error(self) -> BadDataError:
         """One line for the user."""
-        need = "stage needs" if len(self.stages) == 1 else "stages need"
+        count = len(self.stages)
+        need = "one stage needs" if count == 1 else f"{count} stages need"
         return BadDataError(
-            f'"{self.task}" is sealed, and {len(self.stages)} {need} images of it that are gone: '
+            f'"{self.task}" is sealed, and {need} images of it that are gone: '
             f"{_some(self.stages)}; missing: {_some(self.files)}",
             key=self.key,
             advice="bring them back, or leave out what needs them",
