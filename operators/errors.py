@@ -11,6 +11,7 @@
     |- RunHeld              7   the run is held by another process
     |- Diverged             8   NaN or infinity where numbers belong
     |- BadDataError         9   images or labels that cannot be used
+    |  `- MissingData       9   a file or folder of images is not there
     |- OutOfMemory         10   the stage needs more memory than there is
     `- Interrupted        130   Ctrl-C (130) or SIGTERM (143)
 
@@ -77,6 +78,10 @@ class GraftworkError(Exception):
             return new + error.key[len(old) :] if within else error.key
 
         return self._changed(lambda error: {"key": key(error)})
+
+    def advised(self, advice: str) -> Self:
+        """The error with what to write instead, where it says nothing of that."""
+        return self._changed(lambda error: {"advice": error.advice or advice})
 
     def placed(self, place: Callable[[str], str]) -> Self:
         """The error with the places of its keys, where they are not known.
@@ -196,6 +201,10 @@ class BadDataError(GraftworkError):
     """Images or labels that cannot be used. May hold several problems."""
 
     exit_code = 9
+
+
+class MissingData(BadDataError):
+    """A file or folder of images is not there."""
 
 
 class OutOfMemory(GraftworkError):

@@ -3,8 +3,12 @@
 import json
 import time
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
+from graftwork.operators.data import records
+from graftwork.operators.data.dataset import Split
+from graftwork.operators.data.records import Records
 from graftwork.operators.errors import DamagedStage
 from graftwork.operators.stage import OPERATORS
 from graftwork.operators.store import Store
@@ -54,16 +58,17 @@ def verify(store: Store, repair: bool) -> dict[str, Any]:
 def collect(store: Store, days: float, unused: bool, delete: bool) -> dict[str, Any]:
     """Garbage: files that no manifest names, what was set aside or given up, unused stages.
 
-    Roots are the manifests and, for `unused`, the run records: a committed stage is garbage only
-    when no recorded run used it.
+    Roots are the manifests and, for `unused`, the run records and the seals: a committed stage is
+    garbage only when no recorded run used it and no sealed task lives on it. Records of indexes
+    are never garbage.
 
     Args:
         days: only what is older; a running pipeline's files are young.
-        unused: also committed stages that no run record names.
+        unused: also committed stages that no run record names, and no sealed task needs.
         delete: remove them; otherwise only list.
     """
     horizon = time.time() - days * 86400
-    used = _used_keys(store) if unused else set()
+    used = _used_keys(store) | _sealed_keys(store) if unused else set()
     garbage: dict[str, tuple[int, str]] = {}
     for operator in OPERATORS:
         folders: dict[str, dict[str, tuple[int, float]]] = {}
@@ -88,9 +93,11 @@ def collect(store: Store, days: float, unused: bool, delete: bool) -> dict[str, 
         ("sums", "sums of a fit that nothing went on from"),
         ("leases", "lease of a run that ended"),
         ("memo", "leftover"),
+        (records.FOLDER, "leftover"),
     ):
         for name, (size, modified) in store.blobs.files(folder).items():
-            leftover = folder != "memo" or name.endswith(".tmp") or "/probe-" in name
+            kept = folder in ("memo", records.FOLDER)
+            leftover = not kept or name.endswith(".tmp") or "/probe-" in name
             fit = name.partition("/")[2].removesuffix(".json")
             if folder == "sums" and f"fit/{fit}/manifest.json" in committed:
                 continue  # a longer stream goes on from them
@@ -119,6 +126,45 @@ def _named_files(store: Store, operator: str, key: str, committed: bool) -> set[
         # Not ours to judge: `cache verify` sets it aside, later it is garbage as such.
         return set(store.blobs.files(f"{operator}/{key}"))
     return {f"{operator}/{key}/{entry['stored']}" for entry in manifest["files"].values()}
+
+
+def _sealed_keys(store: Store) -> set[str]:
+    """Keys of the stages that sealed tasks live on.
+
+    Those of every spec that had them sealed when it was planned or run; and whatever the spec, the
+    features of their images, which nothing could compute again.
+    """
+    found: set[str] = set()
+    splits: list[Split] = []
+    for name, keys in Records(store.blobs).sealed():
+        found |= keys
+        if (dataset := Records(store.blobs).find(name)) is not None:
+            splits += [dataset.train, dataset.test]
+    if not splits:
+        return found
+    found |= {split.stage().key for split in splits}
+    digests: dict[int, set[str]] = {}
+    for key in store.keys("features") - found:
+        try:
+            manifest = store.manifest("features", key)
+        except DamagedStage:
+            continue  # `cache verify` sets it aside
+        rows = manifest["facts"]["images_forwarded"]
+        if rows not in digests:
+            digests[rows] = {d for split in splits for d in _shard_digests(split, rows)}
+        made_of = manifest["preimage"]
+        if made_of["parameters"]["images"] in digests[rows]:
+            # And what adapted the backbone: it was trained on images, too.
+            found |= {key, *(key for keys in made_of["inputs"].values() for key in keys)}
+    return found
+
+
+def _shard_digests(split: Split, rows: int) -> Iterator[str]:
+    """Digests of the images of all shards of so many rows, and of a last one that is no longer."""
+    for start in range(0, len(split) - rows + 1, max(1, rows)):
+        yield split.images_digest(start, start + rows)
+    if 0 < rows <= len(split):
+        yield split.images_digest(len(split) - rows, len(split))
 
 
 def _used_keys(store: Store) -> set[str]:

@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Literal
 from graftwork.operators.store import Store
 from graftwork.pipelines.commands import predict as predicting
 from graftwork.pipelines.commands.options import DEFAULT_STORE, place, recorded
-from graftwork.pipelines.planning.explain import Explanation, explain
+from graftwork.pipelines.explaining.explain import Explanation, explain
+from graftwork.pipelines.planning import sources
 from graftwork.pipelines.planning.plan import make_plan
 from graftwork.pipelines.reporting import leaderboard
 from graftwork.pipelines.reporting.document import Document
@@ -63,7 +64,9 @@ def plan(
         True
     """
     opened = Store(place(os.fspath(store), None).store)
-    return explain(make_plan(_loaded(spec), opened.memo), opened)
+    made = make_plan(_loaded(spec), opened.memo)
+    sources.seal(made.sources, made.stages, opened.memo)
+    return explain(made, opened)
 
 
 def run(

@@ -98,7 +98,8 @@ def plan(
 ) -> None:
     """Show the graph of a pipeline: what is stored, what is not, and why it is not."""
     from graftwork.operators.store import Store
-    from graftwork.pipelines.planning import explain
+    from graftwork.pipelines.explaining import explain, sealed
+    from graftwork.pipelines.planning import sources
     from graftwork.pipelines.planning.plan import make_plan
     from graftwork.pipelines.reporting import terminal
     from graftwork.pipelines.spec.loading import load_resolved
@@ -106,6 +107,7 @@ def plan(
     loaded = load_resolved(spec, overrides or ())
     opened = Store(place(store, None).store)
     made = make_plan(loaded, opened.memo)
+    sources.seal(made.sources, made.stages, opened.memo)
     if mermaid:
         print(explain.mermaid(made, opened))
         return
@@ -114,6 +116,8 @@ def plan(
         print_json(asdict(status))
     else:
         terminal.plan(status, Console())
+    with loaded.locating():
+        sealed.refuse(status.gone)
 
 
 @app.command(epilog="Example: graftwork doctor spec.yaml")

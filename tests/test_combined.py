@@ -35,7 +35,7 @@ from graftwork.operators.streams.scenario import class_order
 from graftwork.operators.tracking.records import RunIds
 from graftwork.operators.training import forward, loop, opening
 from graftwork.operators.training.settings import Log, Settings
-from graftwork.pipelines.planning import explain
+from graftwork.pipelines.explaining import explain
 from graftwork.pipelines.planning.plan import Plan
 from graftwork.pipelines.planning.runs import Run
 from graftwork.pipelines.reporting import terminal

@@ -30,8 +30,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         "files images store",
         "parameters",
         "backbones building ensembling stage tracking",
-        "data housekeeping merging",
-        "catalogue formats streams backbones.recipes",
+        "data merging",
+        "catalogue formats housekeeping streams backbones.recipes",
         "evaluation training",
         "serving stages",
     ),
@@ -40,6 +40,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         ".",
         "spec",
         "planning",
+        "explaining",
         "reporting",
         "running",
         "commands",
@@ -174,7 +175,8 @@ def test_planning_and_the_command_import_neither_torch_nor_ray_nor_mlflow() -> N
         "import sys\n"
         "from graftwork.cluster.execution import executor\n"
         "from graftwork.pipelines import cli\n"
-        "from graftwork.pipelines.planning import explain, plan\n"
+        "from graftwork.pipelines.explaining import explain\n"
+        "from graftwork.pipelines.planning import plan\n"
         "from graftwork.pipelines.reporting import terminal\n"
         "from graftwork.pipelines.running import run\n"
         "print([m for m in ('torch', 'ray', 'mlflow', 'timm') if m in sys.modules])"

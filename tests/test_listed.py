@@ -1,6 +1,7 @@
 """Streams that are listed task by task: they grow, and nothing learned is learned again."""
 
 import contextlib
+import shutil
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -23,6 +24,7 @@ from graftwork.operators.formats import predictions, sums
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.streams import manifest
+from graftwork.pipelines.planning import sources
 from graftwork.pipelines.planning.plan import Plan, pieces_of
 from graftwork.pipelines.spec.loading import load_resolved
 from tests import pngs
@@ -269,7 +271,7 @@ def test_bad_streams_are_refused(changes: dict[str, Any], says: str, tmp_path: P
 def test_the_examples_of_the_page_are_streams(tmp_path: Path) -> None:
     page = Path(__file__).parent.parent.joinpath("docs", "streams.md").read_text(encoding="utf-8")
     examples = [yaml.safe_load(part.partition("```")[0]) for part in page.split("```yaml")[1:]]
-    own = next(each for each in examples if "stream" in each)
+    own, grown = (each for each in examples if "stream" in each)
     cuts = [each for each in examples if "scenario" in each]
     store = Store(str(tmp_path / "store"))
 
@@ -305,3 +307,14 @@ def test_the_examples_of_the_page_are_streams(tmp_path: Path) -> None:
     assert second.runs[0].stream.classes == ("five", "seven", "one", "two", "eight")
     assert [task.name for task in tasks] == ["first", "second"]
     assert [len(tasks[1].train), len(tasks[1].test)] == [150, 60]
+    for split in ("train", "test"):
+        for n, name in enumerate(("kitty", "one")):
+            place = tmp_path / "photos" / "first" / split / name
+            place.mkdir(parents=True)
+            (place / "0.png").write_bytes(pngs.png(n))
+    first = grown["stream"][0] | {"sealed": False}
+    seen = planned(store, tmp_path, 0, methods=["simplecil"], stream=[first])
+    sources.keep(seen.sources, store.memo)
+    shutil.rmtree(tmp_path / "photos")
+    third = planned(store, tmp_path, 0, methods=["simplecil"], **grown)
+    assert third.runs[0].stream.classes == ("cat", "one", "two")

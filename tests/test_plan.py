@@ -27,7 +27,8 @@ from graftwork.operators.merging import contract
 from graftwork.operators.parameters.tasks import TaskData
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
-from graftwork.pipelines.planning import explain
+from graftwork.pipelines.explaining import explain
+from graftwork.pipelines.explaining.differences import ABSENT, differences
 from graftwork.pipelines.planning.plan import Plan, make_plan
 from graftwork.pipelines.reporting import terminal
 from graftwork.pipelines.spec.loading import load_resolved
@@ -267,12 +268,16 @@ def reasons(store: Store, *overrides: str) -> dict[str, str]:
 @pytest.mark.parametrize(
     ("override", "says"),
     [
-        ("scenario.tasks=4", "tasks 5 -> 4"),
+        ("scenario.tasks=4", "class order or task sizes: tasks 5 -> 4"),
         # Of each of the four tasks its classes and its rows.
-        ("scenario.initial=4", "tasks 5 -> 4, task 1 classes [0, 1] -> [0, 1, 2, 3], and 7 more"),
+        (
+            "scenario.initial=4",
+            "class order or task sizes: tasks 5 -> 4, task 1 classes [0, 1] -> [0, 1, 2, 3], "
+            "and 7 more",
+        ),
         (
             "scenario.orders=[[4, 2, 7, 6, 3, 0, 5, 8, 9, 1]]",
-            "task 3 rows {before} -> {after}",
+            "task 3: rows {before} -> {after}",
         ),
     ],
 )
@@ -285,7 +290,7 @@ def test_a_plan_says_what_differs_in_a_list_of_tasks(
         for of_plan in (plan(stored, "methods=[slda, acil]"), made)
     )
     says = says.format(before=before, after=after)
-    assert why["fit slda"] == f"class order or task sizes: {says}"
+    assert why["fit slda"] == says
     out = io.StringIO()
     terminal.plan(explain.explain(made, stored), Console(file=out, width=200))
     assert why["fit slda"] in out.getvalue()
@@ -309,10 +314,10 @@ VALUES = st.recursive(
 @settings(deadline=None, max_examples=200, suppress_health_check=[HealthCheck.too_slow])
 @given(before=VALUES, after=VALUES)
 def test_two_differing_values_are_never_shown_as_two_equal_texts(before: Any, after: Any) -> None:
-    found = list(explain.differences(before, after, "tasks"))
+    found = list(differences(before, after, "tasks"))
     assert bool(found) == (json.dumps(before, sort_keys=True) != json.dumps(after, sort_keys=True))
     # As a terminal gets them: `Text` drops control characters.
     assert all(Text(each.before).plain != Text(each.after).plain for each in found)
     for value in (before, after):
-        [gone] = explain.differences(value, explain.ABSENT)
+        [gone] = differences(value, ABSENT)
         assert gone.before != gone.after

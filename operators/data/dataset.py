@@ -68,6 +68,8 @@ class Split:
         classes: class names.
         domain_names: as `Dataset.domains`.
         description: what the data set was indexed from, with absolute places.
+        record: name of the record that it was taken from without a look at its images; None for
+            what was indexed.
     """
 
     name: str
@@ -78,6 +80,7 @@ class Split:
     classes: tuple[str, ...]
     domain_names: tuple[str, ...]
     description: Mapping[str, Any]
+    record: str | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -102,7 +105,9 @@ class Split:
         return Stage(
             operator="dataset",
             parameters=to_json(self.parameters()),
-            hints=to_json(SourceHints(source=dict(self.description), split=self.name)),
+            hints=to_json(
+                SourceHints(source=dict(self.description), split=self.name, record=self.record)
+            ),
             label=f"dataset {self.name}",
         )
 

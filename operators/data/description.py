@@ -78,7 +78,8 @@ def locate(description: Mapping[str, Any], split: str) -> list[sources.Source]:
     """Finds the sources of a split of a resolved description.
 
     Raises:
-        BadDataError: nothing is there, or sources of different kinds.
+        MissingData: nothing is there.
+        BadDataError: sources of different kinds, or what cannot be used.
     """
     if "builtin" in description:
         return [sources.builtin_source(description["builtin"], split)]

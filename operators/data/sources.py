@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from graftwork.operators.data import builtin
-from graftwork.operators.errors import BadDataError, ConfigError
+from graftwork.operators.errors import BadDataError, ConfigError, MissingData
 from graftwork.operators.files.access import absolute, as_os_errors, file_system, identity, reason
 from graftwork.operators.files.listing import MARK, list_folder, mark
 from graftwork.operators.images.prefetch import prefetch
@@ -117,7 +117,8 @@ def locate(entries: Iterable[str]) -> list[Source]:
 
     Raises:
         ConfigError: a URL that may not be used, or whose library is not installed.
-        BadDataError: nothing is there.
+        MissingData: nothing is there.
+        BadDataError: what is there cannot be used.
     """
     return [source for entry in entries for source in _find(absolute(entry))]
 
@@ -231,14 +232,19 @@ def _find(url: str) -> list[Source]:
                 return _matches(url, [filesystem.unstrip_protocol(name) for name in found])
             return [_folder(url) if filesystem.isdir(path) else _table(url)]
     except ConfigError as error:
-        raise BadDataError(error.what, value=error.value) from error
+        raise _unusable(error.__cause__)(error.what, value=error.value) from error
     except OSError as error:
-        raise BadDataError(reason(error), value=url) from error
+        raise _unusable(error)(reason(error), value=url) from error
+
+
+def _unusable(cause: BaseException | None) -> type[BadDataError]:
+    """The error of a place that cannot be used."""
+    return MissingData if isinstance(cause, FileNotFoundError) else BadDataError
 
 
 def _matches(pattern: str, found: list[str]) -> list[Source]:
     if not found:
-        raise BadDataError("nothing matches", value=pattern)
+        raise MissingData("nothing matches", value=pattern)
     # In an object store each one is asked for by itself, and waited for.
     workers = _REQUESTS if "://" in pattern else 1
     return [source for those in prefetch(_find, found, workers=workers) for source in those]

@@ -5,7 +5,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from graftwork.operators.errors import BadDataError
+from graftwork.operators.errors import BadDataError, MissingData
 
 EXTENSIONS = (".jpg", ".jpeg", ".png", ".webp")
 
@@ -52,7 +52,8 @@ def list_folder(url: str, filesystem: Any, path: str) -> tuple[tuple[str, ...], 
         Class names, sorted, with those of empty folders; files by class, then by name.
 
     Raises:
-        BadDataError: no class folders, or a symbolic link leads back into its own folder.
+        MissingData: no class folders.
+        BadDataError: a symbolic link leads back into its own folder.
         OSError: the folder cannot be listed.
     """
     if filesystem is None:
@@ -65,7 +66,7 @@ def list_folder(url: str, filesystem: Any, path: str) -> tuple[tuple[str, ...], 
     else:
         classes, entries = _list_remote(filesystem, path)
     if not classes:
-        raise BadDataError(
+        raise MissingData(
             f"{url}: holds no class folders; give a folder with one folder per class, or Parquet "
             f"files as {url}/*.parquet"
         )

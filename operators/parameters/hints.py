@@ -190,7 +190,9 @@ class SourceHints:
     Args:
         source: the data set's description, as `operators.data.dataset.index` takes it.
         split: "train" or "test".
+        record: name of the record that it is taken from, in place of the source; None for none.
     """
 
     source: Mapping[str, Any]
     split: str
+    record: str | None = field(default=None, metadata=OPTIONAL)

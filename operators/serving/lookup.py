@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING, Any
 from graftwork.operators.errors import ConfigError, StorageError
 from graftwork.operators.serving.model_files import FOLDER
 from graftwork.operators.tracking import uri as tracking_uri
-from graftwork.operators.tracking.records import MODEL
+from graftwork.operators.tracking.records import MODEL, TASK
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
 
+# By its end: a run begins, for MLflow, before all that its result is made of, which may be old.
+NEWEST = ["attributes.end_time DESC"]
 METHOD = "tags.`graftwork.kind` = 'method' AND attributes.status = 'FINISHED'"
 
 
@@ -27,12 +29,14 @@ class Found:
         name: its name in MLflow.
         pipeline: name of its experiment.
         held_by: id of the run that holds the model's files, often the same.
+        task: name of the last task that it learned; empty if nobody recorded it.
     """
 
     run_id: str
     name: str
     pipeline: str
     held_by: str
+    task: str
 
 
 def find(uri: str, run: str) -> Found:
@@ -57,6 +61,7 @@ def find(uri: str, run: str) -> Found:
                 name=chosen.info.run_name or "",
                 pipeline=pipeline,
                 held_by=holder,
+                task=chosen.data.tags.get(TASK, ""),
             )
     if kept:
         why = "its files were not sent to MLflow; run the pipeline again with another --store"
@@ -141,8 +146,7 @@ def _by_name(client: "MlflowClient", name: str) -> Any:
     pipeline, _, label = name.partition("/")
     experiment = client.get_experiment_by_name(pipeline)
     if experiment is not None:
-        order = ["attributes.start_time DESC"]
-        for run in pages(client.search_runs, [experiment.experiment_id], METHOD, order_by=order):
+        for run in pages(client.search_runs, [experiment.experiment_id], METHOD, order_by=NEWEST):
             if label in (_label(run), run.data.params.get("method")):
                 return run
     raise ConfigError(f'unknown run "{name}"{_near(name, _names(client))}')
@@ -155,8 +159,7 @@ def _label(run: Any) -> str:
 def _names(client: "MlflowClient") -> list[str]:
     """`PIPELINE/LABEL` of all finished methods' runs, newest first, each once."""
     experiments = {e.experiment_id: e.name for e in pages(client.search_experiments)}
-    order = ["attributes.start_time DESC"]
-    runs = pages(client.search_runs, list(experiments), METHOD, order_by=order)
+    runs = pages(client.search_runs, list(experiments), METHOD, order_by=NEWEST)
     return list(dict.fromkeys(f"{experiments[r.info.experiment_id]}/{_label(r)}" for r in runs))
 
 

@@ -13,7 +13,7 @@ Shapes: n rows.
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
 
 import numpy as np
@@ -210,42 +210,6 @@ class Piece:
     order: Sequence[int]
     domains: tuple[str, ...]
     arrival: np.ndarray | None = None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Listed:
-    """A task that brings its own images.
-
-    Args:
-        name: of the task.
-        dataset: its images.
-        only: names of the classes that count; None for all.
-        domain: name of the domain.
-        apart: whether its classes are no other task's, whatever their names are.
-    """
-
-    name: str
-    dataset: Dataset
-    only: tuple[str, ...] | None
-    domain: str
-    apart: bool
-
-    def piece(self) -> Piece:
-        """The rows of its classes."""
-        # Of its own, whoever else takes rows of the same source: other tasks may number otherwise.
-        train, test = replace(self.dataset.train), replace(self.dataset.test)
-        names = self.dataset.classes
-        wanted = [n for n, name in enumerate(names) if self.only is None or name in self.only]
-        return Piece(
-            name=self.name,
-            train=train,
-            rows=np.flatnonzero(np.isin(train.labels, wanted)),
-            test=test,
-            tested=np.flatnonzero(np.isin(test.labels, wanted)),
-            classes=tuple(f"{self.name}/{name}" for name in names) if self.apart else names,
-            order=wanted,
-            domains=(self.domain,) * len(self.dataset.domains),
-        )
 
 
 def cut(dataset: Dataset, tasks: Sequence[StreamTask]) -> list[Piece]:

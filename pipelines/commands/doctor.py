@@ -16,7 +16,7 @@ from rich.console import Console, Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from graftwork.operators.data import sources
+from graftwork.operators.data import presence, sources
 from graftwork.operators.data.dataset import Dataset, Split
 from graftwork.operators.errors import BadDataError
 from graftwork.operators.images import codec as images
@@ -60,6 +60,7 @@ class Report:
         warnings: what can be used and is probably not meant.
         problems: images that cannot be used: split, file, row (None for image files), reason.
         skipped: images that `on_bad_image: skip` had left out before.
+        gone: of what is not looked at, the files that are not there any more.
     """
 
     train: SplitReport
@@ -67,6 +68,7 @@ class Report:
     warnings: list[str]
     problems: list[dict[str, Any]]
     skipped: list[dict[str, Any]]
+    gone: list[str]
 
     def to_json(self) -> dict[str, Any]:
         """The report as a JSON value."""
@@ -78,6 +80,7 @@ def describe(
     *,
     max_pixels: int | None = None,
     threads: int = 2,
+    look: bool = True,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Decodes every image of a data set and looks for duplicates.
@@ -86,6 +89,7 @@ def describe(
         dataset: an index.
         max_pixels: largest width times height; None for that of the data set's description.
         threads: that decode.
+        look: whether images are opened; without, only which files are gone is found out.
         on_progress: called with images done and images in all.
 
     Raises:
@@ -96,7 +100,8 @@ def describe(
     for split in (dataset.train, dataset.test):
         limit = split.description.get("max_pixels") if max_pixels is None else max_pixels
         sizes, size_in_bytes = Counter[tuple[int, int]](), 0
-        for position, (size, count, why) in enumerate(_decoded(split, limit, threads)):
+        seen = _decoded(split, limit, threads) if look else iter(())
+        for position, (size, count, why) in enumerate(seen):
             size_in_bytes += count
             if why:
                 problems.append({"split": split.name, **_place(split, position), "reason": why})
@@ -118,7 +123,15 @@ def describe(
         warnings=_warnings(dataset),
         problems=problems,
         skipped=[dict(entry) for entry in dataset.bad_images],
+        gone=[] if look else _gone(dataset),
     )
+
+
+def _gone(dataset: Dataset) -> list[str]:
+    """Files of a data set that are not there, sorted."""
+    splits = (dataset.train, dataset.test)
+    places = (split.places(0, len(split)) for split in splits)
+    return sorted(presence.gone(file for hints in places for file in presence.files_of(hints)))
 
 
 def render(report: Report) -> RenderableType:
@@ -130,10 +143,11 @@ def render(report: Report) -> RenderableType:
     overview.add_row("images", *(f"{s.images:,}" for s in both))
     overview.add_row("classes", *(str(sum(n > 0 for n in s.classes.values())) for s in both))
     overview.add_row("images per class", *(_span(list(s.classes.values())) for s in both))
-    overview.add_row("bytes", *(_bytes(s.bytes) for s in both))
-    overview.add_row("width x height", *(_typical(s.sizes) for s in both))
-    overview.add_row("width", *(_span([w for w, _, _ in s.sizes]) for s in both))
-    overview.add_row("height", *(_span([h for _, h, _ in s.sizes]) for s in both))
+    if any(s.sizes for s in both):
+        overview.add_row("bytes", *(_bytes(s.bytes) for s in both))
+        overview.add_row("width x height", *(_typical(s.sizes) for s in both))
+        overview.add_row("width", *(_span([w for w, _, _ in s.sizes]) for s in both))
+        overview.add_row("height", *(_span([h for _, h, _ in s.sizes]) for s in both))
     parts: list[RenderableType] = [overview, Text(), _count_table("class", report, "classes")]
     if report.train.domains:
         parts += [Text(), _count_table("domain", report, "domains")]
@@ -146,6 +160,10 @@ def render(report: Report) -> RenderableType:
         count = _number(report.problems, "unreadable image")
         parts.append(Text(f"\n{count}", style="bold red"))
         parts += [Text(f"  {_called(p['file'], p['row'])}: {p['reason']}") for p in report.problems]
+    elif report.gone:
+        more = f" and {len(report.gone) - _ENDS} more" if len(report.gone) > _ENDS else ""
+        parts.append(Text(f"\n{_number(report.gone, 'file')} gone"))
+        parts.append(Text(f"  {', '.join(report.gone[:_ENDS])}{more}"))
     elif not report.warnings:
         parts.append(Text("\nno problems found", style="green"))
     return Group(*parts)
@@ -293,23 +311,27 @@ def _bytes(count: int) -> str:
 
 
 def doctor(loaded: Loaded, store: Store, display: Display, as_json: bool) -> None:
-    """Describes the data of a spec: every image is decoded once.
+    """Describes the data of a spec: every image is decoded once, but for sealed tasks.
 
     Raises:
         BadDataError: the data cannot be used.
+        ConfigError: a sealed task was never recorded.
     """
-    from graftwork.pipelines.planning.plan import indexed
+    from graftwork.pipelines.planning import sources as datasets
 
     with loaded.locating(), display.indexing():
-        found = indexed(loaded.spec, store.memo)
+        found = datasets.find(loaded.spec, store.memo)
     reports: dict[str, Report] = {}
-    for name, own in found.items():
-        with display.counting(f"images decoded {name}".rstrip()) as on_progress:
-            reports[name] = describe(own, on_progress=on_progress)
+    for source in found:
+        with display.counting(f"images decoded {source.task}".rstrip()) as on_progress:
+            reports[source.task] = describe(
+                source.dataset, look=not source.sealed, on_progress=on_progress
+            )
         if not as_json:
-            if name:
-                Console().print(f'task "{name}"')
-            Console().print(render(reports[name]))
+            if source.task:
+                recorded = ", sealed: as it was recorded" if source.sealed else ""
+                Console().print(f'task "{source.task}"{recorded}')
+            Console().print(render(reports[source.task]))
     if as_json:
         written = {name: report.to_json() for name, report in reports.items()}
         print(json.dumps({"tasks": written} if loaded.spec.stream else written[""], indent=1))

@@ -64,6 +64,7 @@ class Answer:
         run_id: MLflow's id of the run.
         name: its name.
         pipeline: its pipeline.
+        task: name of the last task that its model learned; empty if nobody recorded it.
         images: that were predicted.
         skipped: place and reason of those that could not be used.
     """
@@ -71,6 +72,7 @@ class Answer:
     run_id: str
     name: str
     pipeline: str
+    task: str
     images: int
     skipped: tuple[tuple[str, str], ...]
 
@@ -99,7 +101,8 @@ def predict(
     with ExitStack() as stack:
         folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="graftwork-model-"))
         model = lookup.fetch(uri, found, Path(folder))
-        display.say(f"{found.pipeline}: {found.name}: {len(wanted)} images")
+        task = f' · up to task "{found.task}"' if found.task else ""
+        display.say(f"{found.pipeline}: {found.name}{task}: {len(wanted)} images")
         counted = stack.enter_context(display.counting("images"))
         for predictions in _predictions(request, where, wanted, model):
             bad = [(p.name, p.problem) for p in predictions if p.problem]
@@ -117,6 +120,7 @@ def predict(
         run_id=found.run_id,
         name=found.name,
         pipeline=found.pipeline,
+        task=found.task,
         images=done - len(skipped),
         skipped=tuple(skipped),
     )
@@ -277,6 +281,7 @@ def _predicted(answer: Answer, kept: "list[Prediction]", output: str | None) -> 
         "run_id": answer.run_id,
         "run": answer.name,
         "pipeline": answer.pipeline,
+        "task": answer.task,
         "images": answer.images,
         "score": "logit",
         "output": output,

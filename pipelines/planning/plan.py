@@ -4,7 +4,7 @@ Planning reads the data set's index and the backbone's fingerprint (both remembe
 and is pure from there on: the same bytes give the same keys on any machine.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -13,7 +13,6 @@ from graftwork.operators.backbones import resolve as backbones
 from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data import dataset as datasets
 from graftwork.operators.data import description as descriptions
-from graftwork.operators.data.dataset import Dataset
 from graftwork.operators.data.parts import Examine, here
 from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleError, together
 from graftwork.operators.images import preprocessing as preprocessings
@@ -21,25 +20,31 @@ from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.stage import Stage
 from graftwork.operators.store.memo import Memo
 from graftwork.operators.streams.scenario import LISTED, OrderName
-from graftwork.operators.streams.stream import Data, Listed, Piece, arrange
-from graftwork.pipelines.planning import combine
+from graftwork.operators.streams.stream import Data, Piece
+from graftwork.pipelines.planning import combine, sources
 from graftwork.pipelines.planning.checks import check_networks, check_trainable
 from graftwork.pipelines.planning.combinations import Combined, resolve
 from graftwork.pipelines.planning.expand import make_runs, tasks_of
 from graftwork.pipelines.planning.methods import Method, resolve_methods
 from graftwork.pipelines.planning.runs import Run
 from graftwork.pipelines.planning.shared import Reference, Shared
+from graftwork.pipelines.planning.sources import Source
 from graftwork.pipelines.spec.loading import Loaded
 from graftwork.pipelines.spec.model import PipelineSpec
 from graftwork.pipelines.spec.model import Preprocessing as PreprocessingSpec
-from graftwork.pipelines.spec.problems import nearest
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """The graph of a spec, with what the stages were made of."""
+    """The graph of a spec, with what the stages were made of.
+
+    Args:
+        sources: its data sets.
+        data: their images.
+    """
 
     spec: PipelineSpec
+    sources: tuple[Source, ...]
     data: Data
     backbone: Backbone
     preprocessing: Preprocessing
@@ -87,7 +92,8 @@ def make_plan(loaded: Loaded, memo: Memo, examine: Examine = here) -> Plan:
 def _make_plan(loaded: Loaded, memo: Memo, examine: Examine) -> Plan:
     spec = loaded.spec
     methods, combinations, backbone = _resolve(loaded, memo)
-    data = _data(spec, memo, examine)
+    found = sources.find(spec, memo, examine)
+    data = sources.data(spec, found)
     preprocessing = _preprocessing(spec.backbone.preprocessing, backbone)
     check_networks(spec, backbone, data.classes, methods)
     shared = Shared(
@@ -104,32 +110,12 @@ def _make_plan(loaded: Loaded, memo: Memo, examine: Examine) -> Plan:
     runs = tuple(make_runs(shared, methods, beside))
     return Plan(
         spec=spec,
+        sources=found,
         data=data,
         backbone=backbone,
         preprocessing=preprocessing,
         runs=(*runs, *combine.combine(shared, combinations, runs)),
     )
-
-
-def indexed(spec: PipelineSpec, memo: Memo, examine: Examine = here) -> dict[str, Dataset]:
-    """The data sets of a spec: one under the empty name, or those of its tasks by name.
-
-    Args:
-        examine: where images are examined that the memo does not know.
-
-    Raises:
-        BadDataError: they cannot be used.
-        ConfigError: a place that may not be used.
-    """
-    if spec.dataset is not None:
-        return {"": datasets.index(spec.dataset.model_dump(mode="json"), memo, examine=examine)}
-    found = {}
-    for number, task in enumerate(spec.stream or ()):
-        try:
-            found[task.name] = datasets.index(task.description(), memo, examine=examine)
-        except (BadDataError, ConfigError) as error:
-            raise error.moved("dataset", f"stream.{number}") from error
-    return found
 
 
 def pieces_of(loaded: Loaded, memo: Memo) -> tuple[OrderName, list[Piece]]:
@@ -141,9 +127,9 @@ def pieces_of(loaded: Loaded, memo: Memo) -> tuple[OrderName, list[Piece]]:
     """
     spec = loaded.spec
     with loaded.locating():
-        found = indexed(spec, memo)
+        found = sources.find(spec, memo)
         if spec.scenario is None:
-            return LISTED, [task.piece() for task in _listed(spec, found)]
+            return LISTED, [task.piece() for task in sources.listed(spec, found)]
         if len(spec.scenario.orders) > 1:
             raise ConfigError(
                 f"a split is of one order, the spec has {len(spec.scenario.orders)}; choose with "
@@ -151,66 +137,7 @@ def pieces_of(loaded: Loaded, memo: Memo) -> tuple[OrderName, list[Piece]]:
                 key="scenario.orders",
             )
         order = next(iter(spec.scenario.orders))
-        return order, tasks_of(spec.scenario, found[""], order)
-
-
-def _data(spec: PipelineSpec, memo: Memo, examine: Examine) -> Data:
-    """The images of a spec.
-
-    Raises:
-        BadDataError: they cannot be used.
-        ConfigError: class names that do not go together.
-    """
-    found = indexed(spec, memo, examine)
-    if spec.stream is None:
-        return Data(sources=(found[""],), stream=None, classes=found[""].classes)
-    tasks = _listed(spec, found)
-    stream = arrange([task.piece() for task in tasks])
-    return Data(
-        sources=tuple(task.dataset for task in tasks), stream=stream, classes=stream.classes
-    )
-
-
-def _listed(spec: PipelineSpec, found: Mapping[str, Dataset]) -> list[Listed]:
-    """The tasks that a spec lists, with their images.
-
-    Raises:
-        ConfigError: class names that do not go together.
-    """
-    tasks = []
-    for number, task in enumerate(spec.stream or ()):
-        own = found[task.name]
-        if unknown := set(task.only or ()) - set(own.classes):
-            hint = nearest(min(unknown), own.classes)
-            raise ConfigError(f'no class "{min(unknown)}"{hint}', key=f"stream.{number}.only")
-        tasks.append(
-            Listed(
-                name=task.name,
-                dataset=own,
-                only=task.only,
-                domain=task.domain,
-                apart=spec.disjoint_classes,
-            )
-        )
-    _check_names(spec, found)
-    return tasks
-
-
-def _check_names(spec: PipelineSpec, found: Mapping[str, Dataset]) -> None:
-    """Refuses numbers of one task beside names of another: class 3 is no name for "cat".
-
-    Raises:
-        ConfigError: which tasks.
-    """
-    numbered = [name for name, own in found.items() if all(c.isdigit() for c in own.classes)]
-    if numbered and len(numbered) < len(found) and not spec.disjoint_classes:
-        other = next(name for name in found if name not in numbered)
-        place = list(found).index(numbered[0])
-        raise ConfigError(
-            f'"{numbered[0]}" numbers its classes, "{other}" names them; give the names, or set '
-            "disjoint_classes: true",
-            key=f"stream.{place}.classes",
-        )
+        return order, tasks_of(spec.scenario, found[0].dataset, order)
 
 
 def _beside(shared: Shared, memo: Memo, methods: Sequence[Method]) -> Shared | None:

@@ -16,7 +16,7 @@ from rich.text import Text
 from graftwork.cluster.jobs import Job
 from graftwork.operators.evaluation.definitions import GROUPS
 from graftwork.operators.streams.stream import Piece
-from graftwork.pipelines.planning.explain import Explanation
+from graftwork.pipelines.explaining.explain import Explanation
 from graftwork.pipelines.reporting.document import Document, Result
 
 
@@ -91,6 +91,8 @@ def plan(value: Explanation, console: Console) -> None:
     console.print(table)
     counts = ", ".join(f"{number} {status}" for status, number in value.counts.items())
     console.print(f"{counts}; {value.images_to_forward} images to forward", highlight=False)
+    if line := str(value.time):
+        console.print(line, highlight=False, markup=False)
 
 
 def methods(name: str | None, console: Console, as_json: bool) -> None:

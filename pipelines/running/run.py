@@ -16,10 +16,12 @@ from graftwork.cluster.sessions.lasting import Lasting
 from graftwork.cluster.sessions.session import connect
 from graftwork.operators.errors import DamagedStage, Interrupted
 from graftwork.operators.housekeeping import RUNS
+from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.tracking import uri as tracking_uri
 from graftwork.operators.tracking.tracker import Tracker
-from graftwork.pipelines.planning import explain
+from graftwork.pipelines.explaining import explain, sealed
+from graftwork.pipelines.planning import sources
 from graftwork.pipelines.planning.plan import Plan, Run, make_plan
 from graftwork.pipelines.reporting.document import Document, Records, StageCounts
 from graftwork.pipelines.running import recording, report_data, served_model
@@ -49,6 +51,13 @@ def _run(loaded: Loaded, where: Where, display: Display, connection: Lasting) ->
     tracker.check()
     with display.indexing():
         plan = make_plan(loaded, store.memo, OnCluster(connection))
+    sources.keep(plan.sources, store.memo)
+    sources.seal(plan.sources, plan.stages, store.memo)
+    for run in plan.runs:
+        _set_aside_if_damaged(store, run, display)
+    missing = _missing(plan, store)
+    with loaded.locating():
+        sealed.refuse(sealed.gone(plan, missing))
     _write_run_record(plan, store)
     training, test = plan.data.counts
     display.say(
@@ -66,7 +75,8 @@ def _run(loaded: Loaded, where: Where, display: Display, connection: Lasting) ->
     status = "FAILED"
     try:
         finished: dict[str, Finished] = {}
-        outcome = _compute(plan, store, connection, display, tracker, finished)
+        images = sum(map(plan.images, missing))
+        outcome = _compute(plan, store, connection, display, tracker, finished, images)
         runs = [finished[run.evaluate.key] for run in plan.runs]
         seconds = time.perf_counter() - started
         images = int(outcome.fact("images_forwarded"))
@@ -115,6 +125,12 @@ def _write_run_record(plan: Plan, store: Store) -> None:
     store.blobs.put(name, json.dumps(record).encode())
 
 
+def _missing(plan: Plan, store: Store) -> tuple[Stage, ...]:
+    """Stages that have to be computed."""
+    stored = {name: store.keys(name) for name in {stage.operator for stage in plan.stages}}
+    return needed(plan.targets, lambda s: s.key in stored[s.operator]).compute
+
+
 def _compute(
     plan: Plan,
     store: Store,
@@ -122,13 +138,16 @@ def _compute(
     display: Display,
     tracker: Tracker,
     finished: dict[str, Finished],
+    images: int,
 ) -> Outcome:
-    """Computes what is missing, and hands every result on as soon as it is stored."""
+    """Computes what is missing, and hands every result on as soon as it is stored.
+
+    Args:
+        images: that go through a network, for people.
+    """
     runs = {run.evaluate.key: run for run in plan.runs}
     modelled: set[str] = set()
     reads = {stage.key: run.evaluate.key for run in plan.runs for stage in run.own}
-    for run in plan.runs:
-        _set_aside_if_damaged(store, run, display)
 
     def on_event(event: Event) -> None:
         display.event(event)
@@ -144,9 +163,6 @@ def _compute(
             modelled.add(model or "")
             tracker.method_run(recording.method_run(plan, store, finished[key], with_model=new))
 
-    stored = {name: store.keys(name) for name in {stage.operator for stage in plan.stages}}
-    missing = needed(plan.targets, lambda s: s.key in stored[s.operator]).compute
-    images = sum(map(plan.images, missing))
     with display.stages(len(plan.stages), images):
         try:
             return execute(plan.targets, store, connect=connection, on_event=on_event)

@@ -1,5 +1,6 @@
 """The section of a spec that lists its tasks one by one, in order of arrival."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
@@ -20,16 +21,40 @@ from graftwork.pipelines.spec.data import (
 )
 from graftwork.pipelines.spec.fields import (
     Place,
+    Rule,
     Section,
     choice,
+    flag,
     listing,
     optional,
     optionally,
     refuse,
     text,
 )
+from graftwork.pipelines.spec.problems import shown
 
 _name = text(200, forbidden="/")
+_class = text(200)
+
+
+def _renaming(value: Any) -> dict[str, str] | None:
+    if value is None:
+        return None
+    if not isinstance(value, Mapping):
+        raise refuse(f"must be a mapping of names to names, got {shown(value)}")
+    names: dict[str, str] = {}
+    for old, new in value.items():
+        if not isinstance(new, str) or not 1 <= len(new.strip()) <= 200:
+            raise refuse(f"must be {_class.says}, got {shown(new)}", (str(old),))
+        # Keys are text wherever a spec has them: numbers are the names of what has no others.
+        if (name := str(old)) in names:
+            raise refuse("written twice, as text and as a number; keep one", (name,))
+        names[name] = new
+    return names
+
+
+_WHOSE = {"name", "only", "rename", "sealed", "domain"}
+"""Keys that say what becomes of the images, not which there are."""
 
 
 class ListedTask(Section):
@@ -49,6 +74,14 @@ class ListedTask(Section):
         tuple[Annotated[str, text(200)], ...] | None,
         optionally(listing("names of classes", single=True)),
     ] = Field(default=None, description="names of the classes that the task takes; null: all")
+    rename: Annotated[
+        dict[str, str] | None,
+        Rule(_renaming, "mapping of names in the source to other names, or null"),
+    ] = Field(default=None, description="names that its classes have in the stream")
+    sealed: Annotated[bool, flag()] = Field(
+        default=False,
+        description="take the task as the store has recorded it, without a look at its images",
+    )
     domain: Annotated[str, text(200)] = Field(
         default="images", description="name of what the images have in common, not a column"
     )
@@ -72,11 +105,15 @@ class ListedTask(Section):
 
     def description(self) -> dict[str, Any]:
         """The images, as `operators.data.dataset.index` takes them."""
-        whose = {"name", "only", "domain"}
         files = {"image", "label", "classes", "on_bad_image", "max_pixels", "train", "test"}
-        own = self.model_dump(mode="json", exclude=whose | (files if self.builtin else {"builtin"}))
+        others = files if self.builtin else {"builtin"}
+        own = self.model_dump(mode="json", exclude=_WHOSE | others)
         # What a task lacks another one may have.
         return own if self.builtin else own | {"domain": None, "part": True}
+
+    def recorded(self) -> dict[str, Any]:
+        """Everything that says which images there are, without defaults: the record's name."""
+        return self.model_dump(mode="json", exclude=_WHOSE, exclude_defaults=True)
 
 
 def _once(tasks: tuple[ListedTask, ...]) -> tuple[ListedTask, ...]:
