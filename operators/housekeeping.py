@@ -9,7 +9,7 @@ from typing import Any
 from graftwork.operators.data import records
 from graftwork.operators.data.dataset import Split
 from graftwork.operators.data.records import Records
-from graftwork.operators.errors import DamagedStage
+from graftwork.operators.errors import DamagedStage, StorageError
 from graftwork.operators.stage import OPERATORS
 from graftwork.operators.store import Store
 
@@ -37,10 +37,11 @@ def inventory(store: Store) -> list[dict[str, Any]]:
 
 
 def verify(store: Store, repair: bool) -> dict[str, Any]:
-    """Reads every stored stage and compares it with its manifest.
+    """Reads every stored stage and compares it with its manifest, and every record of an index.
 
     Args:
-        repair: set damaged stages aside, so that the next run computes them again.
+        repair: set damaged stages aside, so that the next run computes them again. A record stays:
+            a run that sees the images replaces it.
     """
     damaged, stages = [], 0
     for operator in OPERATORS:
@@ -52,7 +53,13 @@ def verify(store: Store, repair: bool) -> dict[str, Any]:
                 damaged.append({"operator": operator, "key": key, "reason": error.reason})
                 if repair:
                     store.quarantine(operator, key)
-    return {"stages": stages, "damaged": damaged, "set_aside": repair and bool(damaged)}
+    aside = repair and bool(damaged)
+    for name in Records(store.blobs).names():
+        try:
+            Records(store.blobs).find(name)
+        except StorageError as error:
+            damaged.append({"operator": records.FOLDER, "key": name, "reason": str(error)})
+    return {"stages": stages, "damaged": damaged, "set_aside": aside}
 
 
 def collect(store: Store, days: float, unused: bool, delete: bool) -> dict[str, Any]:

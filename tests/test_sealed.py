@@ -11,6 +11,7 @@ import pytest
 
 from graftwork.cluster.execution.graph import needed
 from graftwork.operators import housekeeping
+from graftwork.operators.data import presence
 from graftwork.operators.data.records import FOLDER, Records
 from graftwork.operators.errors import ConfigError, MissingData, StorageError
 from graftwork.operators.stage import Stage
@@ -231,6 +232,11 @@ def test_a_damaged_record_is_no_record(closed: Case, tmp_path: Path) -> None:
     store.blobs.replace(name, bytes(data))
     with pytest.raises(StorageError, match=f"record {name} is damaged; remove it, and run once"):
         planned(store, folder, 3, stream=sealed(3, 0), **CLOSED)
+    for repair in (False, True):
+        found = housekeeping.verify(store, repair)
+        [damaged] = found["damaged"]
+        assert (damaged["operator"], damaged["key"]) == (FOLDER, source.record)
+        assert not found["set_aside"]
     # A run that sees the images replaces it.
     sources.keep([source], store.memo)
     assert planned(store, folder, 3, stream=sealed(3, 0), **CLOSED).sources[0].sealed
@@ -282,6 +288,26 @@ def test_an_object_store_keeps_records_and_says_what_is_gone(closed: Case) -> No
     assert gone.stages == ("features test 1/1",)
     [(name, keys)] = Records(store.blobs).sealed()
     assert (name, keys) == (again.sources[0].record, {s.key for s in again.stages})
+
+
+def test_files_are_asked_for_in_folders_here_and_elsewhere(tmp_path: Path) -> None:
+    memory = fsspec.filesystem("memory")
+    names = [f"{n}.png" for n in range(300)]
+    here = [f"{tmp_path}/{name}" for name in names]
+    for name in names[:299]:
+        (tmp_path / name).touch()
+    # A folder with many of them is listed, of one with few each is asked for.
+    for name in names[:39]:
+        memory.pipe_file(f"/many/{name}", b"")
+        memory.pipe_file(f"/few/{name}", b"")
+    many = [f"memory://many/{name}" for name in names[:40]]
+    few = [f"memory://few/{name}" for name in names[30:40]]
+    none = [f"memory://none/{name}" for name in names[:40]]
+    found = presence.gone([*here, *many, *few, *none, *here])
+    assert found == {here[-1], many[-1], few[-1], *none}
+    below = f"{here[0]}/no folder"
+    assert presence.gone([below]) == {below}
+    assert presence.gone([]) == set()
 
 
 def test_the_newest_record_wins_and_an_equal_one_is_not_written(tmp_path: Path) -> None:

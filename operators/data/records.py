@@ -65,6 +65,11 @@ class Records:
         """Tells whether there is a record."""
         return bool(self.blobs.exists([f"{FOLDER}/{name}"]))
 
+    def names(self) -> list[str]:
+        """Names of all records, sorted."""
+        files = (file.removeprefix(f"{FOLDER}/") for file in self.blobs.files(FOLDER))
+        return sorted(name for name in files if "." not in name)
+
     def find(self, name: str) -> Dataset | None:
         """The data set that was kept; None if none was.
 
