@@ -22,17 +22,23 @@ SINGLE = (
     "test_a_run_indexes_and_computes_on_one_ray",
 )
 """Tests that start Ray, in files whose other tests start none."""
+SHAPED = ("test_ragged_conformance",)
+"""All methods on streams of several shapes; the results of a shape are made once."""
 ELSEWHERE = ("test_a_fresh_process_gives_the_same_logits", "test_two_workers_are_one")
 """Tests of all methods that share a pair of processes, whose start takes most of their time."""
 
 
 def group(nodeid: str) -> str:
     """The tests that one process has to run, named by what they share: all heavy ones, those of one
-    method in `test_conformance` (trainings), otherwise those of a file (fixtures)."""
+    method in `test_conformance` (trainings) or of one shape, otherwise those of a file (fixtures).
+    """
     path, _, name = nodeid.partition("::")
     file = PurePath(path).stem
     if file in HEAVY or name in SINGLE:
         return "heavy"
+    if file in SHAPED:
+        shape = name.partition("[")[2].partition("-")[0].rstrip("]")
+        return f"{file} {shape}".rstrip()
     if file != "test_conformance":
         return file
     function, _, case = name.partition("[")

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import ELSEWHERE, HEAVY, SINGLE, group, turn
+from tests.conftest import ELSEWHERE, HEAVY, SHAPED, SINGLE, group, turn
 
 HERE = Path(__file__).parent
 
@@ -20,6 +20,9 @@ HERE = Path(__file__).parent
         ("tests/test_conformance.py::test_x[registers-first_session-ssf]", "first_session-ssf"),
         ("tests/test_conformance.py::test_x[no class token-slca]", "slca"),
         (f"tests/test_conformance.py::{ELSEWHERE[0]}[slca]", "elsewhere"),
+        (f"tests/{SHAPED[0]}.py::test_x[equal images-ties merge]", f"{SHAPED[0]} equal images"),
+        (f"tests/{SHAPED[0]}.py::test_y[equal images]", f"{SHAPED[0]} equal images"),
+        (f"tests/{SHAPED[0]}.py::test_z", SHAPED[0]),
     ],
 )
 def test_groups(nodeid: str, wanted: str) -> None:
@@ -33,7 +36,7 @@ def test_heavy_files_come_first() -> None:
 
 
 def test_the_names_are_those_of_tests() -> None:
-    assert all((HERE / f"{file}.py").exists() for file in HEAVY)
+    assert all((HERE / f"{file}.py").exists() for file in (*HEAVY, *SHAPED))
     for name, file in zip(SINGLE, ("test_cli.py", "test_api.py"), strict=True):
         assert f"def {name}(" in (HERE / file).read_text()
     conformance = (HERE / "test_conformance.py").read_text()

@@ -48,7 +48,8 @@ class Fisher:
     """The mean weighted by diagonal Fisher information, measured on training images.
 
     Matena and Raffel, https://arxiv.org/abs/2111.09832. Squared gradients are taken per image: of
-    a batch's mean loss they are no Fisher information.
+    a batch's mean loss they are no Fisher information. A model that knows one class has none: all
+    that it says is certain, and the others decide.
 
     Args:
         labels: whose gradient is squared: of one label drawn from the model's own distribution, of
