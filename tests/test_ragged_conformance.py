@@ -635,12 +635,28 @@ def test_equal_images_have_equal_answers(case: Case, results: Compute) -> None:
             torch.testing.assert_close(rows, rows[:1].expand_as(rows), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize(("cut", "left"), [("listed", {5: 1}), ("domain", {})])
-def test_a_task_that_nothing_tests_is_refused_by_name(
-    cut: Any, left: dict[int, int], tmp_path: Path
-) -> None:
+@pytest.mark.parametrize("cut", ["listed", "domain"])
+def test_a_first_task_that_nothing_tests_is_refused_by_name(cut: Any, tmp_path: Path) -> None:
     """An image of a class that no task learns tests nothing either."""
-    none = replace(SHAPES["a class without test images"], test=({0: 2}, left), cut=cut)
+    none = replace(SHAPES["a class without test images"], test=({5: 1}, {3: 1}), cut=cut)
     store = Store(str(tmp_path / "store"))
-    with pytest.raises(BadDataError, match=r'task "(task|domain) 1".* has no test images'):
+    with pytest.raises(BadDataError, match=r'task "(task|domain) 0".* has no test images'):
         shapes.planned(none, "vit", tmp_path, store, ["simplecil"])
+
+
+def test_a_later_task_that_nothing_tests_leaves_a_gap(tmp_path: Path) -> None:
+    """Its classes are learned, and may be taken for those of other images."""
+    shape = replace(SHAPES["a class without test images"], test=({0: 3, 1: 2}, {5: 1}))
+    store = Store(str(tmp_path / "store"))
+    made = shapes.planned(shape, "vit", tmp_path, store, ["simplecil", "finetune"])
+    pngs.compute(made.stages, store)
+    for run in made.runs:
+        table = predictions.read(store, "evaluate", run.evaluate.key)
+        summary = json.loads(store.read("evaluate", run.evaluate.key, "summary.json"))
+        right = table["label"] == table["predicted"]
+        curve = [100 * right[table["task_trained"] == task].mean() for task in (0, 1)]
+        assert np.bincount(table["task_trained"]).tolist() == [5, 5]
+        assert summary["curve"] == pytest.approx(curve)
+        assert summary["matrix"] == [[curve[0]], [curve[1], None]]
+        assert summary["bwt"] == pytest.approx(curve[1] - curve[0])
+        assert summary["a_last_macro_task"] == pytest.approx(curve[1])
