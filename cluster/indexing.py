@@ -6,10 +6,11 @@ from itertools import islice
 from typing import Any
 
 from graftwork.cluster.sessions.answers import answer
+from graftwork.cluster.sessions.head import Head
 from graftwork.cluster.sessions.lasting import Lasting
 from graftwork.cluster.sessions.session import Session
 from graftwork.operators.data.parts import Part, examine, here, tell
-from graftwork.operators.errors import BadDataError, GraftworkError, StageFailed
+from graftwork.operators.errors import BadDataError, ClusterLost, GraftworkError, StageFailed
 from graftwork.operators.store.memo import Memo
 
 WORTH_IMAGES = 100_000
@@ -21,6 +22,8 @@ DECODED = 10
 """An image that is decoded counts for so many of which only the header is read."""
 AHEAD = 2
 """Parts per CPU that are handed to Ray at once."""
+POLL = 0.5
+"""Seconds between two looks at signals and at the head node."""
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,7 @@ def _spread(
         num_cpus=1, name="index"
     )
     slots, total = max(2, AHEAD * int(session.cpus)), sum(part.images for part in parts)
-    waiting: dict[Any, int] = {}
+    head, waiting = Head(session), dict[Any, int]()
     elsewhere, done, following = list[int](), 0, iter(enumerate(parts))
     tell(done, total)
     try:
@@ -81,11 +84,15 @@ def _spread(
                 waiting[task.remote(part, memo)] = number  # pyright: ignore[reportCallIssue]
             if not waiting:
                 return sorted(elsewhere)
-            [reference], _ = ray.wait(list(waiting), num_returns=1)
-            number = waiting.pop(reference)
+            ready, _ = ray.wait(list(waiting), num_returns=1, timeout=POLL)
+            if not head.answers():
+                raise ClusterLost(f"index: {head.silent}; run it again")
+            if not ready:
+                continue
+            number = waiting.pop(ready[0])
             done += parts[number].images
             try:
-                found = answer(reference, "index")
+                found = answer(ready[0], "index")
             except BadDataError as error:
                 yield number, error
             else:

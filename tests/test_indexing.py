@@ -5,11 +5,13 @@ import io
 import os
 import random
 import signal
+import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import fsspec
@@ -23,8 +25,9 @@ from rich.console import Console
 
 from graftwork.cluster import indexing
 from graftwork.cluster.indexing import OnCluster, worth_a_start
+from graftwork.cluster.sessions import head as heads
 from graftwork.cluster.sessions.lasting import Lasting
-from graftwork.cluster.sessions.session import connect
+from graftwork.cluster.sessions.session import Session, connect
 from graftwork.operators import live
 from graftwork.operators.data import dataset, parts, sources, tables
 from graftwork.operators.data.dataset import Dataset
@@ -514,6 +517,32 @@ def test_progress_is_a_line_now_and_then(
     with progress.Display(quiet, quiet=True).indexing():
         live.say(examined=1, images=95)
     assert quiet.file.getvalue() == ""  # type: ignore[attr-defined]
+
+
+# --- the head node ------------------------------------------------------------------------------
+
+
+def test_a_head_node_that_does_not_answer_is_given_some_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    now = [100.0]
+    monkeypatch.setattr(heads, "time", SimpleNamespace(monotonic=lambda: now[0]))
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        place = server.getsockname()
+        both = [
+            heads.Head(Session(address="here", local=local, nodes=(), head=place))
+            for local in (True, False)
+        ]
+        now[0] += 1.5
+        assert [head.answers() for head in both] == [True, True]
+    found = []
+    for _ in range(12):
+        now[0] += 1.5
+        found.append([head.answers() for head in both])
+    # Two seconds for a Ray of our own, fifteen for another one.
+    assert [own for own, _ in found].index(False) == 1
+    assert [other for _, other in found].index(False) == 9
+    assert both[0].silent == "the head node of Ray at here does not answer"
 
 
 # --- on Ray -------------------------------------------------------------------------------------

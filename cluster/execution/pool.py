@@ -1,6 +1,5 @@
 """Stages as Ray tasks, chains of them as worker groups: where a stage becomes remote."""
 
-import socket
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -15,14 +14,12 @@ from graftwork.cluster.execution.graph import Plan
 from graftwork.cluster.execution.policy import Failure, Kind
 from graftwork.cluster.execution.train_group import Running
 from graftwork.cluster.execution.worker import Done, run_stage
+from graftwork.cluster.sessions.head import Head
 from graftwork.cluster.sessions.session import Session
 from graftwork.operators.assignment import Assignment
 from graftwork.operators.errors import GraftworkError
 from graftwork.operators.stage import OPERATORS, Operator, Stage
 from graftwork.operators.store import Store
-
-SILENCE = 15.0
-"""Seconds without an answer of the head node after which the cluster counts as lost."""
 
 LOST = (
     exceptions.WorkerCrashedError,
@@ -60,7 +57,7 @@ class RayPool:
         self.chains: Chains[Running] = Chains(
             plan, session.cpus, session.gpus, lambda stages: Running(stages, store)
         )
-        self._answered = self._asked = time.monotonic()
+        self._head = Head(session)
 
     @property
     def slots(self) -> int:
@@ -104,11 +101,10 @@ class RayPool:
                 self.chains.finished(ended[-1][0])
         ended += self.chains.results()
         # Also when attempts end: with the head gone they all end, with the same error.
-        if not self._head_answers():
-            message = f"the head node of Ray at {self._session.address} does not answer"
-            lost = Failure(Kind.DISCONNECTED, message)
+        if not self._head.answers():
+            lost = Failure(Kind.DISCONNECTED, self._head.silent)
             if not ended:
-                return [self._disconnected(message)]
+                return [self._disconnected(self._head.silent)]
             return [(key, r if isinstance(r, Done) else lost) for key, r in ended]
         return news + ended
 
@@ -155,23 +151,6 @@ class RayPool:
             return Failure(Kind.FAILED, str(ours) if ours else _line(cause), ours)
         except exceptions.RayError as error:
             return Failure(Kind.FAILED, _line(error))
-
-    def _head_answers(self) -> bool:
-        """Tells whether the head node's port has accepted a connection lately.
-
-        Without this, a driver whose head node dies waits for a minute, and is then ended by Ray
-        without a word that a user could act on.
-        """
-        now = time.monotonic()
-        if self._session.head is None or now - self._asked < 1.0:
-            return True
-        self._asked = now
-        try:
-            socket.create_connection(self._session.head, timeout=1.0).close()
-        except OSError:
-            return time.monotonic() - self._answered < (2.0 if self._session.local else SILENCE)
-        self._answered = time.monotonic()
-        return True
 
 
 def _line(error: BaseException) -> str:

@@ -271,14 +271,6 @@ def _build(
 
 
 def _to_memo(dataset: Dataset) -> bytes:
-    both = (dataset.train, dataset.test)
-    columns = [
-        to_arrow(np.concatenate([s.digests for s in both])),
-        np.concatenate([s.labels for s in both]),
-        np.concatenate([s.domains for s in both]),
-        np.concatenate([s.where.file for s in both]),
-        np.concatenate([s.where.row for s in both]),
-    ]
     facts = {
         "train": len(dataset.train),
         "classes": dataset.classes,
@@ -288,7 +280,11 @@ def _to_memo(dataset: Dataset) -> bytes:
     schema = _MEMO.with_metadata({"facts": json.dumps(facts)})
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(pa.table([pa.array(c) for c in columns], schema=schema))
+        for split in (dataset.train, dataset.test):  # each by itself: both would be a copy
+            where = split.where
+            columns = (split.labels, split.domains, where.file, where.row)
+            cells = [to_arrow(split.digests), *map(pa.array, columns)]
+            writer.write_table(pa.table(cells, schema=schema))
     return sink.getvalue()
 
 

@@ -67,8 +67,10 @@ class Scan:
     digests: np.ndarray
     bad: dict[int, str]
 
-    def good(self) -> np.ndarray:
-        """bool [N], which images can be used."""
+    def good(self) -> np.ndarray | slice:
+        """The images that can be used: bool [N], or a slice, which copies nothing, if all can."""
+        if not self.bad:
+            return slice(None)
         usable = np.ones(len(self.digests), dtype=bool)
         usable[list(self.bad)] = False
         return usable
