@@ -8,8 +8,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from safetensors.torch import save_file
 
+from graftwork import methods
 from graftwork.operators.assignment import Result
+from graftwork.operators.backbones import loading
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.pipelines.explaining import former
@@ -18,6 +21,9 @@ from graftwork.pipelines.explaining.explain import explain
 from graftwork.pipelines.planning.plan import Plan
 from graftwork.pipelines.reporting import terminal
 from tests import pngs
+from tests.test_promptfusion import BESIDE
+from tests.test_served_kinds import ON_CLIP, ON_VIT
+from tests.test_text import BACKBONE, NAMES, reference
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +151,35 @@ def test_other_kinds_say_nothing(sections: dict[str, Any], store: Store, folder:
         sections |= {"methods": ["simplecil"]}
     found = explain(planned(store, folder, **sections), store).time
     assert (found.seconds, found.former) == (0, 0)
+
+
+@pytest.mark.parametrize("sections", [ON_VIT, ON_CLIP], ids=["vit", "clip"])
+def test_every_kind_of_stage_is_like_its_own(
+    sections: dict[str, Any],
+    store: Store,
+    folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(methods.METHODS, "replay", "tests.test_exemplars:Replay")
+    given = {**sections, "merge": [{"fisher": {"of": "finetune", "images": 3}}], "ensemble": []}
+    given["methods"] = [*sections["methods"], {"replay": {"epochs": 1, "batch_size": 4}}]
+    if sections is ON_CLIP:
+        save_file(loading.load(pngs.MODEL, "random", "token").state_dict(), tmp_path / "vit.st")
+        beside = {**BESIDE, "weights": str(tmp_path / "vit.st")}
+        given = {**sections, "backbone": BACKBONE, "vit": beside, "reference": reference(folder)}
+    given, seeds = json.loads(json.dumps(given)), ({"seeds": [0]}, {"seeds": [1]})
+    names = f"dataset.classes={json.dumps(NAMES)}"
+    first, second = (pngs.plan(store, folder, names, **given, **seed) for seed in seeds)
+    nothing = explain(second, store).time
+    assert {kind.partition(" ")[0] for kind in nothing.unknown} == {
+        stage.operator for stage in second.stages
+    }
+    for stage in first.stages:
+        took(store, stage, 1.0)
+    found = explain(second, store)
+    assert found.counts["miss"] > 10
+    assert (found.time.unknown, found.time.seconds) == ((), found.counts["miss"])
 
 
 def test_stages_of_the_plan_are_looked_at_first(

@@ -131,6 +131,19 @@ def test_the_newest_run_is_the_one_that_ended_last(grown: Grown) -> None:
         client.delete_run(late.info.run_id)
 
 
+def test_the_leaderboard_does_not_mix_lengths(grown: Grown) -> None:
+    """A result that was served again is one result; three tasks and four are two."""
+    rows = graftwork.results("pngs", store=grown.store.url)
+    assert sorted(row.name for row in rows) == [
+        f"{method} (tasks={count})" for method in ("finetune", "simplecil") for count in (3, 4)
+    ]
+    assert {row.runs for row in rows} == {1}
+    found = {row.name: row.mean["a_last"] for row in rows}
+    for document, count in zip(grown.runs[:2], (3, 4), strict=True):
+        for result in document.results:
+            assert found[f"{result.method} (tasks={count})"] == result.metrics["a_last"]
+
+
 def test_a_run_that_needs_images_that_are_gone_does_not_begin(
     grown: Grown, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

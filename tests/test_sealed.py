@@ -9,8 +9,10 @@ from typing import Any
 import fsspec
 import pytest
 
+from graftwork import methods
 from graftwork.cluster.execution.graph import needed
 from graftwork.operators import housekeeping
+from graftwork.operators.assignment import Result
 from graftwork.operators.data import presence
 from graftwork.operators.data.records import FOLDER, Records
 from graftwork.operators.errors import ConfigError, MissingData, StorageError
@@ -21,6 +23,7 @@ from graftwork.pipelines.planning import sources
 from graftwork.pipelines.planning.plan import Plan
 from tests import pngs
 from tests.test_listed import EPOCHS, folder_of, listed, planned
+from tests.test_text import BACKBONE, COOP
 
 CLOSED: dict[str, Any] = {
     "methods": ["simplecil", {"ranpac": {"projection_dim": 8}}, {"aper_ssf": dict(EPOCHS)}],
@@ -160,6 +163,20 @@ def test_what_is_new_needs_the_images(
     for label in stages:
         assert any(each.startswith(label) for each in gone.stages), label
     assert gone.files == (str(folder / TEST), str(folder / TRAIN))
+
+
+def test_exemplars_need_the_images_of_earlier_tasks(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(methods.METHODS, "replay", "tests.test_exemplars:Replay")
+    folder, store = folder_of(tmp_path), Store(str(tmp_path / "store"))
+    given: dict[str, Any] = {"methods": [{"replay": dict(EPOCHS)}, {"finetune": dict(EPOCHS)}]}
+    for stage in as_in_a_run(store, folder, 3, **given).stages:
+        store.commit(stage.assignment(), Result(files={}), 0.0)
+    (folder / TRAIN).unlink()
+    made = as_in_a_run(store, folder, 4, stream=sealed(4, 0), **given)
+    [gone] = explain(made, store).gone
+    assert gone.stages == ("train replay order listed seed 0 task 4/4",)
 
 
 def test_a_cleared_shard_is_refused_only_if_it_is_needed(closed: Case, tmp_path: Path) -> None:
@@ -390,6 +407,22 @@ def test_another_name_computes_nothing(closed: Case, tmp_path: Path) -> None:
     assert made.runs[0].stream.classes == ("zebra", "m", "o", "p")
     apart = planned(store, folder, 3, stream=stream, **CLOSED, disjoint_classes=True)
     assert apart.runs[0].stream.classes[:2] == ("week 0/zebra", "week 0/m")
+
+
+def test_methods_on_clip_read_the_name_from_its_task_on(tmp_path: Path) -> None:
+    folder, store = folder_of(tmp_path), Store(str(tmp_path / "store"))
+    given = {"backbone": BACKBONE, "methods": ["simplecil", "zs_clip", COOP]}
+    before = planned(store, folder, 3, **given)
+    stream = listed(3)
+    stream[1]["rename"] = {"o": "ocelot"}
+    after = planned(store, folder, 3, stream=stream, **given)
+    runs = list(zip(before.runs, after.runs, strict=True))
+    assert [one.model.key == two.model.key for one, two in runs] == [True, False, False]
+    for operator in ("dataset", "features"):
+        one, two = ([s.key for s in pngs.of(made, operator)] for made in (before, after))
+        assert one == two
+    trains = zip(pngs.of(before, "train"), pngs.of(after, "train"), strict=True)
+    assert [one.key == two.key for one, two in trains] == [True, False, False]
 
 
 def test_only_names_classes_as_their_source_does(closed: Case, tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ MODEL = "graftwork.model"
 """Tag with the digest of what a result predicts with; runs with equal ones share a model."""
 TASK = "graftwork.newest_task"
 """Tag with the name of the last task that a result learned."""
+TASKS = "graftwork.tasks"
+"""Tag with the number of tasks that a result learned."""
 
 Artifacts = Mapping[str, bytes | str | Callable[[Path], None]]
 """Relative file name -> content, or a function that writes the file, for what is large."""

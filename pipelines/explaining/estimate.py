@@ -143,9 +143,13 @@ class _Kind:
     def of(cls, preimage: Mapping[str, Any]) -> "_Kind":
         """The kind of a stage, by the preimage of its key."""
         parameters = preimage["parameters"]
-        networks = [_network(p) for p in [parameters, *parameters.get("features", ())]]
-        networks = [network for network in networks if network["architecture"] is not None]
-        methods = [m["name"] for m in _methods(parameters)]
+        # A fit reads one kind of features or two, herding looks at one.
+        features = parameters.get("features", ())
+        kinds = [features] if isinstance(features, Mapping) else features
+        networks = [_network(p) for p in (parameters, *kinds) if "architecture" in p]
+        methods = [each["name"] for each in _methods(parameters)]
+        if "selection" in parameters:
+            methods.append(parameters["selection"])
         own = methods or [network["architecture"] for network in networks]
         return cls(
             name=" ".join([preimage["operator"], *own[:1]]),
@@ -169,7 +173,7 @@ def _network(parameters: Mapping[str, Any]) -> dict[str, Any]:
     numerics = parameters.get("numerics", {})
     graft = parameters.get("graft")
     return {
-        "architecture": parameters.get("architecture"),
+        "architecture": parameters["architecture"],
         "crop": parameters.get("preprocessing", {}).get("crop"),
         "device": numerics.get("device"),
         "precision": numerics.get("precision"),

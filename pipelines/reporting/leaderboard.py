@@ -15,6 +15,7 @@ from graftwork.operators.errors import ConfigError
 from graftwork.operators.evaluation.definitions import GROUPS
 from graftwork.operators.serving.lookup import pages
 from graftwork.operators.tracking import uri as tracking_uri
+from graftwork.operators.tracking.records import TASKS
 
 METRICS = ("a_avg", "a_last", "forgetting", "bwt", "task_a_avg", "seconds", *GROUPS)
 """Metrics of a row, each with mean and standard deviation; percent, `seconds` in seconds."""
@@ -30,7 +31,8 @@ class Record:
     """One result: a method with its hyper-parameters, a class order and a seed.
 
     Args:
-        parameters: `method`, `order`, `seed` and hyper-parameters, as text.
+        parameters: `method`, `order`, `seed`, hyper-parameters, and `tasks`, how many there were,
+            as text: a stream that grew has a row for each length.
         metrics: at least `a_avg`.
     """
 
@@ -155,11 +157,16 @@ def leaderboard(uri: str, pipeline: str | None = None) -> list[Row]:
             if "a_avg" in run.data.metrics:
                 record = Record(
                     pipeline=names[run.info.experiment_id],
-                    parameters=run.data.params,
+                    parameters=run.data.params | _tasks(run.data.tags),
                     metrics=run.data.metrics,
                 )
                 newest.setdefault(f"{run.info.experiment_id}/{key}", record)
     return aggregate(newest.values())
+
+
+def _tasks(tags: Mapping[str, str]) -> dict[str, str]:
+    """Number of tasks of a result; runs of older programs do not tell."""
+    return {"tasks": tags[TASKS]} if TASKS in tags else {}
 
 
 def _unknown(pipeline: str, known: list[str]) -> str:

@@ -15,7 +15,7 @@ from graftwork.operators.keys import canonical
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.streams.stream import Stream
-from graftwork.operators.tracking.records import MODEL, TASK, Artifacts
+from graftwork.operators.tracking.records import MODEL, TASK, TASKS, Artifacts
 from graftwork.operators.tracking.tracker import MethodRun
 from graftwork.pipelines.planning.plan import Plan, Run
 from graftwork.pipelines.reporting.content import Cost, StageResult, TaskResult
@@ -70,6 +70,7 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
             "graftwork.backbone": plan.backbone.model,
             "graftwork.label": run.method.label,
             TASK: run.stream.tasks[-1].name,
+            TASKS: str(len(run.stream.tasks)),
             **({MODEL: identity} if identity else {}),
             **(
                 {"graftwork.batch_information_at_test": "true"}
