@@ -105,11 +105,14 @@ def _held(learned: Learned) -> Array:
 
 
 def _strength(rows: Array, targets: Array, held: Array) -> float:
-    if not held.any() or held.all():
+    """By the held-out rows of classes that others are fitted of; 1 without any."""
+    fitted = {int(column) for column in targets[~held].argmax(axis=1)}
+    judges = [n for n in np.flatnonzero(held) if int(targets[n].argmax()) in fitted]
+    if not judges:
         return 1.0
     grid = [10.0**exponent for exponent in range(-8, 9)]
     errors = [
-        np.square(rows[held] @ _ridge(rows[~held], targets[~held], each) - targets[held]).sum()
+        np.square(rows[judges] @ _ridge(rows[~held], targets[~held], each) - targets[judges]).sum()
         for each in grid
     ]
     return grid[int(np.argmin(errors))]

@@ -10,6 +10,7 @@ import torch
 
 from graftwork import methods
 from graftwork.methods.contracts.fitted import Fitted, Rows
+from graftwork.methods.representations import ridge
 from tests.test_methods import VARIANTS
 
 WIDTH, NUMBER = 12, 13
@@ -86,10 +87,49 @@ def test_every_class_that_had_images_is_found(
     assert scores.shape == (len(test.labels), len(SEEN[number]))
     assert bool(scores.isfinite().all())
     found = torch.tensor(IDS)[torch.tensor(SEEN[number])][scores.argmax(dim=1)]
-    # The single image of a class may be one of those held out to choose a strength by.
-    held_out = values.get("lambda_mode") == "cumulative"
-    sure = counts[test.labels] > 1 if held_out else torch.ones_like(test.labels, dtype=torch.bool)
-    assert torch.equal(found[sure], test.labels[sure])
+    assert torch.equal(found, test.labels)
+
+
+def test_a_class_that_is_not_fitted_does_not_choose_a_strength() -> None:
+    """Two classes of one image each, one of them held out: its error is least where nothing is."""
+    large = rows_of(dict.fromkeys(range(6), 40), seed=0)
+    both = rows_of({6: 1, 7: 1}, seed=1)
+    ids = torch.arange(1000)
+    held = ridge.held_out(ids, 0)
+    for one, other in ((held, ~held), (~held, held), (held, held), (~held, ~held)):
+        samples = torch.stack([ids[one][0], ids[other][1]])
+        tiny = dataclasses.replace(both, samples=samples)
+        method = made("ranpac", {"projection_dim": 256})
+        newest = method.statistics(tiny, 0)
+        state = method.solve(method.add(method.statistics(large, 0), newest), newest, IDS, 0)
+        assert method.report(state)["ridge"] == 1.0
+        test = rows_of({6: 20, 7: 20}, seed=9)
+        found = method.logits(state, test.features, 0).argmax(dim=1)
+        assert found.tolist() == [6] * 20 + [7] * 20
+
+
+@pytest.mark.parametrize("solver", ["ridge", "logistic"])
+def test_a_single_image_that_is_held_out_does_not_choose_a_penalty(solver: str) -> None:
+    ids = torch.arange(1000)
+    held = ridge.held_out(ids, 0)
+    rows = rows_of({0: 10, 1: 10, 2: 1}, seed=0)
+    # Every fifth image of the others, and the only one of the third class.
+    samples = torch.cat([ids[held][:4], ids[~held][:16], ids[held][9:10]])
+    order = torch.tensor([0, 4, 5, 1, 6, 7, 8, 9, 10, 11, 2, 12, 13, 3, 14, 15, 16, 17, 18, 19, 20])
+    rows = dataclasses.replace(rows, samples=samples[order])
+    method = made("joint_linear", {"solver": solver})
+    total = method.statistics(rows, 0)
+    state = method.solve(total, total, IDS[:3], 0)
+    kept = dataclasses.replace(
+        rows, features=rows.features[:20], labels=rows.labels[:20], samples=rows.samples[:20]
+    )
+    without = method.statistics(kept, 0)
+    # What the other two classes choose; with all rows the fit knows the third one, too.
+    assert state["penalty"] == method.solve(without, without, IDS[:2], 0)["penalty"]
+    test = rows_of({0: 9, 1: 9, 2: 9}, seed=9)
+    found = method.logits(state, test.features, 0).argmax(dim=1)
+    right = (found == torch.arange(3).repeat_interleave(9)).sum()
+    assert right == 27 if solver == "ridge" else right >= 25
 
 
 @each_variant

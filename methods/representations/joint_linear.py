@@ -96,12 +96,13 @@ class JointLinear:
         standard = (features - mean) / torch.where(constant, 1.0, deviation)
         parameters = features.new_zeros(features.shape[1] + 1, right.shape[1])
         penalty, best = L2_GRID[0], float("inf")
-        if held.any() and not held.all():
+        judges = ridge.judges(held, right)
+        if judges.any():
             fit, start = (standard[~held], right[~held]), parameters
             for candidate in L2_GRID:
                 start = _descend(*fit, start, candidate, self.max_iterations)
-                outputs = standard[held] @ start[1:] + start[0]
-                error = F.cross_entropy(outputs, right[held]).item()
+                outputs = standard[judges] @ start[1:] + start[0]
+                error = F.cross_entropy(outputs, right[judges]).item()
                 if error >= best:
                     break
                 penalty, best, parameters = candidate, error, start
@@ -113,8 +114,10 @@ class JointLinear:
 def _ridge(features: Tensor, right: Tensor, held: Tensor) -> tuple[Tensor, Tensor, float]:
     """Weights [D, C], no bias, and the strength with the smallest held-out squared error."""
     strength = 1.0
-    if held.any() and not held.all():
-        strength = ridge.choose_rows(features[~held], right[~held], features[held], right[held])
+    judges = ridge.judges(held, right)
+    if judges.any():
+        fit = features[~held], right[~held]
+        strength = ridge.choose_rows(*fit, features[judges], right[judges])
     weights, used = ridge.solve_rows(features, right, strength)
     return weights, weights.new_zeros(weights.shape[1]), used
 

@@ -88,6 +88,9 @@ def sums(state: State, expand: Expand, width: int, held: Tensor | None) -> State
 def choose(state: State, expand: Expand, held: Callable[[Tensor], Tensor]) -> float | None:
     """The ridge strength with the smallest error on held-out rows; None if there are too few.
 
+    While there are rows, those of a class that is not fitted are left out. Sums, of at least as
+    many rows as they are wide, do not tell them apart.
+
     Args:
         state: rows or sums; sums with held-out rows.
         expand: the frozen layer before the regression.
@@ -100,8 +103,12 @@ def choose(state: State, expand: Expand, held: Callable[[Tensor], Tensor]) -> fl
     if number in (0, int(state["count"].sum())):
         return None
     if "features" in state:
-        rows, right = expand(state["features"]), ridge.targets(state["labels"], present)
-        return ridge.choose_rows(rows[~mask], right[~mask], rows[mask], right[mask])
+        right = ridge.targets(state["labels"], present)
+        judges = ridge.judges(mask, right)
+        if not judges.any():
+            return None
+        rows = expand(state["features"])
+        return ridge.choose_rows(rows[~mask], right[~mask], rows[judges], right[judges])
     cross, held_cross = state["cross"][:, present], state["held_cross"][:, present]
     return ridge.choose(state["gram"], cross, state["held_gram"], held_cross, number)
 

@@ -141,6 +141,19 @@ def held_out(samples: Tensor, seed: int) -> Tensor:
     return _shift(mixed, 11) < int(HELD_OUT * 2**53)
 
 
+def judges(held: Tensor, targets: Tensor) -> Tensor:
+    """Mask [N] of the held-out rows whose class has other rows, which are fitted.
+
+    An image of a class that is in no fit would choose the largest strength: the nearer all outputs
+    are to 0, the smaller is its error.
+
+    Args:
+        held: mask [N] of all held-out rows.
+        targets: one-hot [N, C].
+    """
+    return held & (targets @ (targets[~held].sum(dim=0) > 0).to(targets)).bool()
+
+
 def _smallest(error: Callable[[float], float]) -> float:
     errors = [error(strength) for strength in GRID]
     return GRID[errors.index(min(errors))]
