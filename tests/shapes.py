@@ -224,6 +224,8 @@ def sections(shape: Shape, folder: Path) -> tuple[list[str], dict[str, Any]]:
 # Every method, merge and rule.
 
 VALUES: dict[str, Any] = SMALL | {
+    "epochs": 1,
+    "freeze_epochs": 0,
     "batch_size": 8,
     "augmentation": "none",
     "samples_per_class": 8,
