@@ -231,6 +231,7 @@ def test_the_terminal_and_json_have_it(store: Store, folder: Path) -> None:
         (1.4, "1 s"),
         (99.4, "99 s"),
         (99.6, "1.7 min"),
+        (119, "2 min"),
         (600, "10 min"),
         (99.6 * 60, "1.7 h"),
         (3600 * 150, "150 h"),

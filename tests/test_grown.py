@@ -118,6 +118,7 @@ def test_the_newest_run_is_the_one_that_ended_last(grown: Grown) -> None:
     """A run begins for MLflow before all that its result is made of, whenever that was computed."""
     client = MlflowClient(grown.uri)
     held = client.get_run(grown.runs[-1].results[0].mlflow_run_id or "").info
+    assert held.end_time is not None
     late = client.create_run(
         held.experiment_id,
         start_time=held.start_time + 3_600_000,

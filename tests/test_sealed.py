@@ -77,6 +77,9 @@ Case = tuple[Path, Path, dict[str, dict[str, str]]]
 def case(base: Path, sections: dict[str, Any]) -> Case:
     """Files of four tasks, a store with three of them, and what all four at once come to."""
     folder, store = folder_of(base), Store(str(base / "store"))
+    (base / "kept").mkdir()
+    for name in FILES:
+        shutil.copy2(folder / name, base / "kept" / name)
     made = as_in_a_run(store, folder, 3, **sections)
     pngs.compute(missing(made, store), store)
     once = Store(str(base / "once"))
@@ -98,13 +101,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Case:
 def without(of: Path, names: Sequence[str], to: Path) -> tuple[Path, Store]:
     """The case with some files deleted: the folder where it was, and a copy of its store."""
     for name in FILES:
-        kept = of / "kept" / name
-        kept.parent.mkdir(exist_ok=True)
-        if not kept.exists():
-            shutil.copy2(of / name, kept)
         (of / name).unlink(missing_ok=True)
         if name not in names:
-            shutil.copy2(kept, of / name)
+            shutil.copy2(of / "kept" / name, of / name)
     shutil.copytree(of / "store", to / "store")
     return of, Store(str(to / "store"))
 
@@ -463,3 +462,38 @@ def test_bad_names_are_refused(rename: Any, says: str, tmp_path: Path) -> None:
         planned(store, folder, 0, stream=stream, methods=["simplecil"])
     assert says in str(caught.value)
     assert "\n" not in str(caught.value)
+
+
+# --- reasons ----------------------------------------------------------------------------------
+
+
+def reasons(made: Plan, store: Store) -> dict[str, str]:
+    rows = explain(made, store).stages
+    return {row.stage.replace(" order listed seed 0", ""): row.why for row in rows if row.why}
+
+
+def test_a_plan_says_which_tasks_rows_changed(closed: Case, trained: Case, tmp_path: Path) -> None:
+    folder, store = without(trained[0], [], tmp_path)
+    before = planned(store, folder, 3, **TRAINED)
+    grown = reasons(planned(store, folder, 4, **TRAINED), store)
+    for method, operators in (("l2p", ("train", "predict")), ("magmax_independent", ("join",))):
+        for operator in operators:
+            says = f"no {operator} of {method} for task 4 is stored yet"
+            assert grown[f"{operator} {method} task 4/4"] == says
+    pngs.write(folder / "1-train.parquet", [(pngs.png(77), 2, "")], "mnopqa")
+    after = planned(store, folder, 3, **TRAINED)
+    old, new = (made.runs[0].stream.tasks[1].learned.rows[:8] for made in (before, after))
+    rows, found = f"task 2: rows {old} -> {new}", reasons(after, store)
+    assert found["train l2p task 2/3"] == rows
+    assert found["train magmax_independent task 2/3"] == rows
+    assert found["train l2p task 3/3"] == "the task before changed"
+    assert found["predict l2p task 3/3"] == "model changed"
+
+    folder, store = without(closed[0], [], tmp_path / "closed")
+    pngs.write(folder / "1-train.parquet", [(pngs.png(77), 2, "")], "mnopqa")
+    pngs.write(folder / "2-test.parquet", [(pngs.png(78), 0, "")], "mnopqa")
+    changed = planned(store, folder, 3, **CLOSED)
+    found, task = reasons(changed, store), changed.runs[0].stream.tasks[2]
+    assert found["fit simplecil"] == rows
+    assert found["evaluate simplecil"].startswith("model changed; task 3: rows ")
+    assert f"-> {task.tested.rows[:8]}" in found["evaluate simplecil"]

@@ -82,7 +82,8 @@ def duration(seconds: float) -> str:
     for size, name in ((1, "s"), (60, "min"), (3600, "h")):
         if seconds < 99.5 * size or name == "h":
             value = seconds / size
-            return f"{value:.1f} {name}" if size > 1 and value < 9.95 else f"{value:.0f} {name}"
+            digits = 1 if size > 1 and value < 9.95 else 0
+            return f"{f'{value:.{digits}f}'.removesuffix('.0')} {name}"
     raise AssertionError("the last unit takes all")
 
 

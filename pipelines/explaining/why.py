@@ -33,6 +33,11 @@ class Nearest:
         candidates = [other for other in candidates if other.get(METHOD) == method]
         if not candidates:
             return f"no {operator} of {brief(_value(method))} is stored yet"
+        # Another task's rows would be others, whatever became of this one's.
+        candidates = [other for other in candidates if other.get(TASK) == wanted.get(TASK)]
+        if not candidates:
+            task = int(wanted[TASK]) + 1
+            return f"no {operator} of {brief(_value(method))} for task {task} is stored yet"
         differing = [
             (other, [n for n in wanted.keys() | other.keys() if wanted.get(n) != other.get(n)])
             for other in candidates
