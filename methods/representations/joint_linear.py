@@ -35,6 +35,7 @@ class JointLinear:
         title="Joint linear probe",
         paper="https://arxiv.org/abs/2307.02251",
         summary="A linear classifier fitted on the frozen features of all tasks at once.",
+        version=2,
         memory="N * D floats: all features seen",
         growth="rows",
         upper_bound=True,

@@ -54,6 +54,7 @@ class RanPAC:
         title="RanPAC",
         paper="https://arxiv.org/abs/2307.02251",
         summary="Ridge regression on a frozen random projection of the features.",
+        version=2,
         memory="what the first session trains; 2 * (M * M + M * C) floats, or N * D while fewer "
         "than M rows were seen",
         uses_seed=True,
