@@ -10,9 +10,9 @@ and as it grew after the first task's training images were deleted and the task 
 """
 
 import argparse
-import contextlib
 import json
 import tempfile
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -102,33 +102,31 @@ def digests(store: Path) -> dict[str, dict[str, str]]:
 
 
 def differing(one: Path, other: Path) -> int:
-    """Stages of both stores whose files differ, and stages that one of them lacks."""
+    """Stages of six tasks at once that the other store lacks, or whose files differ there."""
     first, second = digests(one), digests(other)
-    # A chain that stopped after five tasks left nothing that six at once do not.
-    return sum(first.get(key) != second.get(key) for key in {*first, *second} if key in second)
+    return sum(second.get(key) != files for key, files in first.items())
 
 
-def grow(folder: Path, store: Path, kinds: Sequence[str], gone: bool) -> dict[str, tuple[int, int]]:
-    """Stages computed and images forwarded for the sixth task, by kind of method."""
+def together(kinds: Sequence[str]) -> dict[str, Any]:
+    """The sections of several kinds in one spec."""
+    found: dict[str, Any] = {"methods": [], "merge": [], "ensemble": []}
     for kind in kinds:
-        graftwork.run(spec(folder, 5, False, METHODS[kind]), store=store)
-    place = folder / "1-train.parquet"
-    aside = folder / "aside"
-    if gone:
-        place.rename(aside)
+        for section, entries in METHODS[kind].items():
+            found[section] += [entry for entry in entries if entry not in found[section]]
+    return found
+
+
+def price(folder: Path, store: Path, count: int, sealed: bool) -> dict[str, tuple[int, int]]:
+    """Kind -> stages that the store lacks, and images that these forward; then computes them."""
     found = {}
-    with contextlib.ExitStack() as stack:
-        if gone:
-            stack.callback(lambda: aside.rename(place))
-        # What all of them share: the new task's index and its features.
-        shared = graftwork.run(spec(folder, 6, gone, {"methods": ["acil"]}), store=store)
-        found["shared: index, frozen features (and `acil`)"] = (
-            shared.stages.computed,
-            shared.images_forwarded,
-        )
-        for kind in kinds:
-            document = graftwork.run(spec(folder, 6, gone, METHODS[kind]), store=store)
-            found[kind] = (document.stages.computed, document.images_forwarded)
+    for kind, sections in METHODS.items():
+        explained = graftwork.plan(spec(folder, count, sealed, sections), store=store)
+        found[kind] = (explained.counts["miss"], explained.images_to_forward)
+    started = time.perf_counter()
+    everything = spec(folder, count, sealed, together(list(METHODS)))
+    document = graftwork.run(everything, store=store, progress=True)
+    found["all of them in one run"] = (document.stages.computed, document.images_forwarded)
+    print(f"{store.name}, {count} tasks: {time.perf_counter() - started:.0f} s", flush=True)
     return found
 
 
@@ -141,19 +139,17 @@ def main() -> None:
     folder = work / "data"
     folder.mkdir(parents=True, exist_ok=True)
     write(given.data, folder)
-    kinds = list(METHODS)
-    once = {}
-    for kind in kinds:
-        document = graftwork.run(spec(folder, 6, False, METHODS[kind]), store=work / "once")
-        once[kind] = (document.stages.computed, document.images_forwarded)
-    kept = grow(folder, work / "grown", kinds, gone=False)
-    gone = grow(folder, work / "sealed", kinds, gone=True)
+    once = price(folder, work / "once", 6, sealed=False)
+    price(folder, work / "grown", 5, sealed=False)
+    grown = price(folder, work / "grown", 6, sealed=False)
+    price(folder, work / "sealed", 5, sealed=False)
+    (folder / "1-train.parquet").unlink()
+    sealed = price(folder, work / "sealed", 6, sealed=True)
     print("| kind | six tasks at once | the sixth after five | after the first one's images went |")
     print("|---|---|---|---|")
-    for kind in kept:
-        cells = [rows.get(kind) for rows in (once, kept, gone)]
-        texts = ["" if c is None else f"{c[0]} stages, {c[1]:,} images" for c in cells]
-        print(f"| {kind} | {' | '.join(texts)} |")
+    for kind in once:
+        cells = [f"{n} stages, {m:,} images" for n, m in (once[kind], grown[kind], sealed[kind])]
+        print(f"| {kind} | {' | '.join(cells)} |")
     for name in ("grown", "sealed"):
         print(f"{name}: {differing(work / 'once', work / name)} stages differ from those at once")
 
