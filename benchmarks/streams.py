@@ -111,7 +111,7 @@ def sections(data: Path, work: Path) -> dict[str, dict[str, Any]]:
             },
             "scenario": {
                 "kind": "domain_incremental",
-                "orders": [["cartoon", "photo", "art", "sketch"]],
+                "orders": [["cartoon", "photo", "art_painting", "sketch"]],
             },
             "methods": CLOSED,
         },
