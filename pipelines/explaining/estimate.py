@@ -159,7 +159,7 @@ class _Kind:
 
 
 def _methods(parameters: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    """What a stage computes with: a merge before the method that it merges."""
+    """Names what a stage computes with: a merge before the method that it merges."""
     return [parameters[role] for role in ("merge", "rule", "method") if role in parameters]
 
 
@@ -170,7 +170,7 @@ def _values(preimage: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _network(parameters: Mapping[str, Any]) -> dict[str, Any]:
-    """What the time of a pass depends on, besides images and method; weights are not."""
+    """Collects what the time of a pass depends on, besides images and method; not the weights."""
     numerics = parameters.get("numerics", {})
     graft = parameters.get("graft")
     return {

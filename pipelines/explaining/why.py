@@ -49,7 +49,7 @@ class Nearest:
 
 
 def _changed(name: str, nearest: Mapping[str, str], wanted: Mapping[str, str]) -> str:
-    """What differs in a leaf of the preimage."""
+    """Says what differs in a leaf of the preimage."""
     if name.startswith("inputs."):
         return f"{_plain(name)} changed"
     before, after = _value(nearest.get(name)), _value(wanted.get(name))
