@@ -4,9 +4,10 @@
 
 DATA holds `cifar100_small/`. Each task has six classes of it, twenty training and ten test images
 of each, at 32 pixels; the sixth task has the class whose name sorts first. The backbone is the one
-that comes with the package. For one method of each kind the table has the stages that the sixth task makes necessary and the images that they
-forward, and whether all files are those of the six tasks at once, bit by bit: as the stream grew,
-and as it grew after the first task's training images were deleted and the task was sealed.
+that comes with the package. For one method of each kind the table has the stages that the sixth
+task makes necessary and the images that they forward, and whether all files are those of the six
+tasks at once, bit by bit: as the stream grew, and as it grew after the first task's training images
+were deleted and the task was sealed.
 """
 
 import argparse
