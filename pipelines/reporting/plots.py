@@ -91,9 +91,10 @@ def curves(
             f'<text x="{left - 8}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>'
         )
     step = max(1, math.ceil(tasks / 12))
-    letters = int(width / (7 * min(tasks, 12)))
+    # Cut names would look alike; the number stands beside the whole name in the table of tasks.
+    fitting = all(len(name) <= min(width / (7.5 * min(tasks, 12)), 12) for name in names)
     for task in range(0, tasks, step):
-        name = _cut(names[task], letters) if names else str(task + 1)
+        name = names[task] if names and fitting else str(task + 1)
         body.append(
             f'<text x="{x(task):.1f}" y="{top + height + 18}" text-anchor="middle">'
             f"{escape(name)}</text>"
