@@ -6,7 +6,7 @@ from graftwork.operators.errors import ClusterLost, GraftworkError, OutOfMemory
 
 
 def answer(reference: Any, what: str) -> Any:
-    """What a task returned.
+    """The result of a task.
 
     Args:
         reference: Ray's, of a task that returns errors of ours instead of raising them.

@@ -41,5 +41,5 @@ class Head:
 
     @property
     def silent(self) -> str:
-        """What is said of a head node that does not answer."""
+        """Complaint about a head node that does not answer."""
         return f"the head node of Ray at {self._session.address} does not answer"

@@ -69,7 +69,7 @@ class Part:
 
 
 class Examined(NamedTuple):
-    """What was found out about a part, and how many of its files could not be read."""
+    """Findings about a part, and how many of its files could not be read."""
 
     findings: bytes
     unread: int
@@ -136,12 +136,12 @@ def _still(part: Part) -> bool:
 
 
 def changed(place: str) -> str:
-    """What is said of a file or a folder that is no longer what was found."""
+    """Complaint about a file or a folder that is no longer what was found."""
     return f"{place} changed while it was read; run again"
 
 
 def cuts(source: Source, groups: np.ndarray | None, rows: np.ndarray) -> np.ndarray:
-    """Where the parts of a source begin, and the end of the last one.
+    """Beginnings of the parts of a source, and the end of the last one.
 
     Args:
         groups: of a Parquet file, as `tables.read_columns` gives them.

@@ -112,7 +112,7 @@ def tasks_of(scenario: Scenario, dataset: Dataset, order: OrderName) -> list[Pie
 
 
 def tail_of(scenario: Scenario) -> LongTailed | None:
-    """How numbers of images fall, if they do."""
+    """The fall of the numbers of images, if they fall."""
     return scenario.long_tailed and LongTailed(**scenario.long_tailed.model_dump())
 
 
@@ -133,7 +133,7 @@ def _cut(scenario: Scenario, dataset: Dataset, order: OrderName) -> list[Piece]:
 
 
 def _measures(scenario: Scenario | None, stream: Stream) -> Measures | None:
-    """What a stream of its kind is measured by beside accuracies after each task."""
+    """Measures of a stream of its kind beside accuracies after each task."""
     if scenario is None:
         return None
     groups: dict[str, tuple[int, ...]] = {}
