@@ -265,7 +265,8 @@ def plan_errors(
         ),
         (
             "scenario.orders=[[0, 1, 12]]",
-            "scenario.orders: each class is named once, and the data set has 10 classes: unknown 12",
+            "scenario.orders: each class is named once, and the data set has 10 classes: "
+            "unknown 12",
         ),
         (
             "scenario.orders=[[0, 0]]",

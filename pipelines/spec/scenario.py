@@ -229,7 +229,7 @@ class Scenario(Section):
 
     @property
     def whole_classes(self) -> bool:
-        """Tells whether every task has all training images of its classes, and no other task has any."""
+        """Tells whether a task has all training images of its classes, and no other has any."""
         thinned = self.few_shot or self.long_tailed or self.blurry or self.online
         return self.kind == "class_incremental" and not thinned
 
