@@ -37,7 +37,8 @@ def test_heavy_files_come_first() -> None:
 
 def test_the_names_are_those_of_tests() -> None:
     assert all((HERE / f"{file}.py").exists() for file in (*HEAVY, *SHAPED))
-    for name, file in zip(SINGLE, ("test_cli.py", "test_api.py"), strict=True):
+    files = ("test_cli.py", "test_api.py", "test_indexing.py", "test_indexing.py")
+    for name, file in zip(SINGLE, files, strict=True):
         assert f"def {name}(" in (HERE / file).read_text()
     conformance = (HERE / "test_conformance.py").read_text()
     assert all(f"def {name}(" in conformance for name in ELSEWHERE)

@@ -28,9 +28,6 @@ from tests import pngs
 from tests.test_listed import ARRIVED, EPOCHS, folder_of, planned
 from tests.test_sealed import missing, sealed
 
-# MLflow's, with SQLAlchemy 2.1.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
 METHODS: list[Any] = ["simplecil", {"finetune": dict(EPOCHS)}]
 RENAME = {"m": "zebra"}
 

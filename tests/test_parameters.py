@@ -147,6 +147,16 @@ VALUES: list[Any] = [
     fitting.EvaluateParameters(
         method=METHOD, columns=(1, 0), order="natural", seed=7, tasks=(TESTED,)
     ),
+    fitting.Group(name="base", classes=(0, 1)),
+    fitting.Measures(groups=(fitting.Group(name="many", classes=(2,)),), online=True),
+    fitting.EvaluateParameters(
+        method=METHOD,
+        order=7,
+        seed=7,
+        tasks=(TESTED,),
+        measures=fitting.Measures(online=True, transfer=True),
+    ),
+    training.SinglePass(batch_size=64, times=3),
     combining.StatisticsKind(kind="fisher", labels="ground_truth"),
     combining.StatisticsParameters(
         learner=LEARNER,

@@ -119,7 +119,8 @@ def test_ten_thousand_stages_are_planned_in_seconds(store: Store) -> None:
     assert len(made.stages) > 10_000
     explain.explain(made, store)
     # Processor time of this process, so that a busy machine does not fail the test.
-    assert time.process_time() - started < 10
+    # Twice what it takes beside other work: the difference to minutes, not to seconds.
+    assert time.process_time() - started < 25
 
 
 def test_a_stream_may_stop_early(store: Store) -> None:
@@ -221,8 +222,8 @@ def test_a_task_without_images_is_refused(store: Store, monkeypatch: pytest.Monk
 
     whole: Any = dataset.index
 
-    def without_zeros(*arguments: Any) -> Any:
-        found = whole(*arguments)
+    def without_zeros(*arguments: Any, **named: Any) -> Any:
+        found = whole(*arguments, **named)
         test = replace(found.test, labels=np.full_like(found.test.labels, 3))
         return replace(found, test=test)
 

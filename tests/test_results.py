@@ -19,9 +19,6 @@ from graftwork.operators.tracking.uri import default_uri
 from graftwork.pipelines.commands import ui
 from graftwork.pipelines.reporting.leaderboard import Record, aggregate, labels, leaderboard, render
 
-# MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
 
 def record(method: str, order: int, seed: int, a_avg: float, **parameters: str) -> Record:
     shared = {"method": method, "order": str(order), "seed": str(seed)} | parameters

@@ -44,8 +44,6 @@ from tests import here, pngs
 
 ROOT = Path(__file__).parent.parent
 
-# MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
 
 STEPS = {"epochs": 1, "batch_size": 4}
 PLAIN = {**STEPS, "augmentation": "none"}

@@ -30,9 +30,6 @@ from graftwork.operators.tracking.uri import artifact_root, check, default_uri, 
 ROOT = Path(__file__).parents[1]
 PATHS = [str(ROOT / "src"), str(ROOT)]
 
-# MLflow 3.17 uses what SQLAlchemy 2.1 deprecates.
-pytestmark = pytest.mark.filterwarnings("ignore:The ``noload`` loader strategy:DeprecationWarning")
-
 
 @pytest.fixture(scope="session")
 def empty_database(tmp_path_factory: pytest.TempPathFactory) -> Path:
