@@ -1,17 +1,22 @@
 """Accuracy on tasks before they are learned: Transfer, Average and Last."""
 
+import io
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.evaluation import metrics
 from graftwork.operators.formats import predictions
 from graftwork.operators.store import Store
 from graftwork.pipelines.planning.plan import Plan
+from graftwork.pipelines.reporting import terminal
+from graftwork.pipelines.reporting.document import Document, Records, Result, StageCounts
 from tests import pngs
 from tests.test_text import BACKBONE, NAMES
 
@@ -52,6 +57,38 @@ def test_a_task_without_test_images_does_not_count() -> None:
     one = table((0, 0, 0, 0), (2, 1, 2, 2))
     found = metrics.ahead([one] * 3, 3)
     assert (found["transfer"], found["transfer_union"], found["last_union"]) == (100.0, 0.0, 50.0)
+
+
+def test_the_table_of_a_run_has_a_gap_where_nobody_was_asked() -> None:
+    """Of two methods one knows classes by their names, whichever comes first."""
+
+    def result(label: str, ahead: dict[str, float]) -> Result:
+        rows = {"task_trained": [0], "sample": [0], "label": [0], "predicted": [0]}
+        columns = rows | {"predicted_in_task": [0], "true_task": [0]}
+        summary = replace(metrics.summarise(columns, 1, 1), ahead=ahead)
+        return Result(
+            method=label, label=label, hyperparameters={}, order=0, seed=0, summary=summary,
+            trainable_parameters=0, forwards=1, batch_information_at_test=False, seconds=1.0,
+            cached=False, mlflow_run_id=None,
+        )  # fmt: skip
+
+    asked, other = result("zs_clip", {"transfer": 61.25}), result("coop", {})
+    for results in ((asked, other), (other, asked)):
+        text = io.StringIO()
+        document = Document(
+            pipeline="p",
+            seconds=1.0,
+            stages=StageCounts(total=2, computed=2, cached=0),
+            images_forwarded=0,
+            results=results,
+            mlflow=Records(tracking_uri="", experiment_id=None, run_id=None),
+        )
+        terminal.document(document, Console(file=text, width=120))
+        lines = [line.split() for line in text.getvalue().splitlines()]
+        by_name = {line[0]: line[1:] for line in lines if line}
+        assert by_name["method"] == ["A_last", "A_avg", "forgetting", "transfer", "runs", "s"]
+        assert by_name["zs_clip"] == ["100.00", "100.00", "0.00", "61.25", "1", "1.00"]
+        assert by_name["coop"] == ["100.00", "100.00", "0.00", "-", "1", "1.00"]
 
 
 def listed(folder: Path, count: int) -> list[dict[str, Any]]:

@@ -34,14 +34,14 @@ def document(value: Document, console: Console) -> None:
     for result in value.results:
         groups[result.label].append(result)
     columns = {"a_last": "A_last", "a_avg": "A_avg", "forgetting": "forgetting"}
-    measured = value.results[0].metrics if value.results else {}
+    measured = {name for result in value.results for name in result.metrics}
     columns |= {name: name for name in GROUPS if name in measured}
     table = _table(f"{value.pipeline}: accuracy in %", "method", *columns.values(), "runs", "s")
     ranked = sorted(groups.items(), key=lambda g: -mean(r.metrics["a_last"] for r in g[1]))
     for label, results in ranked:
         table.add_row(
             label,
-            *(_spread([r.metrics[name] for r in results]) for name in columns),
+            *(_spread([r.metrics[n] for r in results if n in r.metrics]) for n in columns),
             str(len(results)),
             f"{mean(r.seconds for r in results):.2f}",
         )
@@ -54,6 +54,8 @@ def document(value: Document, console: Console) -> None:
 
 
 def _spread(values: list[float]) -> str:
+    if not values:
+        return "-"
     return f"{mean(values):.2f}" + (f" ± {pstdev(values):.2f}" if len(values) > 1 else "")
 
 
