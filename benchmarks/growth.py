@@ -22,9 +22,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from graftwork.cluster.execution.graph import needed
 from graftwork.cluster.execution.worker import run_stage
-from graftwork.operators.stage import OPERATORS, Stage
+from graftwork.operators.stage import OPERATORS
 from graftwork.operators.store import Store
 from graftwork.pipelines.explaining.sealed import gone, refuse
 from graftwork.pipelines.planning import sources
@@ -128,12 +127,12 @@ def price(folder: Path, store: Store, count: int, sealed: bool) -> dict[str, tup
     found = {}
     for kind, sections in METHODS.items():
         made = planned(spec(folder, count, sealed, sections), store)
-        lacking = missing(made, store)
+        lacking = made.missing(made.stored(store))
         found[kind] = (len(lacking), sum(map(made.images, lacking)))
     started = time.perf_counter()
     made = planned(spec(folder, count, sealed, together(list(METHODS))), store)
     sources.keep(made.sources, store.memo)
-    lacking = missing(made, store)
+    lacking = made.missing(made.stored(store))
     refuse(gone(made, lacking))
     found["all of them"] = (len(lacking), sum(map(made.images, lacking)))
     for stage in lacking:
@@ -144,13 +143,6 @@ def price(folder: Path, store: Store, count: int, sealed: bool) -> dict[str, tup
 
 def planned(path: str, store: Store) -> Plan:
     return make_plan(load_resolved(path, ()), store.memo)
-
-
-def missing(made: Plan, store: Store) -> list[Stage]:
-    """Stages that a run would compute, inputs before what reads them."""
-    lacking = needed(made.targets, lambda stage: store.has(stage.operator, stage.key)).compute
-    keys = {stage.key for stage in lacking}
-    return [stage for stage in made.stages if stage.key in keys]
 
 
 def main() -> None:

@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from graftwork.cluster.execution.graph import inputs_of, needed
+from graftwork.cluster.execution.graph import inputs_of
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.pipelines.explaining import sealed
@@ -61,8 +61,8 @@ class Explanation:
 def explain(plan: Plan, store: Store) -> Explanation:
     """Compares a plan with what is stored."""
     stages = plan.stages
-    stored = {operator: store.keys(operator) for operator in {s.operator for s in stages}}
-    missing = needed(plan.targets, lambda s: s.key in stored[s.operator]).compute
+    stored = plan.stored(store)
+    missing = plan.missing(stored)
     compute = {stage.key for stage in missing}
     formers = Formers(store, stored, stages)
     nearest = Nearest(formers)
@@ -94,7 +94,7 @@ def explain(plan: Plan, store: Store) -> Explanation:
 def mermaid(plan: Plan, store: Store) -> str:
     """The graph in Mermaid's language: shards and tasks are one node, stored ones are green."""
     stages = plan.stages
-    stored = {operator: store.keys(operator) for operator in {s.operator for s in stages}}
+    stored = plan.stored(store)
     nodes: dict[str, list[Stage]] = {}
     names = {stage.key: group(stage) for stage in stages}
     for stage in stages:

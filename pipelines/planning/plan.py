@@ -4,11 +4,11 @@ Planning reads the data set's index and the backbone's fingerprint (both remembe
 and is pure from there on: the same bytes give the same keys on any machine.
 """
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from graftwork.cluster.execution.graph import walk
+from graftwork.cluster.execution.graph import needed, walk
 from graftwork.operators.backbones import resolve as backbones
 from graftwork.operators.backbones.resolve import Backbone
 from graftwork.operators.data import dataset as datasets
@@ -18,6 +18,7 @@ from graftwork.operators.errors import BadDataError, ConfigError, IncompatibleEr
 from graftwork.operators.images import preprocessing as preprocessings
 from graftwork.operators.images.preprocessing import Preprocessing
 from graftwork.operators.stage import Stage
+from graftwork.operators.store import Store
 from graftwork.operators.store.memo import Memo
 from graftwork.operators.streams.scenario import LISTED, OrderName
 from graftwork.operators.streams.stream import Data, Piece
@@ -72,6 +73,18 @@ class Plan:
     def stages(self) -> tuple[Stage, ...]:
         """Every stage once, inputs before what reads them."""
         return walk(self.targets)
+
+    def stored(self, store: Store) -> dict[str, set[str]]:
+        """Keys of what a store holds, by operator, for the operators of these stages."""
+        return {name: store.keys(name) for name in {stage.operator for stage in self.stages}}
+
+    def missing(self, stored: Mapping[str, Collection[str]]) -> tuple[Stage, ...]:
+        """Stages that a run has to compute, inputs before what reads them.
+
+        Args:
+            stored: keys of what there is, by operator.
+        """
+        return needed(self.targets, lambda stage: stage.key in stored[stage.operator]).compute
 
 
 def make_plan(loaded: Loaded, memo: Memo, examine: Examine = here) -> Plan:

@@ -10,13 +10,11 @@ import uuid
 from functools import partial
 
 from graftwork.cluster.execution.executor import Event, Outcome, execute
-from graftwork.cluster.execution.graph import needed
 from graftwork.cluster.indexing import OnCluster
 from graftwork.cluster.sessions.lasting import Lasting
 from graftwork.cluster.sessions.session import connect
 from graftwork.operators.errors import DamagedStage, Interrupted
 from graftwork.operators.housekeeping import RUNS
-from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.tracking import uri as tracking_uri
 from graftwork.operators.tracking.tracker import Tracker
@@ -55,7 +53,7 @@ def _run(loaded: Loaded, where: Where, display: Display, connection: Lasting) ->
     sources.seal(plan.sources, plan.stages, store.memo)
     for run in plan.runs:
         _set_aside_if_damaged(store, run, display)
-    missing = _missing(plan, store)
+    missing = plan.missing(plan.stored(store))
     with loaded.locating():
         sealed.refuse(sealed.gone(plan, missing))
     _write_run_record(plan, store)
@@ -123,12 +121,6 @@ def _write_run_record(plan: Plan, store: Store) -> None:
     name = f"{RUNS}/{plan.spec.pipeline}/{time.strftime('%Y%m%dT%H%M%S')}-{uuid.uuid4().hex}.json"
     record = {"created": time.time(), "stages": [stage.key for stage in plan.stages]}
     store.blobs.put(name, json.dumps(record).encode())
-
-
-def _missing(plan: Plan, store: Store) -> tuple[Stage, ...]:
-    """Stages that have to be computed."""
-    stored = {name: store.keys(name) for name in {stage.operator for stage in plan.stages}}
-    return needed(plan.targets, lambda s: s.key in stored[s.operator]).compute
 
 
 def _compute(
