@@ -44,7 +44,7 @@ __all__ = ["Dataset", "Split", "SplitIndex", "index", "read_index"]
 
 VERSION = 2
 """Raised when the memo's content changes its meaning; the stage has a version of its own."""
-_MEMO = pa.schema(
+ROWS = pa.schema(
     [
         ("digest", DIGEST),
         ("label", pa.int32()),
@@ -53,6 +53,7 @@ _MEMO = pa.schema(
         ("row", pa.int64()),
     ]
 )
+"""Columns of an index that is kept: first the training images, then the test images."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -270,14 +271,13 @@ def _build(
     return Dataset(classes=classes, domains=domains, bad_images=tuple(bad), **splits)
 
 
-def _to_memo(dataset: Dataset) -> bytes:
-    facts = {
-        "train": len(dataset.train),
-        "classes": dataset.classes,
-        "domains": dataset.domains,
-        "bad_images": dataset.bad_images,
-    }
-    schema = _MEMO.with_metadata({"facts": json.dumps(facts)})
+def encode_rows(dataset: Dataset, facts: Mapping[str, Any]) -> bytes:
+    """The images of both splits as an Arrow file with the columns `ROWS`.
+
+    Args:
+        facts: a JSON value that the file has as well, below `facts` in its metadata.
+    """
+    schema = ROWS.with_metadata({"facts": json.dumps(facts, sort_keys=True)})
     sink = io.BytesIO()
     with pa.ipc.new_file(sink, schema) as writer:
         for split in (dataset.train, dataset.test):  # each by itself: both would be a copy
@@ -288,34 +288,70 @@ def _to_memo(dataset: Dataset) -> bytes:
     return sink.getvalue()
 
 
+def split_of(
+    rows: pa.Table,
+    name: str,
+    *,
+    kind: str,
+    image: str,
+    files: tuple[str, ...],
+    classes: tuple[str, ...],
+    domains: tuple[str, ...],
+    description: Mapping[str, Any],
+    record: str | None = None,
+) -> Split:
+    """A split from its part of such a file; the rest as in `Split` and `Places`."""
+    return Split(
+        name=name,
+        digests=to_numpy(rows["digest"]),
+        labels=numbers(rows["label"], np.int32),
+        domains=numbers(rows["domain"], np.int32),
+        where=Places(
+            kind=kind,
+            image=image,
+            files=files,
+            file=numbers(rows["file"], np.int32),
+            row=numbers(rows["row"], np.int64),
+        ),
+        classes=classes,
+        domain_names=domains,
+        description=description,
+        record=record,
+    )
+
+
+def _to_memo(dataset: Dataset) -> bytes:
+    facts = {
+        "train": len(dataset.train),
+        "classes": dataset.classes,
+        "domains": dataset.domains,
+        "bad_images": dataset.bad_images,
+    }
+    return encode_rows(dataset, facts)
+
+
 def _from_memo(
     data: bytes, description: Mapping[str, Any], found: Mapping[str, list[sources.Source]]
 ) -> Dataset | None:
     """The dataset that was put away, None if the bytes are of another format."""
     with pa.ipc.open_file(pa.py_buffer(data)) as reader:
-        if not reader.schema.equals(_MEMO):
+        if not reader.schema.equals(ROWS):
             return None
         table = reader.read_all()
     facts = json.loads((reader.schema.metadata or {})[b"facts"])
     classes, domains = tuple(facts["classes"]), tuple(facts["domains"])
-    splits = {}
-    for split in SPLITS:
-        own = table.slice(*((0, facts["train"]) if split == "train" else (facts["train"],)))
-        splits[split] = Split(
-            name=split,
-            digests=to_numpy(own["digest"]),
-            labels=numbers(own["label"], np.int32),
-            domains=numbers(own["domain"], np.int32),
-            where=Places(
-                kind=found[split][0].kind,
-                image=description.get("image", ""),
-                files=scan.file_names(found[split]),
-                file=numbers(own["file"], np.int32),
-                row=numbers(own["row"], np.int64),
-            ),
+    splits = {
+        split: split_of(
+            table.slice(*((0, facts["train"]) if split == "train" else (facts["train"],))),
+            split,
+            kind=found[split][0].kind,
+            image=description.get("image", ""),
+            files=scan.file_names(found[split]),
             classes=classes,
-            domain_names=domains,
+            domains=domains,
             description=description,
         )
+        for split in SPLITS
+    }
     bad = tuple(facts["bad_images"])
     return Dataset(classes=classes, domains=domains, bad_images=bad, **splits)

@@ -10,18 +10,14 @@ Shapes: N samples of both splits.
 """
 
 import hashlib
-import io
 import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
-from graftwork.operators.data.dataset import Dataset, Split
-from graftwork.operators.data.index_file import DIGEST, to_arrow, to_numpy
-from graftwork.operators.data.sources import Places
+from graftwork.operators.data.dataset import ROWS, Dataset, encode_rows, split_of
 from graftwork.operators.errors import StorageError
 from graftwork.operators.keys import digest
 from graftwork.operators.store.blobs import Blobs
@@ -29,15 +25,6 @@ from graftwork.operators.store.blobs import Blobs
 FOLDER = "indexes"
 VERSION = 1
 """Of the format. A newer one is refused; an older one has to stay readable."""
-_ROWS = pa.schema(
-    [
-        ("digest", DIGEST),
-        ("label", pa.int32()),
-        ("domain", pa.int32()),
-        ("file", pa.int32()),
-        ("row", pa.int64()),
-    ]
-)
 _MARK = ".sealed.json"
 
 
@@ -115,14 +102,6 @@ class Records:
 
 
 def _encoded(dataset: Dataset) -> bytes:
-    both = (dataset.train, dataset.test)
-    columns = [
-        to_arrow(np.concatenate([s.digests for s in both])),
-        np.concatenate([s.labels for s in both]),
-        np.concatenate([s.domains for s in both]),
-        np.concatenate([s.where.file for s in both]),
-        np.concatenate([s.where.row for s in both]),
-    ]
     facts = {
         "version": VERSION,
         "classes": dataset.classes,
@@ -136,14 +115,10 @@ def _encoded(dataset: Dataset) -> bytes:
                 "files": split.where.files,
                 "description": split.description,
             }
-            for split in both
+            for split in (dataset.train, dataset.test)
         },
     }
-    schema = _ROWS.with_metadata({"facts": json.dumps(facts, sort_keys=True)})
-    sink = io.BytesIO()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_table(pa.table([pa.array(c) for c in columns], schema=schema))
-    content = sink.getvalue()
+    content = encode_rows(dataset, facts)
     return hashlib.sha256(content).hexdigest().encode() + b"\n" + content
 
 
@@ -157,7 +132,7 @@ def _decoded(data: bytes, name: str) -> Dataset:
     with pa.ipc.open_file(pa.py_buffer(content)) as reader:
         facts = json.loads((reader.schema.metadata or {})[b"facts"])
         # The schema is checked before any data is read: extension types could run code.
-        if facts["version"] > VERSION or not reader.schema.equals(_ROWS):
+        if facts["version"] > VERSION or not reader.schema.equals(ROWS):
             raise StorageError(
                 f"record {FOLDER}/{name} has version {facts['version']}, this program reads up to "
                 f"{VERSION}; update graftwork"
@@ -167,24 +142,17 @@ def _decoded(data: bytes, name: str) -> Dataset:
     splits, start = {}, 0
     for split in ("train", "test"):
         about = facts["splits"][split]
-        own = table.slice(start, about["rows"])
-        start += about["rows"]
-        splits[split] = Split(
-            name=split,
-            digests=to_numpy(own["digest"]),
-            labels=own["label"].to_numpy(),
-            domains=own["domain"].to_numpy(),
-            where=Places(
-                kind=about["kind"],
-                image=about["image"],
-                files=tuple(about["files"]),
-                file=own["file"].to_numpy(),
-                row=own["row"].to_numpy(),
-            ),
+        splits[split] = split_of(
+            table.slice(start, about["rows"]),
+            split,
+            kind=about["kind"],
+            image=about["image"],
+            files=tuple(about["files"]),
             classes=classes,
-            domain_names=domains,
+            domains=domains,
             description=about["description"],
             record=name,
         )
+        start += about["rows"]
     bad = tuple(facts["bad_images"])
     return Dataset(classes=classes, domains=domains, bad_images=bad, **splits)
