@@ -13,7 +13,7 @@ import numpy as np
 from graftwork.operators.data.dataset import Dataset
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.streams.draws import Draws
-from graftwork.operators.streams.stream import Piece
+from graftwork.operators.streams.stream import Piece, first_seen
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,12 +99,6 @@ def pieces(dataset: Dataset, shares: Blurry, seed: int) -> list[Piece]:
         )
         for number, arrival in enumerate(dealt)
     ]
-
-
-def first_seen(labels: np.ndarray) -> list[int]:
-    """Classes in the order of their first image."""
-    ids, first = np.unique(labels, return_index=True)
-    return ids[np.argsort(first)].tolist()
 
 
 def _groups(classes: np.ndarray, shares: Blurry, draws: Draws) -> list[np.ndarray]:

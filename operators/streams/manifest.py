@@ -20,8 +20,7 @@ import pyarrow.parquet as pq
 from graftwork.operators.data.dataset import Dataset, Split
 from graftwork.operators.errors import BadDataError
 from graftwork.operators.files import access
-from graftwork.operators.streams.blurry import first_seen
-from graftwork.operators.streams.stream import Piece
+from graftwork.operators.streams.stream import Piece, first_seen
 
 REQUIRED, IDENTITIES, COMPARED = ("task", "split"), ("image", "place"), ("class", "domain")
 COLUMNS = (*REQUIRED, *IDENTITIES, *COMPARED, "order")
@@ -81,8 +80,10 @@ def pieces(url: str, dataset: Dataset) -> list[Piece]:
         BadDataError: the file is none; images that the data set lacks, or has as another class.
     """
     table = _read(url)
-    names = list(dict.fromkeys(table["task"].to_pylist()))
-    numbers = np.array([names.index(n) for n in table["task"].to_pylist()], dtype=np.int64)
+    called = table["task"].to_pylist()
+    names = list(dict.fromkeys(called))
+    place = {name: number for number, name in enumerate(names)}
+    numbers = np.array([place[name] for name in called], dtype=np.int64)
     splits = np.array(table["split"].to_pylist())
     if strange := sorted(set(splits.tolist()) - {"train", "test"}):
         raise BadDataError(f'column split: must be train or test, got "{strange[0]}"', key=_KEY)

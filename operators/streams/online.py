@@ -12,9 +12,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from graftwork.operators.streams.blurry import first_seen
 from graftwork.operators.streams.draws import Draws
-from graftwork.operators.streams.stream import Piece
+from graftwork.operators.streams.stream import Piece, first_seen
 
 
 def arriving(pieces: Sequence[Piece], seed: int) -> list[Piece]:

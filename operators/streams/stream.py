@@ -233,6 +233,12 @@ def cut(dataset: Dataset, tasks: Sequence[StreamTask]) -> list[Piece]:
     ]
 
 
+def first_seen(labels: np.ndarray) -> list[int]:
+    """Classes in the order of their first image."""
+    ids, first = np.unique(labels, return_index=True)
+    return ids[np.argsort(first)].tolist()
+
+
 def arrange(pieces: Sequence[Piece], catalogue: Sequence[str] | None = None) -> Stream:
     """Numbers what arrives.
 

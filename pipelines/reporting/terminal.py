@@ -61,10 +61,7 @@ def _spread(values: list[float]) -> str:
 
 def pieces(value: Sequence[Piece], file: str, console: Console) -> None:
     """The tasks of a stream that was written to a file."""
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("task", overflow="fold")
-    for title in ("classes", "training images", "test images"):
-        table.add_column(title, justify="right")
+    table = _table("", "task", "classes", "training images", "test images")
     for piece in value:
         classes = len(set(piece.train.labels[piece.rows].tolist()))
         table.add_row(Text(piece.name), str(classes), str(len(piece.rows)), str(len(piece.tested)))

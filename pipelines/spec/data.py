@@ -83,18 +83,22 @@ places = listing("paths or URLs", single=True)
 _Name = Annotated[str, text(200)]
 
 
+def checked_at(key: str | int, check: Callable[[Any], Any], value: Any) -> Any:
+    """The checked value; a problem with it is reported at `key`."""
+    try:
+        return check(value)
+    except PydanticCustomError as error:
+        raise refuse(error.message(), (key,)) from error
+
+
 def _classes(value: Any) -> str | tuple[str, ...] | None:
     """Path of a JSON list, or the names themselves."""
     if not isinstance(value, (list, tuple)):
         return optional(PLACE).check(value)
     if not value:
         raise refuse("must name at least one class, got an empty list")
-    for index, name in enumerate(value):
-        try:
-            text(200).check(name)
-        except PydanticCustomError as error:
-            raise refuse(error.message(), (index,)) from error
-    return no_duplicates(tuple(value))
+    names = tuple(checked_at(index, text(200).check, name) for index, name in enumerate(value))
+    return no_duplicates(names)
 
 
 ClassNames = Annotated[
@@ -151,14 +155,6 @@ Dataset = Annotated[
     Annotated[BuiltinDataset, Tag("<builtin>")] | Annotated[FileDataset, Tag("<files>")],
     Discriminator(_dataset_kind),
 ]
-
-
-def checked_at(key: str | int, check: Callable[[Any], Any], value: Any) -> Any:
-    """The checked value; a problem with it is reported at `key`."""
-    try:
-        return check(value)
-    except PydanticCustomError as error:
-        raise refuse(error.message(), (key,)) from error
 
 
 def _texts(value: Any) -> str | tuple[str, ...]:

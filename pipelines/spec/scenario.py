@@ -1,10 +1,10 @@
 """The section of a spec that divides a data set into a stream of tasks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
-from pydantic_core import PydanticCustomError
 
 from graftwork.operators.streams.scenario import FORMER, LISTED, MAX_SEED, OrderName, expand
 from graftwork.pipelines.spec.data import MAX_COUNT, checked_at
@@ -79,10 +79,7 @@ def _stop_or_groups(value: Any) -> int | tuple[list[int] | list[str], ...] | Non
     for index, group in enumerate(value):
         if not isinstance(group, (list, tuple)) or not group:
             raise refuse(f"must be a list of classes or domains, got {shown(group)}", (index,))
-        try:
-            found.append(_ids("a task", group))
-        except PydanticCustomError as error:
-            raise refuse(error.message(), (index,)) from error
+        found.append(checked_at(index, partial(_ids, "a task"), group))
     if len({type(item) for group in found for item in group}) > 1:
         raise refuse("must hold either class ids or names, not both")
     return tuple(found)
@@ -151,6 +148,22 @@ class Online(Section):
         description="classes that a training step chooses from: as the method says, or those of "
         "the batch alone",
     )
+
+
+_NOT_BESIDE_MANIFEST = "not beside manifest, which says all about tasks; remove it"
+_APART = {
+    "tasks": ("sizes",),
+    "blurry": ("sizes", "tasks"),
+    "few_shot": ("blurry",),
+    "long_tailed": ("blurry", "few_shot"),
+}
+"""Key -> keys in front of it that say the same in another way."""
+
+
+def _cuts(given: Mapping[str, Any], names: Sequence[str]) -> str | None:
+    """The first of some keys that says how the data are cut; None if none does."""
+    values = ((name, given.get(name)) for name in names)
+    return next((n for n, value in values if not isinstance(value, int | None)), None)
 
 
 class Scenario(Section):
@@ -239,7 +252,7 @@ class Scenario(Section):
         if "manifest" in info.data and (value is None) == (info.data["manifest"] is None):
             if value is None:
                 raise refuse("missing; class_incremental or domain_incremental")
-            raise refuse("not beside manifest, which says all about tasks; remove it")
+            raise refuse(_NOT_BESIDE_MANIFEST)
         return value
 
     @field_validator("sizes", "tasks", "blurry", "few_shot", "long_tailed")
@@ -247,24 +260,16 @@ class Scenario(Section):
     def _one_cut(cls, value: Any, info: ValidationInfo) -> Any:
         if value is None:
             return value
-        name, given = info.field_name, info.data
+        name, given = str(info.field_name), info.data
         if given.get("manifest") is not None:
-            raise refuse("not beside manifest, which says all about tasks; remove it")
+            raise refuse(_NOT_BESIDE_MANIFEST)
         if given.get("kind") == "domain_incremental" and name not in ("sizes", "tasks"):
             raise refuse("only for class_incremental; remove it")
-        others = () if isinstance(value, int) else ("sizes", "tasks", "blurry")
-        if name in others:
-            cls._alone(name, [each for each in others if each != name], given)
-        elif name in ("few_shot", "long_tailed"):
-            cls._alone(name, ["blurry", "few_shot"], given)
+        # A number of tasks says when to stop, and stands beside everything.
+        other = None if isinstance(value, int) else _cuts(given, _APART.get(name, ()))
+        if other is not None:
+            raise refuse(f"not beside {other}; remove one of them")
         return value
-
-    @staticmethod
-    def _alone(name: str | None, others: Sequence[str], given: Mapping[str, Any]) -> None:
-        for other in others:
-            value = given.get(other)
-            if other != name and value is not None and not isinstance(value, int):
-                raise refuse(f"not beside {other}; remove one of them")
 
     @field_validator("increment", "initial")
     @classmethod
@@ -273,13 +278,10 @@ class Scenario(Section):
         if kind == "domain_incremental" and value is not None:
             raise refuse("only for class_incremental; every task is one domain, remove it")
         if given.get("manifest") is not None and value is not None:
-            raise refuse("not beside manifest, which says all about tasks; remove it")
-        said = [name for name in ("sizes", "tasks", "blurry") if name in given]
-        said = [name for name in said if given[name] is not None]
-        said = [name for name in said if not isinstance(given[name], int)]
-        if said:
+            raise refuse(_NOT_BESIDE_MANIFEST)
+        if (other := _cuts(given, ("sizes", "tasks", "blurry"))) is not None:
             if value is not None:
-                raise refuse(f"not beside {said[0]}; remove one of them")
+                raise refuse(f"not beside {other}; remove one of them")
             return None
         if kind == "class_incremental" and value is None:
             if info.field_name == "increment":
