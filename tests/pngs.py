@@ -26,6 +26,7 @@ from graftwork.operators.store import Store
 from graftwork.operators.training import opening
 from graftwork.operators.training.rows import FeatureRows, TaskRows
 from graftwork.pipelines.planning.plan import Plan, make_plan
+from graftwork.pipelines.planning.runs import Run
 from graftwork.pipelines.spec.loading import load_resolved
 
 MODEL, PARALLEL, SIZE = "vit_nano_patch8_16", "vit_nano_parallel_patch8_16", 16
@@ -188,3 +189,9 @@ def training_rows(stage: Stage, store: Store) -> TaskRows | FeatureRows:
 def of(made: Plan, operator: str) -> list[Stage]:
     """The stages of an operator, inputs before what reads them."""
     return [stage for stage in made.stages if stage.operator == operator]
+
+
+def run_of(made: Plan, label: str) -> Run:
+    """The only run of a method, as it is called."""
+    [found] = [run for run in made.runs if run.method.label == label]
+    return found

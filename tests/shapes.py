@@ -292,8 +292,7 @@ class Computed:
     plan: Plan
 
     def run(self, label: str) -> Run:
-        [found] = [run for run in self.plan.runs if run.method.label == label]
-        return found
+        return pngs.run_of(self.plan, label)
 
 
 def planned(

@@ -30,7 +30,6 @@ from graftwork.cluster.sessions.lasting import Lasting
 from graftwork.cluster.sessions.session import Session, connect
 from graftwork.operators import live
 from graftwork.operators.data import dataset, parts, sources, tables
-from graftwork.operators.data.dataset import Dataset
 from graftwork.operators.data.parts import Examine, Part, examine, here
 from graftwork.operators.errors import BadDataError, GraftworkError
 from graftwork.operators.store import Store
@@ -42,6 +41,7 @@ from graftwork.pipelines.running.run import run_pipeline
 from graftwork.pipelines.running.where import Where
 from graftwork.pipelines.spec.loading import load_resolved
 from tests.ray_operators import DeadlyMemo
+from tests.test_dataset import assert_same
 
 ROOT = Path(__file__).resolve().parent.parent
 PATHS = [str(ROOT / "src"), str(ROOT)]
@@ -126,17 +126,6 @@ def shuffled(
         found = list(enumerate(pool.map(one, wanted)))
     random.Random(0).shuffle(found)
     yield from found
-
-
-def assert_same(a: Dataset, b: Dataset) -> None:
-    assert (a.classes, a.domains, a.bad_images) == (b.classes, b.domains, b.bad_images)
-    for one, other in ((a.train, b.train), (a.test, b.test)):
-        assert np.array_equal(one.digests, other.digests)
-        assert np.array_equal(one.labels, other.labels)
-        assert np.array_equal(one.domains, other.domains)
-        assert one.stage().key == other.stage().key
-        assert one.stage().hints == other.stage().hints
-        assert one.places(0, len(one)) == other.places(0, len(other))
 
 
 def described(tmp_path: Path, kind: str) -> dict[str, Any]:

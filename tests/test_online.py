@@ -151,7 +151,7 @@ def test_sections_are_the_tasks(ran: tuple[Plan, Store, Path]) -> None:
 def test_what_is_fitted_is_evaluated_on_prefixes(ran: tuple[Plan, Store, Path]) -> None:
     """Nearest class means of the images so far, computed here from the cached features."""
     made, store, _ = ran
-    run = next(run for run in made.runs if run.method.name == "simplecil")
+    run = pngs.run_of(made, "simplecil")
     known: dict[bytes, np.ndarray] = {}
     dataset = made.data.sources[0]
     for split in (dataset.train, dataset.test):

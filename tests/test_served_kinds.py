@@ -73,8 +73,7 @@ class Made(NamedTuple):
     plan: Plan
 
     def run(self, label: str) -> Run:
-        [found] = [run for run in self.plan.runs if run.method.label == label]
-        return found
+        return pngs.run_of(self.plan, label)
 
     def model(self, label: str) -> Path:
         """The folder `data` of the run's model, written once."""

@@ -8,7 +8,7 @@ import torch
 
 from graftwork import methods
 from graftwork.methods.contracts.card import State
-from graftwork.methods.contracts.stream import Room, StreamNeeds, stream_needs
+from graftwork.methods.contracts.stream import Passes, Room, StreamNeeds, stream_needs
 from graftwork.methods.contracts.trained import trains
 from graftwork.operators import catalogue
 from graftwork.operators.errors import ConfigError
@@ -39,7 +39,7 @@ NEEDS: list[tuple[str, dict[str, Any], StreamNeeds]] = [
         StreamNeeds(room=Room(field="pool_size", size=23, per_task=4)),
     ),
     ("finetune", {}, StreamNeeds()),
-    ("lae", {}, StreamNeeds(passes=4)),
+    ("lae", {}, StreamNeeds(passes=Passes(field="freeze_epochs", count=3))),
     ("lae", {"freeze_epochs": 0}, StreamNeeds()),
     ("aper_adapter", {}, StreamNeeds()),
     ("ranpac", {"first_session": "adapter"}, StreamNeeds()),

@@ -122,7 +122,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[Plan, Store, Path]:
 
 
 def summary_of(made: Plan, store: Store, method: str) -> dict[str, Any]:
-    [run] = [run for run in made.runs if run.method.name == method]
+    run = pngs.run_of(made, method)
     return json.loads(store.read("evaluate", run.evaluate.key, "summary.json"))
 
 
@@ -140,7 +140,7 @@ def test_what_is_not_moved_by_training_transfers_as_it_came(
 
 def test_every_model_is_asked_about_all_tasks(ran: tuple[Plan, Store, Path]) -> None:
     made, store, _ = ran
-    [run] = [run for run in made.runs if run.method.name == "zscl"]
+    run = pngs.run_of(made, "zscl")
     further = run.evaluate.inputs["ahead"]
     assert [stage.label[-9:] for stage in further] == ["ahead 1/3", "ahead 2/3", "ahead 3/3"]
     for stage in further:

@@ -33,18 +33,31 @@ class Room:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Passes:
+    """Passes over a task's images before everything is trained.
+
+    Args:
+        field: hyper-parameter that says so, 0 for none.
+        count: its value.
+    """
+
+    field: str
+    count: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class StreamNeeds:
     """Needs of a method with its hyper-parameters as to a stream.
 
     Args:
         count: the number of tasks, `Task.count`; the stream can then not grow.
         room: the tasks that there is room for; None for any number.
-        passes: passes over a task's images before everything is trained; an online stream has one.
+        passes: passes before everything is trained; None for none. An online stream has one pass.
     """
 
     count: bool = False
     room: Room | None = None
-    passes: int = 1
+    passes: Passes | None = None
 
 
 def stream_needs(method: object) -> StreamNeeds:

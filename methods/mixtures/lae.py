@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.stream import StreamNeeds
+from graftwork.methods.contracts.stream import Passes, StreamNeeds
 from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
 from graftwork.methods.networks import vit as seams
 from graftwork.methods.parts import averaging, optim
@@ -85,7 +85,9 @@ class LAE(Decayed, Epochs):
         )
 
     def stream_needs(self) -> StreamNeeds:
-        return StreamNeeds(passes=self.freeze_epochs + 1)
+        if not self.freeze_epochs:
+            return StreamNeeds()
+        return StreamNeeds(passes=Passes(field="freeze_epochs", count=self.freeze_epochs))
 
     def recipe(self, task: Task) -> Recipe:
         return replace(usual_recipe(self), drop_last=True)

@@ -153,11 +153,11 @@ def check_online(spec: PipelineSpec, online: Online, methods: Sequence["Method"]
                     key="scenario.online.mask",
                 )
             )
-        if method.needs.passes > 1:
+        if (passes := method.needs.passes) is not None:
             problems.append(
                 ConfigError(
-                    f"{method.name} trains all of itself from pass {method.needs.passes} on, an "
-                    "online stream has one; set freeze_epochs: 0",
+                    f"{method.name} trains all of itself from pass {passes.count + 1} on, an "
+                    f"online stream has one; set {passes.field}: 0",
                     key=method.key,
                 )
             )

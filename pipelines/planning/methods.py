@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from graftwork.methods.contracts.stream import Room, StreamNeeds
+from graftwork.methods.contracts.stream import Passes, Room, StreamNeeds
 from graftwork.operators.keys import program_digest
 from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.parameters.tasks import Budget
@@ -200,8 +200,10 @@ def method_of(name: str, label: str, described: Mapping[str, Any]) -> Method:
 
 
 def _needs(described: Mapping[str, Any]) -> StreamNeeds:
-    room = described["room"]
-    return StreamNeeds(**{**described, "room": room and Room(**room)})
+    room, passes = described["room"], described["passes"]
+    return StreamNeeds(
+        count=described["count"], room=room and Room(**room), passes=passes and Passes(**passes)
+    )
 
 
 def _adapted(parts: Mapping[str, Any]) -> Adapted:
