@@ -51,8 +51,9 @@ def make_runs(
     if section:
         check_online(spec, section, methods)
     single = section and SinglePass(batch_size=section.batch_size, times=section.times)
+    measures = [_measures(spec.scenario, stream) for _, stream in streams]
     for method in methods:
-        for order, stream in streams:
+        for (order, stream), measured in zip(streams, measures, strict=True):
             for seed in spec.seeds:
                 cell = Cell(
                     shared=shared,
@@ -63,7 +64,7 @@ def make_runs(
                     beside=beside,
                     # A sweep over class orders is no stream that grows.
                     grows=len(streams) == 1,
-                    measures=_measures(spec.scenario, stream),
+                    measures=measured,
                     single=single,
                     mask="batch" if section and section.mask == "batch" else None,
                 )
