@@ -329,6 +329,7 @@ def test_squared_gradients_are_those_of_each_image() -> None:
     def found(labels: str, seeds: list[int]) -> Tensor:
         sums = statistics.squared_gradients(
             learner,
+            dict(learner.named_parameters()),
             images,
             Settings(seed=0),
             labels,
@@ -352,11 +353,14 @@ def test_gram_matrices_are_sums_over_inputs() -> None:
     learner = Linear(torch.zeros(2, 4))
     sums = statistics.gram_matrices(
         learner,
+        {"head.weight": learner.head.weight},
         Given(x, torch.zeros(6)),
         Settings(seed=0),  # type: ignore[arg-type]
     )
     torch.testing.assert_close(sums["head.weight"], x.T @ x)
-    assert not learner.head._forward_pre_hooks
+    # What is not asked for is not measured, and nothing of the watch is left.
+    given = Given(x, torch.zeros(6)), Settings(seed=0)
+    assert statistics.gram_matrices(learner, {}, *given) == {}  # type: ignore[arg-type]
 
 
 @pytest.fixture
@@ -391,7 +395,9 @@ def test_fisher_information_has_the_precision_of_the_training(
 
     def found(precision: str) -> State:
         settings = Settings(seed=0, precision=precision)
-        return statistics.squared_gradients(learner, images, settings, "ground_truth", [0] * 6)
+        return statistics.squared_gradients(
+            learner, dict(named), images, settings, "ground_truth", [0] * 6
+        )
 
     def expected(precision: str) -> State:
         sums = {name: torch.zeros_like(p) for name, p in named.items()}
@@ -419,7 +425,12 @@ def test_gram_matrices_are_of_inputs_in_the_precision_of_the_training(
     learner, images = photographed
 
     def found(precision: str) -> State:
-        return statistics.gram_matrices(learner, images, Settings(seed=0, precision=precision))
+        return statistics.gram_matrices(
+            learner,
+            dict(learner.named_parameters()),
+            images,
+            Settings(seed=0, precision=precision),
+        )
 
     def expected(precision: str) -> State:
         """Sums in float64 of what every layer is handed."""

@@ -175,6 +175,7 @@ class ESNLearner(Learner):
         method: hyper-parameters.
     """
 
+    learned_buffers, counting_buffers = ("prompt",), ("temperatures",)
     prompt: Tensor
     """[1, L, D]."""
     temperatures: Tensor

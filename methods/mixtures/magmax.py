@@ -84,6 +84,7 @@ class MagMaxLearner(Learner):
         method: hyper-parameters.
     """
 
+    learned_buffers = ("tau",)
     tau: Tensor
     """Change of largest magnitude of every weight [P]."""
     start: Tensor

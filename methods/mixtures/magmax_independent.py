@@ -90,6 +90,7 @@ class MagMaxJoined(Learner):
         method: hyper-parameters.
     """
 
+    learned_buffers = ("tau",)
     tau: Tensor
     """Change of largest magnitude of every weight [P]."""
 

@@ -96,6 +96,8 @@ class SPromptsLearner(Learner):
         method: hyper-parameters.
     """
 
+    # Clusters come in the order in which they were found.
+    counting_buffers = ("centres",)
     centres: Tensor
     rows: Tensor
     """Task and column of each row of the classifiers [R, 2]; -1 for a row that is not used."""

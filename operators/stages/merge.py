@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.roles import roles
 from graftwork.methods.contracts.trained import Learner, Task, learned
 from graftwork.methods.networks import network as networks
 from graftwork.operators import building, merging
@@ -23,7 +24,7 @@ from graftwork.operators.merging import readers
 from graftwork.operators.merging.apply import Merged
 from graftwork.operators.merging.contract import Merge
 from graftwork.operators.merging.policy import Policy
-from graftwork.operators.merging.readers import InMemory, Mean, Reader, TensorFile
+from graftwork.operators.merging.readers import Finite, InMemory, Mean, Reader, TensorFile
 from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.combining import MergeParameters
 from graftwork.operators.parameters.hints import NetworkHints, NetworkPlace
@@ -40,7 +41,7 @@ def run(work: Assignment, store: Store) -> Result:
 
     Raises:
         DamagedStage: an input is damaged.
-        Diverged: a merged tensor holds NaN or infinity.
+        Diverged: a tensor of a model, of its statistics or of the result holds NaN or infinity.
         IncompatibleError: the models do not fit together, or the backbone changed since the plan.
     """
     parameters = from_json(MergeParameters, work.parameters)
@@ -53,14 +54,21 @@ def run(work: Assignment, store: Store) -> Result:
         def opened(stage: tuple[str, str], name: str) -> TensorFile:
             return TensorFile(open_files.enter_context(store.file(*stage, name)))
 
-        states = [opened(stage, FILE) for stage in given]
+        # Named as people count tasks: a model is what a task, or a seed, left.
+        states = [
+            Finite(opened(stage, FILE), f"{work.label}: model {number + 1} of {len(given)}")
+            for number, stage in enumerate(given)
+        ]
         base, policy = _surroundings(parameters, hints.network, merge)
         merged = Merged(
             merge,
             states,
             base,
             [
-                Mean([opened(part, STATISTICS) for part in work.inputs(f"statistics {number}")])
+                Finite(
+                    Mean([opened(p, STATISTICS) for p in work.inputs(f"statistics {number}")]),
+                    f"{work.label}: statistics of model {number + 1} of {len(given)}",
+                )
                 for number in range(len(states))
             ]
             if merge.card.statistics
@@ -81,7 +89,7 @@ def run(work: Assignment, store: Store) -> Result:
 
 def _finite(merged: Merged, label: str) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in merged:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not readers.is_finite(tensor):
             raise Diverged(f"{label}: {name} is NaN or infinite; lower the merge's scale")
         yield name, tensor
 
@@ -94,9 +102,11 @@ def _surroundings(
     task = opening.task_of(parameters.start)
     learner, backbone = _untrained(parameters.learner, place, task)
     newest = parameters.head == "newest"
+    known = roles(learner)
     policy = Policy(
         head=parameters.head,
-        buffers=frozenset(name for name, _ in learner.named_buffers()),
+        statistics=frozenset(name for name, role in known.items() if role == "statistic"),
+        counters=frozenset(name for name, role in known.items() if role == "counter"),
         heads=_heads(parameters.learner, place, learner.state_dict(), task)
         if newest
         else frozenset(),
