@@ -69,6 +69,8 @@ class ESN(Decayed, Epochs):
         "class-incremental, T * C * (D + 3) if domain-incremental",
         uses_seed=True,
         growth="tasks",
+        apart=True,
+        linear_layers=False,
         independent=True,
         shared=("prompt",),
         contract="trained",

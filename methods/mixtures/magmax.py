@@ -62,6 +62,7 @@ class MagMax(Changes):
         summary="Fine-tunes in sequence; predicts with the changes of largest magnitude.",
         memory="backbone, twice, however many tasks; C * D + C floats of classifier",
         uses_seed=True,
+        linear_layers=False,
         contract="trained",
     )
 

@@ -59,6 +59,7 @@ class SPrompts(Decayed, Epochs):
         memory="T * (L + K) * D floats; classifiers of T * C * (D + 1) floats if "
         "domain-incremental, C * (D + 1) if class-incremental",
         growth="tasks",
+        apart=True,
         version=3,
         uses_seed=True,
         query=True,

@@ -4,9 +4,10 @@ The models are states after tasks, in the layout of one method's learner; the re
 in the layout of the newest, and is predicted with like any other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,12 +19,12 @@ from graftwork.methods.networks import network as networks
 from graftwork.operators import building, merging
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
-from graftwork.operators.errors import Diverged
+from graftwork.operators.errors import Diverged, IncompatibleError
 from graftwork.operators.formats.manifests import facts_of
 from graftwork.operators.merging import readers
 from graftwork.operators.merging.apply import Merged
 from graftwork.operators.merging.contract import Merge
-from graftwork.operators.merging.policy import Policy
+from graftwork.operators.merging.policy import Policy, decide
 from graftwork.operators.merging.readers import Finite, InMemory, Mean, Reader, TensorFile
 from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.combining import MergeParameters
@@ -87,6 +88,28 @@ def run(work: Assignment, store: Store) -> Result:
     )
 
 
+def mismatch(learners: Sequence[LearnerRef], place: NetworkPlace) -> str:
+    """Reason why models of several methods cannot be merged, by the shapes of what they hold.
+
+    Args:
+        learners: the models; nothing of them is there yet.
+        place: of the backbone, whose weights are not read.
+
+    Returns:
+        Empty if they fit together.
+    """
+    models = []
+    for ref in learners:
+        network = loading.load(place.model, "random", place.pooling, place.image_size)
+        learner, backbone = _opened(ref, network, opening.task_of(ref.task))
+        models.append(InMemory(learned(learner, backbone)))
+    try:
+        decide(models, None, averages=True, policy=Policy(same_names=True))
+    except IncompatibleError as error:
+        return error.what
+    return ""
+
+
 def _finite(merged: Merged, label: str) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in merged:
         if not readers.is_finite(tensor):
@@ -128,6 +151,10 @@ def _untrained(ref: LearnerRef, place: NetworkPlace, task: Task) -> tuple[Learne
     network = loading.load_apart(
         place.model, place.weights, place.pooling, ref.network.fingerprint, place.image_size
     )
+    return _opened(ref, network, task)
+
+
+def _opened(ref: LearnerRef, network: Any, task: Task) -> tuple[Learner, list[Tensor]]:
     return loop.open_learner(
         building.trained(ref.method),
         networks.check(network),
