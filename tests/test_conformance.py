@@ -133,8 +133,21 @@ BUFFERS: dict[str, dict[str, str]] = {
     "proof": {"fusion.prototypes": "statistic", "fusion.counts": "counter"},
 }
 """Roles of stored buffers with numbers that are no integers."""
-NO_GRADIENT: dict[str, tuple[str, ...]] = {}
-"""Beginnings of names of weights that no score depends on, with the reason."""
+NO_GRADIENT: dict[str, tuple[str, ...]] = {
+    # What predicts is made of them after the training.
+    **dict.fromkeys(("slca", "coma", "cofima"), ("head.",)),
+    "magmax": ("vit.",),
+    # They choose one of several, which has no gradient.
+    "l2p": ("key",),
+    "dualprompt": ("key",),
+    "hide_prompt": ("tii.",),
+    "dap": ("keys",),
+    # Used while training alone.
+    "proof": ("scale",),
+    "promptfusion_clip": ("mask.",),
+    "promptfusion_vit": ("mask.",),
+}
+"""Beginnings of names of weights that no score has a gradient for, with the reason."""
 STORED: dict[str, Callable[[int, int], int]] = {
     "finetune": lambda C, T: B + C * (D + 1),
     "joint": lambda C, T: B + C * D + 1,
