@@ -16,8 +16,9 @@ What a tensor is, a weight, a statistic or a counter, is said by the learner; se
 | anything else that differs | refused |
 
 A merge of task vectors scales what the base has. Rows of the first task alone would be scaled, and
-those of later tasks not, which compares classes by two measures: over ten tasks their norms were
-1.51 and 1.0 under task arithmetic at 0.3, 4.02 and 1.0 under DARE.
+those of later tasks not, which compares classes by two measures: rows that no later task changes
+go 3 times as far from their start over ten tasks under task arithmetic at 0.3, half as far under
+MagMax, and those of all other tasks exactly as far.
 """
 
 import re
