@@ -134,7 +134,7 @@ def test_fisher_is_that_of_fusion_bench_without_its_floor(normalise: bool) -> No
     measured = [draw.normal(size=SHAPE) ** 2 * 10.0**number for number in range(4)]
     weights = [1 / np.linalg.norm(one) if normalise else 1.0 for one in measured]
     parts = list(zip(weights, measured, given, strict=True))
-    expected = sum(w * f * m for w, f, m in parts) / sum(w * f for w, f, _ in parts)
+    expected = np.asarray(sum(w * f * m for w, f, m in parts) / sum(w * f for w, f, _ in parts))
     found = merged("fisher", given, None, measured, floor=0.0, normalise=normalise)
     close(found, expected)
 
