@@ -584,7 +584,7 @@ def micro(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(about))
-    means = torch.randn(3, loading.width(network), generator=torch.Generator().manual_seed(0))
+    means = torch.randn(3, network.num_features, generator=torch.Generator().manual_seed(0))
     save_file({"prototypes": means}, folder / "state.safetensors")
     return folder
 
