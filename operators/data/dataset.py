@@ -2,8 +2,8 @@
 
 Samples stand in source order: files in the order given (a glob's matches sorted), rows in their
 order; of a folder the class folders sorted by name, then the files. Appended images therefore
-leave all earlier ones where they are. An image is known by the sha256 of its encoded bytes; no
-path takes part in any key.
+leave all earlier ones where they are. An image is known by `codec.digest`, the sha256 of its
+encoded bytes; no path takes part in any key.
 
 Shapes: N samples of a split.
 """

@@ -23,7 +23,7 @@ from graftwork.operators.images.prefetch import prefetch
 from graftwork.operators.keys import digest
 from graftwork.operators.store.memo import Memo
 
-VERSION = 1
+VERSION = 2
 _LISTED = 20
 _AT_ONCE = 8
 """Footers of files, and entries of the memo, that are read at once: mostly they are waited for."""
@@ -59,7 +59,7 @@ class Scan:
 
     Args:
         places: of the N images.
-        digests: uint8 [N, 32], sha256 of the encoded bytes.
+        digests: uint8 [N, 32], `codec.digest` of each.
         bad: position -> reason, for images that cannot be used.
     """
 
