@@ -504,7 +504,7 @@ def test_folders(call: Command, tmp_path: Path) -> None:
     (odd / "c1/0.png").write_bytes(bomb())
     (odd / ".DS_Store").touch()
     assert found("odd") == [
-        "odd/c0/0.jpg: not JPEG, PNG or WEBP",
+        "odd/c0/0.jpg: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text",
         "odd/c0/1.jpg: empty (0 bytes)",
         "odd/c1/0.png: 30000x30000 = 900000000 pixels, more than max_pixels 89478485",
         "3 unusable images; on_bad_image: skip leaves them out",

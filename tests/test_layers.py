@@ -26,9 +26,9 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     ),
     "operators": (
         ".",
-        "assignment errors keys live seeds versions backbones.shipped",
+        "assignment errors keys live names seeds versions backbones.shipped",
         "files images store",
-        "parameters",
+        "parameters parquet",
         "backbones building ensembling stage tracking",
         "data merging",
         "catalogue formats housekeeping streams backbones.recipes",

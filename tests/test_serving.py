@@ -490,7 +490,7 @@ def test_bad_images_are_named(call: Command, tmp_path: Path) -> None:
     stopped = call("pngs/slda", "photos", "--output", "out.csv")
     assert (stopped.code, stopped.out) == (9, "")
     wrong = [line for line in stopped.err.splitlines() if line.startswith("error: ")]
-    assert wrong[0] == "error: photos/03.png: not JPEG, PNG or WEBP"
+    assert wrong[0] == "error: photos/03.png: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text"
     assert wrong[1].startswith("error: photos/04.png: truncated or damaged")
     assert wrong[2] == "error: unusable images; --on-bad-image skip leaves them out"
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
@@ -499,7 +499,10 @@ def test_bad_images_are_named(call: Command, tmp_path: Path) -> None:
     document = json.loads(skipping.out)
     assert document["images"] == len(document["predictions"]) == 11
     assert [s["image"] for s in document["skipped"]] == ["photos/03.png", "photos/04.png"]
-    assert "skipped: photos/03.png: not JPEG, PNG or WEBP" in skipping.err
+    assert (
+        "skipped: photos/03.png: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text"
+        in skipping.err
+    )
 
 
 @pytest.mark.parametrize(
@@ -600,4 +603,6 @@ def test_ray_gives_the_same_in_the_same_order(micro: Path, tmp_path: Path) -> No
     shards = list(remote.predict(micro, wanted.shards(2), 2, **given))
     assert [len(shard) for shard in shards] == [2, 2, 2, 2, 1]
     assert [p for shard in shards for p in shard] == alone
-    assert [p.problem for p in alone].count("not JPEG, PNG or WEBP") == 1
+    assert [p.problem for p in alone].count(
+        "not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text"
+    ) == 1
