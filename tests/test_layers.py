@@ -40,7 +40,7 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
         ".",
         "spec",
         "planning",
-        "explaining",
+        "describing explaining",
         "reporting",
         "running",
         "commands",

@@ -134,7 +134,7 @@ class Dataset:
     Args:
         classes: class names; the numbers as text where the data has none.
         domains: domain names, sorted; ("",) without a domain column.
-        bad_images: what was skipped: file, row (None for image files), reason.
+        bad_images: what was skipped: split, file, row (None for image files), reason.
         left_out: by split, what its folders hold and is not used; empty for what was recorded.
         notes: what contradicts itself, for people.
     """
@@ -253,7 +253,7 @@ def _build(
         threads=threads or os.cpu_count() or 1,
         examine=examine,
     )
-    bad = [entry for split in SPLITS for entry in scans[split].bad_images()]
+    bad = [{"split": split, **e} for split in SPLITS for e in scans[split].bad_images()]
     if bad and description["on_bad_image"] != "skip":
         raise together(scan.explain(bad))
     good = {split: scans[split].good() for split in SPLITS}

@@ -43,7 +43,7 @@ _ASIDE = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".y
 """Files that describe images and are none."""
 
 _NAMED = 4
-OF_THE_SYSTEM = "hidden files and those of the system"
+OF_THE_SYSTEM = "hidden and system files"
 OUTSIDE = "images outside the class folders"
 SPECIAL = "pipes, sockets and devices"
 
@@ -101,11 +101,11 @@ def together(several: Iterable[tuple[LeftOut, ...]]) -> tuple[LeftOut, ...]:
 
 
 def said(left_out: Iterable[LeftOut]) -> str:
-    """What may be a loss, in words for the end of a line; empty if nothing is."""
+    """What may be a loss, in words that go on a line; empty if nothing is."""
     lost = [entry for entry in left_out if entry.lost]
     named = [f"{entry.count} {entry.what} ({entry.first})" for entry in lost[:_NAMED]]
     more = f" and {len(lost) - _NAMED} more kinds" if len(lost) > _NAMED else ""
-    return f"; left out: {', '.join(named)}{more}" if lost else ""
+    return f": left out are {', '.join(named)}{more}" if lost else ""
 
 
 def is_image(name: str) -> bool:
@@ -130,9 +130,9 @@ def _lost(what: str) -> bool:
 
 def _why(what: str) -> str:
     if what == OF_THE_SYSTEM:
-        return "no images of the data set"
+        return "no images"
     if what == OUTSIDE:
-        return "they have no class; move them into class folders"
+        return "without a class"
     if what == SPECIAL:
-        return "nothing that could be read as a file"
-    return "not read; convert images to PNG or JPEG" if _lost(what) else "no images by their name"
+        return "no files"
+    return "not read; convert them" if _lost(what) else "no images"

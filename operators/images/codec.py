@@ -55,7 +55,7 @@ _OTHERS: Mapping[str, re.Pattern[bytes]] = {
     "ICO": re.compile(rb"\0\0[\x01\x02]\0"),
     "a ZIP archive": re.compile(rb"PK\x03\x04"),
     "a NumPy array": re.compile(rb"\x93NUMPY"),
-    "a pointer of Git LFS, whose file was not fetched": re.compile(rb"version https://git-lfs"),
+    "a pointer of Git LFS (git lfs pull)": re.compile(rb"version https://git-lfs"),
     "SVG": re.compile(rb"\s*(<\?xml[^>]*>\s*)?(<!--.*?-->\s*)?(<!DOCTYPE svg[^>]*>\s*)?<svg", re.S),
     "a web page": re.compile(rb"\s*(<!doctype html|<html|<head|<body)", re.IGNORECASE),
     "text": re.compile(rb"(\xef\xbb\xbf)?[\t\n\r\x20-\x7e]{1,64}\Z|[\t\n\r\x20-\x7e]{64}"),

@@ -14,9 +14,9 @@ from PIL import Image
 from graftwork.operators.errors import BadDataError
 
 _AS_IS = "as it is"
-_OPAQUE = "transparency is dropped: colours stored below it show"
+_OPAQUE = "transparency is dropped"
 _UPPER = "the upper 8 of 16 bits"
-_PILLOW = "converted by Pillow, without a colour profile"
+_PILLOW = "converted without a colour profile"
 
 CONVERSIONS: Mapping[str, str] = {
     "1": "black and white: 0 and 255",
@@ -33,7 +33,7 @@ CONVERSIONS: Mapping[str, str] = {
     "YCbCr": _PILLOW,
     "HSV": _PILLOW,
     "LAB": _PILLOW,
-    "I": "16 bits in 32: the upper 8 of 16 bits",
+    "I": _UPPER,
     "I;16": _UPPER,
     "I;16L": _UPPER,
     "I;16B": _UPPER,
