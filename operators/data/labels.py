@@ -191,7 +191,7 @@ def _tested(classes: np.ndarray, names: Sequence[str]) -> list[str]:
     missing = set(classes.tolist())
     own = [name for number, name in enumerate(names) if number not in missing]
     near = [name for name in own if folded(name) == folded(names[first])] if names else []
-    hint = f', which has "{near[0]}"' if near else ""
+    hint = f' but has "{near[0]}"' if near else ""
     return [f"test has images of {called(first, names)}, train has none{hint}{more}"]
 
 

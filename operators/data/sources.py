@@ -4,7 +4,6 @@ A source is a Parquet file, a folder with one folder per class, or a built-in da
 folders are local or behind an fsspec URL. Reading streams: one record batch is in memory.
 """
 
-import glob
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -19,7 +18,7 @@ from graftwork.operators.errors import BadDataError, ConfigError, MissingData
 from graftwork.operators.files.access import absolute, as_os_errors, file_system, identity, reason
 from graftwork.operators.files.kinds import LeftOut
 from graftwork.operators.files.listing import MARK, list_folder, mark
-from graftwork.operators.files.spelling import spelled
+from graftwork.operators.files.spelling import matches, spelled
 from graftwork.operators.images.prefetch import prefetch
 from graftwork.operators.keys import canonical
 
@@ -227,7 +226,7 @@ def _find(url: str) -> list[Source]:
             if os.path.isdir(url):
                 return [_folder(url)]
             if not os.path.lexists(url) and any(c in url for c in "*?["):
-                return _matches(url, sorted(glob.glob(url, recursive=True)))
+                return _matches(url, matches(url))
             return [_table(url)]
         with as_os_errors():
             filesystem, path = file_system(url)

@@ -75,7 +75,8 @@ def read_columns(
         try:
             found.append(values.column(table[name], name, claimed(schema.metadata, name)))
         except BadDataError as error:
-            problems.append(BadDataError(error.what, key=f"dataset.{key}", value=url))
+            where = f"{url} {error.value}"
+            problems.append(BadDataError(error.what, key=f"dataset.{key}", value=where))
     if problems:
         raise together(problems)
     return groups, found

@@ -103,9 +103,9 @@ def together(several: Iterable[tuple[LeftOut, ...]]) -> tuple[LeftOut, ...]:
 def said(left_out: Iterable[LeftOut]) -> str:
     """What may be a loss, in words that go on a line; empty if nothing is."""
     lost = [entry for entry in left_out if entry.lost]
-    named = [f"{entry.count} {entry.what} ({entry.first})" for entry in lost[:_NAMED]]
+    named = [f"{entry.what}: {entry.count} ({entry.first})" for entry in lost[:_NAMED]]
     more = f" and {len(lost) - _NAMED} more kinds" if len(lost) > _NAMED else ""
-    return f": left out are {', '.join(named)}{more}" if lost else ""
+    return f": left out: {', '.join(named)}{more}" if lost else ""
 
 
 def is_image(name: str) -> bool:

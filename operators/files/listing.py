@@ -66,7 +66,7 @@ def list_folder(url: str, filesystem: Any, path: str) -> Listing:
 
     Raises:
         MissingData: no class folders.
-        BadDataError: a symbolic link leads back into its own folder.
+        BadDataError: a symbolic link leads back into its own folder, or a class has no name.
         OSError: the folder cannot be listed.
     """
     tally = Tally()
@@ -78,6 +78,9 @@ def list_folder(url: str, filesystem: Any, path: str) -> Listing:
                 found += _walk(os.path.join(path, name), name, (os.path.realpath(path),), tally)
     else:
         classes, found = _list_remote(filesystem, path, tally)
+    for name in classes:
+        if not _is_text(name):
+            raise BadDataError(f"{url}: class folder {os.fsencode(name)!r} is no UTF-8; rename it")
     if not classes:
         raise MissingData(
             f"{url}: holds no class folders; give a folder with one folder per class, or Parquet "
@@ -113,8 +116,8 @@ def images_below(filesystem: Any, path: str) -> tuple[list[str], tuple[LeftOut, 
     """
     tally = Tally()
     if filesystem is None:
-        names = [name.removeprefix("./") for name, _, _ in _walk(path, ".", (), tally)]
-        return sorted(names), tally.left_out()
+        names = sorted(name for name, _, _ in _walk(path, "", (), tally))
+        return names, tally.left_out()
     start = len(path.rstrip("/")) + 1
     names = [full[start:] for full in filesystem.find(path)]
     return sorted(name for name in names if _used(name, tally)), tally.left_out()
@@ -154,7 +157,7 @@ def _walk(folder: str, relative: str, above: tuple[str, ...], tally: Tally) -> I
         raise BadDataError(f"symlink loop at {folder}")
     with os.scandir(folder) as entries:
         for entry in entries:
-            name = f"{relative}/{entry.name}"
+            name = f"{relative}/{entry.name}" if relative else entry.name
             if kinds.of_the_system(entry.name):
                 tally.add(kinds.OF_THE_SYSTEM, name)
                 continue
@@ -168,6 +171,11 @@ def _walk(folder: str, relative: str, above: tuple[str, ...], tally: Tally) -> I
                 yield name, _marked(entry.path, found), found.st_size
             else:
                 tally.add(kinds.SPECIAL, name)
+
+
+def _is_text(name: str) -> bool:
+    """Tells names from bytes that are none, which Python keeps as lone surrogates."""
+    return not any("\ud800" <= character <= "\udfff" for character in name)
 
 
 def _is_file(found: os.stat_result) -> bool:

@@ -1,6 +1,8 @@
 """Local paths that are spelled in another Unicode form than their names on the disk."""
 
+import glob
 import os
+import unicodedata
 
 from graftwork.operators.names import normal
 
@@ -26,6 +28,12 @@ def spelled(path: str) -> str:
             place = os.path.join(found, same[0])
         found = place
     return found
+
+
+def matches(pattern: str) -> list[str]:
+    """What a local pattern matches, sorted; in another form of its names if it matches nothing."""
+    forms = (pattern, *(unicodedata.normalize(form, pattern) for form in ("NFC", "NFD")))
+    return next((sorted(found) for p in forms if (found := glob.glob(p, recursive=True))), [])
 
 
 def _names(folder: str) -> list[str]:

@@ -41,6 +41,24 @@ CONVERSIONS: Mapping[str, str] = {
 }
 """Pillow's mode -> what is done about it. "F", floating point, is refused: it has no range."""
 
+WORDS: Mapping[str, str] = {
+    "1": "black and white",
+    "L": "grey",
+    "LA": "grey with transparency",
+    "La": "grey with transparency",
+    "P": "palette",
+    "PA": "palette with transparency",
+    "RGB": "colour",
+    "RGBA": "colour with transparency",
+    "RGBa": "colour with transparency",
+    "RGBX": "colour and a fourth channel",
+    "CMYK": "printing colours",
+    "YCbCr": "luminance and colour",
+    "HSV": "hue",
+    "LAB": "Lab colour",
+}
+"""Pillow's mode -> what people call it; others are grey."""
+
 WIDE = frozenset(("I", "I;16", "I;16L", "I;16B", "I;16N"))
 """Modes of grey values with more than 8 bits."""
 ALPHA = frozenset(("LA", "La", "PA", "RGBA", "RGBa"))

@@ -94,7 +94,7 @@ def _reals(array: Any, name: str, null: np.ndarray, claimed: tuple[str, ...]) ->
     values = array.fill_null(0).to_numpy(zero_copy_only=False).astype(np.float64)
     null = null | np.isnan(values)
     values = np.where(null, 0, values)
-    _refuse(~np.isfinite(values) | (np.abs(values) >= 2**53) | (values % 1 != 0), array, name)
+    _refuse(~(np.abs(values) < 2**53) | (np.trunc(values) != values), array, name)
     return Column(values=values.astype(np.int64), names=None, null=null, claimed=claimed)
 
 
@@ -136,7 +136,7 @@ def _refuse(wrong: np.ndarray, array: Any, name: str) -> None:
     value, count = array[row].as_py(), int(wrong.sum())
     shown = f"{value!r:.60}" if isinstance(value, (str, bytes)) else str(value)
     more = f" (in all {count} rows)" if count > 1 else ""
-    raise BadDataError(f'row {row}: column "{name}" has {shown}, which is no label{more}')
+    raise BadDataError(f'column "{name}" has {shown}, which is no label{more}', value=f"row {row}")
 
 
 def _inner(kind: pa.DataType) -> pa.DataType:

@@ -4,7 +4,6 @@ Nothing is opened here but the footers of Parquet files; what is found is cut in
 any process can read on its own.
 """
 
-import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from graftwork.operators.errors import BadDataError
 from graftwork.operators.files import access
 from graftwork.operators.files.kinds import FORMATS, LeftOut, is_image, said, together
 from graftwork.operators.files.listing import images_below
-from graftwork.operators.files.spelling import spelled
+from graftwork.operators.files.spelling import matches, spelled
 
 TABLES = (".parquet", ".pq")
 SHARD = 64
@@ -147,7 +146,7 @@ def _find(
                 url = word = there
             if not os.path.lexists(url) and any(c in url for c in "*?["):
                 shown = word.removeprefix("file://")
-                for match in sorted(glob.glob(shown, recursive=True)):
+                for match in matches(shown):
                     yield from _entry(match, column, None, left_out, of_glob=True)
                 return
             if not os.path.lexists(url):

@@ -142,7 +142,15 @@ def _read(url: str) -> pa.Table:
     kept = [name for name in COLUMNS if name in table.column_names]
     texts = table.select(kept).cast(pa.schema([(name, pa.string()) for name in kept]))
     # Names are kept in this form; paths are compared in it.
-    return pa.table({name: pc.utf8_normalize(texts[name], form="NFC") for name in kept})
+    return pa.table({name: _normal(texts[name]) for name in kept})
+
+
+def _normal(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts in NFC; not by Arrow, whose NFC takes characters apart."""
+    if pc.all(pc.string_is_ascii(texts)).as_py() is not False:
+        return texts
+    whole = [text if text is None else normal(text) for text in texts.to_pylist()]
+    return pa.chunked_array([whole], pa.string())
 
 
 def _found(

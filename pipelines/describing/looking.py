@@ -122,10 +122,11 @@ def facts(look: Look, name: str) -> Iterator[tuple[str, str, str]]:
     yield "format", look.format, "read"
     done = modes.CONVERSIONS[look.mode]
     wide = look.bits > 8 and look.mode not in modes.WIDE
-    unit = "bit" if look.bits == 1 else "bits"
+    word = modes.WORDS.get(look.mode, "grey")
+    depth = f", {look.bits} bits" if look.bits > 8 else ""
     yield (
         "pixels",
-        f"{look.mode}, {look.bits} {unit}",
+        f"{word}{depth} ({look.mode})",
         f"{modes.CONVERSIONS['I;16']}{'' if look.mode == 'RGB' else '; ' + done}" if wide else done,
     )
     if look.orientation != 1:

@@ -87,7 +87,7 @@ def remarks(found: Iterable[Source]) -> list[str]:
     datasets = [source.dataset for source in found]
     every = kinds.together(entries for each in datasets for entries in each.left_out.values())
     said = kinds.said(every)
-    lines = [f"warning{said}; graftwork doctor lists all"] if said else []
+    lines = [f"warning{said} (graftwork doctor lists all)"] if said else []
     return lines + [f"warning: {note}" for each in datasets for note in each.notes]
 
 
