@@ -19,7 +19,7 @@ _UPPER = "the upper 8 of 16 bits"
 _PILLOW = "converted without a colour profile"
 
 CONVERSIONS: Mapping[str, str] = {
-    "1": "black and white: 0 and 255",
+    "1": "0 and 255",
     "L": "grey in all three channels",
     "LA": _OPAQUE,
     "La": _OPAQUE,

@@ -211,5 +211,6 @@ def _short(reason: str) -> str:
     if "more than max_pixels" in reason:
         return "more than max_pixels"
     if reason.startswith("not PNG"):
-        return f"no image{reason.removeprefix(f'not {codec.FORMATS}').replace(', but', ':')}"
+        other = reason.removeprefix(f"not {codec.FORMATS}").partition(" (")[0]
+        return f"no image{other.replace(', but', ':')}"
     return re.split(r"[:;]|, w| to /", reason)[0]

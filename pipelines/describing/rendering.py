@@ -20,7 +20,7 @@ def render(report: Report) -> RenderableType:
     """The report: counts, what the files hold, classes, and what is wrong."""
     overview = _table("", "train", "test")
     both = (report.train, report.test)
-    overview.add_row("images", *(f"{s.images:,}" for s in both))
+    overview.add_row("images used", *(f"{s.images:,}" for s in both))
     for kind in ("left out", "unusable"):
         counts = [sum(f.count for f in s.found if f.kind == kind and f.lost) for s in both]
         if any(counts):
