@@ -86,9 +86,9 @@ def test_names_in_a_spec_are_those_of_folders_in_either_form(tmp_path: Path) -> 
 
 
 def test_sections_of_a_spec_keep_names_in_one_form() -> None:
-    cut = Scenario(kind="class_incremental", increment=1, orders=[[ELK_APART, "fox"]])
+    cut = Scenario(kind="class_incremental", increment=1, orders=([ELK_APART, "fox"],))
     assert cut.orders == ([ELK, "fox"],)
-    groups = Scenario(kind="class_incremental", tasks=[[ELK_APART], ["fox"]])
+    groups = Scenario(kind="class_incremental", tasks=([ELK_APART], ["fox"]))
     assert groups.groups == ([ELK], ["fox"])
     task = ListedTask(
         name=ELK_APART, train=("x",), test=("y",), only=(ELK_APART,), rename={ELK_APART: "elk"}

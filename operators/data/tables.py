@@ -61,6 +61,8 @@ def read_columns(
                 wrong(
                     key, f'column "{name}" is {kind}; images are binary, or struct {{bytes, path}}'
                 )
+            elif key != "image" and name == spelled(schema, image):
+                wrong(key, f'column "{name}" holds the images; name another')
             elif key != "image" and not values.usable(kind):
                 wrong(key, f'column "{name}" is {kind}; {KINDS} are needed')
         if problems:

@@ -18,8 +18,10 @@ def claimed(metadata: Mapping[bytes, bytes] | None, column: str) -> tuple[str, .
         return ()
     if isinstance(names, Mapping):  # as older versions wrote them: {"0": "cat", ...}
         names = [names.get(str(number)) for number in range(len(names))]
-    valid = isinstance(names, list) and all(isinstance(name, str) for name in names)
-    return tuple(map(normal, names)) if valid else ()
+    if not isinstance(names, list):
+        return ()
+    texts = [normal(name) for name in names if isinstance(name, str)]
+    return tuple(texts) if len(texts) == len(names) else ()
 
 
 def disagreement(claims: Claims) -> str:
