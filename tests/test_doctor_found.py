@@ -179,6 +179,21 @@ def test_a_folder_one_level_too_high_is_told(tmp_path: Path) -> None:
     assert not any("one level" in line for line in describe(index(right, right)).warnings)
 
 
+def test_classes_that_are_numbers_in_the_order_of_texts_are_told(tmp_path: Path) -> None:
+    files = {f"{n}/0.png": encoded(noise()) for n in (0, 1, 2, 10)}
+    root = folder(tmp_path / "set", files)
+    said = describe(index(root, root)).warnings
+    assert any("in the order of texts (0, 1, 10, 2)" in line for line in said)
+    ordered = index(root, root, classes=["0", "1", "2", "10"])
+    assert not any("order of texts" in line for line in describe(ordered).warnings)
+
+
+def test_classes_that_are_called_like_missing_values_are_told(tmp_path: Path) -> None:
+    root = folder(tmp_path / "set", plain() | {"NaN/0.png": encoded(noise())})
+    said = describe(index(root, root)).warnings
+    assert "classes that are called like missing values: NaN" in said
+
+
 def test_skipped_images_are_no_problem(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", plain() | {"cat/x.png": b""})
     other = folder(tmp_path / "test", plain())

@@ -66,6 +66,7 @@ LOST = {
     "dog/1.HEIC": b"x",
     "dog/2.svg": b"<svg/>",
     "dog/noname": image(7),
+    "metadata.csv": b"file_name,label\n",
     "stray.jpg": image(8, "JPEG"),
 }
 ASIDE = {"labels.csv": b"x", "cat/notes.txt": b"x"}
@@ -105,6 +106,7 @@ def test_what_is_not_used_is_counted_by_its_reason(tmp_path: Path, place: str) -
     assert [name for name, _, _ in found.files] == ["cat/0.png", "cat/deep/er.png", "dog/0.png"]
     assert counts(found.left_out) == {
         ".heic files": 2,
+        "Hugging Face's files of labels": 1,
         ".svg files": 1,
         "files without an extension": 1,
         "images outside the class folders": 1,
@@ -112,7 +114,7 @@ def test_what_is_not_used_is_counted_by_its_reason(tmp_path: Path, place: str) -
         ".txt files": 1,
         "hidden and system files": 11,
     }
-    assert [e.what for e in found.left_out if e.lost] == list(counts(found.left_out))[:4]
+    assert [e.what for e in found.left_out if e.lost] == list(counts(found.left_out))[:5]
     assert found.left_out[0].first == "cat/1.heic"
     below, left_out = images_below(filesystem, path)
     assert below == ["cat/0.png", "cat/deep/er.png", "dog/0.png", "stray.jpg"]
@@ -204,7 +206,7 @@ def test_served_images_are_found_and_counted_alike(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", BASE | LOST | PASSED_OVER | {"cat/2.TIF": image(5, "TIFF")})
     found = inputs.find([root])
     assert len(found) == 4
-    assert sum(e.count for e in found.left_out if e.lost) == 4
+    assert sum(e.count for e in found.left_out if e.lost) == 5
     assert len(inputs.find([f"{root}/cat/*"])) == 2
     only = folder(tmp_path / "only", {"a.heic": b"x"})
     with pytest.raises(BadDataError, match=r"no images found .* left out: .heic files: 1 \(a.heic"):

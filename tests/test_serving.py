@@ -511,7 +511,7 @@ def test_bad_images_are_named(call: Command, tmp_path: Path) -> None:
         (["pngs/sdla", "photos"], 2, 'unknown run "pngs/sdla"; did you mean "pngs/slda"?'),
         (["0" * 32, "photos"], 2, f'unknown run "{"0" * 32}"; there are: '),
         (["pngs/slda", "photos/deep/none"], 9, "photos/deep/none: not found"),
-        (["pngs/slda", "photos/*.jpg"], 9, "photos/*.jpg: no images found (JPEG, PNG, WEBP; "),
+        (["pngs/slda", "photos/*.jpg"], 9, "photos/*.jpg: no images found (PNG, JPEG, WEBP, BMP, "),
         (["pngs/slda", "http://x/y.png"], 2, 'protocol "http" not supported'),
         (["pngs/slda", "photos", "--output", "x.txt"], 2, "--output x.txt: must end in .parquet"),
         (["pngs/slda"], 2, "missing argument 'IMAGES'; see graftwork predict -h"),
@@ -590,6 +590,23 @@ def micro(tmp_path: Path) -> Path:
     means = torch.randn(3, loading.width(network), generator=torch.Generator().manual_seed(0))
     save_file({"prototypes": means}, folder / "state.safetensors")
     return folder
+
+
+def test_served_images_become_pixels_as_those_of_a_pipeline_do(micro: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    grey = Image.fromarray(values)
+    grey.save(tmp_path / "a.png")
+    Image.fromarray(values.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    Image.fromarray(values.astype(np.uint16) * 256).save(tmp_path / "c.tif")
+    grey.save(tmp_path / "d.bmp")
+    Image.merge("LA", [grey, grey]).save(tmp_path / "e.png")
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "f.tiff")
+    predictor = serving.Predictor(micro)
+    [shard] = inputs.find([str(tmp_path / "*.[pbt]*")]).shards()
+    *alike, refused = inference.predict(predictor, shard, 3)
+    assert len(alike) == 5
+    assert {prediction.best for prediction in alike} == {alike[0].best}
+    assert refused.problem.startswith("floating point (mode F), which has no range")
 
 
 def test_ray_gives_the_same_in_the_same_order(micro: Path, tmp_path: Path) -> None:

@@ -42,8 +42,10 @@ SYSTEM = frozenset(
 _ASIDE = (".txt", ".md", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".yaml", ".yml", ".html")
 """Files that describe images and are none."""
 
+_METADATA = frozenset(f"metadata.{kind}" for kind in ("csv", "jsonl", "parquet"))
 _NAMED = 4
 OF_THE_SYSTEM = "hidden and system files"
+METADATA = "Hugging Face's files of labels"
 OUTSIDE = "images outside the class folders"
 SPECIAL = "pipes, sockets and devices"
 
@@ -120,6 +122,8 @@ def of_the_system(name: str) -> bool:
 
 def others(name: str) -> str:
     """Files like this one, in the plural: by their extension."""
+    if PurePosixPath(name).name.lower() in _METADATA:
+        return METADATA
     extension = PurePosixPath(name).suffix.lower()
     return f"{extension} files" if 1 < len(extension) <= 12 else "files without an extension"
 
@@ -133,6 +137,8 @@ def _why(what: str) -> str:
         return "no images"
     if what == OUTSIDE:
         return "without a class"
+    if what == METADATA:
+        return "not read; labels are names of folders"
     if what == SPECIAL:
         return "no files"
     return "not read; convert them" if _lost(what) else "no images"

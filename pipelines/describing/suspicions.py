@@ -8,10 +8,11 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from graftwork.operators.data.dataset import Dataset
-from graftwork.operators.names import alike
+from graftwork.operators.names import alike, folded
 from graftwork.pipelines.describing.looking import LONG, Looks
 
 SHOWN = 5
+_MISSING = {"nan", "none", "null", "n/a", "nat"}
 
 
 def warnings(dataset: Dataset, looks: Mapping[str, Looks]) -> list[str]:
@@ -84,6 +85,13 @@ def _names(dataset: Dataset) -> list[str]:
             more = "; ..." if len(groups) > SHOWN else ""
             why = "differ in case, width, spaces, - or _ alone"
             found.append(f"{what} whose names {why}: {shown}{more}")
+    if empty := [name for name in dataset.classes if folded(name) in _MISSING]:
+        found.append(f"classes that are called like missing values: {_listed(empty)}")
+    if all(map(str.isdecimal, names := dataset.classes)) and names != tuple(sorted(names, key=int)):
+        found.append(
+            f"classes are numbers in the order of texts ({_listed(names[: SHOWN + 1])}): class ids "
+            "in orders and tasks are places in it; dataset.classes gives another order"
+        )
     return found
 
 
