@@ -8,6 +8,7 @@ from typing import Any, BinaryIO
 
 from graftwork.operators.errors import ConfigError, GraftworkError
 from graftwork.operators.files import urls
+from graftwork.operators.files.spelling import spelled
 
 ROWS_IN_MEMORY = 256
 
@@ -49,7 +50,7 @@ def open_file(url: str) -> BinaryIO:
         OSError: it cannot be opened.
     """
     if "://" not in url:
-        return open(url, "rb")
+        return open(spelled(url), "rb")
     with as_os_errors():
         filesystem, path = file_system(url)
         return filesystem.open(path, "rb", cache_type="readahead", block_size=4 << 20)
