@@ -587,7 +587,8 @@ def micro(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(about))
-    means = torch.randn(3, network.num_features, generator=torch.Generator().manual_seed(0))
+    width = int(network.num_features)  # type: ignore[arg-type]
+    means = torch.randn(3, width, generator=torch.Generator().manual_seed(0))
     save_file({"prototypes": means}, folder / "state.safetensors")
     return folder
 

@@ -6,6 +6,7 @@ import json
 import re
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import fsspec
 import timm
@@ -86,7 +87,7 @@ def _read_pickle(place: str, data: bytes) -> dict[str, Tensor]:
 
 
 def load_timm(
-    network: nn.Module, state: dict[str, Tensor], model: str, place: str, size: dict[str, int]
+    network: nn.Module, state: dict[str, Tensor], model: str, place: str, size: dict[str, Any]
 ) -> nn.Module:
     """The network with these weights, read as they stand or as timm reads other people's files.
 
@@ -114,14 +115,14 @@ def load_timm(
     return network
 
 
-def _of_another_size(network: nn.Module, state: dict[str, Tensor], size: dict[str, int]) -> bool:
+def _of_another_size(network: nn.Module, state: dict[str, Tensor], size: dict[str, Any]) -> bool:
     """Tells whether tensors of one name have other sizes, which timm would resample unasked."""
     own = network.state_dict()
     asked = {"pos_embed"} if size else set[str]()
     return any(own[n].numel() != state[n].numel() for n in (own.keys() & state.keys()) - asked)
 
 
-def _as_timm_reads(state: dict[str, Tensor], model: str, size: dict[str, int]) -> nn.Module | None:
+def _as_timm_reads(state: dict[str, Tensor], model: str, size: dict[str, Any]) -> nn.Module | None:
     """The network after timm's own translation of a file, None if that does not fit either.
 
     timm translates the names that authors gave, and leaves out what only their training needs: the
