@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.stats import ks_2samp, kstest
 from torchvision.transforms import InterpolationMode, RandomResizedCrop, functional
 
-from graftwork.methods.contracts import trained
+from graftwork.methods.contracts import augmentations
 from graftwork.operators.images.augmentation import (
     AUGMENTATIONS,
     Augmentation,
@@ -249,7 +249,7 @@ def test_derived_seeds_are_non_negative_int64_and_all_different() -> None:
 
 
 def test_every_name_that_methods_use_has_values() -> None:
-    assert set(get_args(trained.Augmentation)) == set(AUGMENTATIONS)
+    assert set(get_args(augmentations.Augmentation)) == set(AUGMENTATIONS)
 
 
 def test_the_values_are_those_of_the_papers_code() -> None:

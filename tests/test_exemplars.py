@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from graftwork import methods
 from graftwork.methods.contracts import exemplars as fields
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.exemplars import Budget, Selection
 from graftwork.methods.contracts.hyperparameters import HyperparameterError, require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import read_out
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.heads import linear_head

@@ -19,6 +19,7 @@ from safetensors.torch import load_file, save_file
 from graftwork import methods
 from graftwork.methods import HyperparameterError
 from graftwork.methods.contracts import hyperparameters
+from graftwork.methods.contracts.batches import Neighbours
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.fitted import Fitted, Rows, separable
 from graftwork.operators import catalogue
@@ -365,6 +366,9 @@ class Voter:
 
     eval_selection: Literal["instance", "batch_vote"] = "instance"
 
+    def neighbours(self) -> Neighbours | None:
+        return None if self.eval_selection == "instance" else Neighbours(size=3)
+
 
 @pytest.mark.parametrize(("selection", "batch"), [("instance", False), ("batch_vote", True)])
 def test_card_says_that_a_batch_votes(selection: str, batch: bool, monkeypatch: pytest.MonkeyPatch):
@@ -373,6 +377,7 @@ def test_card_says_that_a_batch_votes(selection: str, batch: bool, monkeypatch: 
     facts, problems = catalogue.method("voter", {"eval_selection": selection})
     assert problems == []
     assert facts["card"]["batch_information_at_test"] is batch
+    assert facts["neighbours"] == ({"size": 3, "walk": "tasks"} if batch else None)
     assert Voter.card.batch_information_at_test is False
 
 

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, heads
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import cross_entropy

@@ -10,10 +10,11 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.stream import Passes, StreamNeeds
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks import vit as seams
 from graftwork.methods.parts import averaging, optim
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe

@@ -12,9 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import epochs, optim
 from graftwork.methods.parts.averaging import max_magnitude

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.clip import Clip, class_texts, cosines, phrases, unit
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Decayed, Steps, rules

@@ -11,7 +11,8 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.augmentations import Augmentation
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import alignment, epochs, optim
 from graftwork.methods.parts.epochs import Decayed, Steps

@@ -12,10 +12,11 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import LATER, require
 from graftwork.methods.contracts.stream import Room, StreamNeeds
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Epochs, rules, usual_recipe

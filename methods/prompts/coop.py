@@ -9,9 +9,10 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.clip import Clip, context_tokens, cosines, text_with_context
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe

@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, read_out
 from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.clusters import k_means

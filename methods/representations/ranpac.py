@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graftwork.methods.contracts.adapted import Parts
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.fitted import Rows
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation
 from graftwork.methods.parts import first_session
 from graftwork.methods.parts.prompt_tokens import PromptInit
 from graftwork.methods.parts.sums import by_row, columns

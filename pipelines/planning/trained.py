@@ -126,7 +126,7 @@ def _prediction(
     resources = shared.spec.resources.extract
     shown = [task.test for task in tasks[: after[-1] + 1]]
     reads = shared.reads(shown, frozen=facts.query)
-    group = f"predict {cell.label}"
+    group, votes = f"predict {cell.label}", method.neighbours
     return Stage(
         operator="predict",
         parameters=to_json(
@@ -136,7 +136,8 @@ def _prediction(
                 query=shared.kind() if facts.query else None,
                 tasks=cell.tested[: after[-1] + 1],
                 after=after,
-                vote_batch=method.training.vote_batch,
+                vote_batch=votes and votes.size,
+                walk=votes and votes.walk,
             )
         ),
         inputs={"model": (model.stage,)},

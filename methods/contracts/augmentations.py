@@ -1,0 +1,6 @@
+"""Names of what may happen to training images; no torch here."""
+
+from typing import Literal
+
+Augmentation = Literal["none", "flip", "lamda", "imagenet", "slca"]
+"""What happens to training images; the values are in `operators/images/augmentation.py`."""
