@@ -27,6 +27,7 @@ from graftwork.methods.contracts import hyperparameters
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Learner, Task, Trained, shared, trains
 from graftwork.methods.networks.network import Network
+from graftwork.operators.backbones import loading
 from graftwork.operators.errors import Diverged
 from graftwork.operators.training import batches, forward, loop
 from graftwork.operators.training.settings import Settings, Snapshot, World
@@ -414,6 +415,20 @@ def test_interrupted_and_resumed_is_uninterrupted(case: Case) -> None:
         resume=snapshot,
     )
     assert_same(joined(case, task, states, resumed), whole)
+
+
+@every
+def test_scores_are_float32_under_bf16_and_do_not_tie(case: Case) -> None:
+    learner, task = last(case)
+    pixels = images(task).pixels
+    with loading.autocast("cpu", "bf16"):
+        found = scores(learner, pixels)
+    assert found.dtype == torch.float32
+    # Of the numbers that a bfloat16 can hold, few turn up by chance.
+    coarse = found.to(torch.bfloat16).float() == found
+    assert float(coarse.float().mean()) < 0.2
+    for name, layer in learner.named_modules():
+        assert type(layer) is not torch.nn.Linear or name.rpartition(".")[2] != "head", name
 
 
 @every

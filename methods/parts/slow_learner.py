@@ -6,7 +6,6 @@ Shapes: B batch, C classes seen, D width.
 from dataclasses import dataclass
 from typing import Any, Generic
 
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from typing_extensions import TypeVar
@@ -16,7 +15,7 @@ from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImage
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import alignment, epochs, optim
 from graftwork.methods.parts.epochs import Decayed, Steps
-from graftwork.methods.parts.heads import OtherRows, current_cross_entropy
+from graftwork.methods.parts.heads import OtherRows, current_cross_entropy, linear_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,7 +118,7 @@ class SlowLearner(Learner, Generic[M]):
         raise NotImplementedError
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
-        return F.linear(self.features(images), self.aligned_weight, self.aligned_bias)
+        return linear_scores(self.features(images), self.aligned_weight, self.aligned_bias)
 
     def features(self, images: Tensor) -> Tensor:
         return read_out(self.network, forward_tokens(self.network, images))

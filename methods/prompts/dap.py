@@ -22,7 +22,7 @@ from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import DeepPrompt, forward_tokens, read_out
 from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.epochs import Clipped, Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import EPS, current_cross_entropy
+from graftwork.methods.parts.heads import EPS, LinearHead, current_cross_entropy
 from graftwork.methods.parts.prompt_tokens import uniform_bound
 from graftwork.methods.prompts.selection import Vote, voters
 
@@ -164,7 +164,7 @@ class DAPLearner(Learner):
         self.embeddings = nn.Parameter(torch.randn(task.index + 1, method.embedding))
         bound = uniform_bound(vit)
         self.keys = nn.Parameter(torch.empty(task.index + 1, width).uniform_(-bound, bound))
-        self.head = nn.Linear(width, task.seen)
+        self.head = LinearHead(width, task.seen)
         # Differs from naver-ai/dap-cl: the spread is a hyper-parameter, because the number of
         # classes of the whole stream, which gives it there, is not known.
         nn.init.normal_(self.head.weight, std=method.head_std)

@@ -22,7 +22,7 @@ from graftwork.methods.networks.vit import forward_tokens, read_out
 from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.clusters import k_means
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import cross_entropy
+from graftwork.methods.parts.heads import cross_entropy, linear_scores
 from graftwork.methods.parts.prompt_tokens import without_prompt
 
 FAR = -1e9
@@ -145,7 +145,7 @@ class SPromptsLearner(Learner):
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         features = self._features(images, self.prompts[-1:])
         own = len(self.task.current)
-        scores = F.linear(features, self.weight[self._own], self.bias[self._own])
+        scores = linear_scores(features, self.weight[self._own], self.bias[self._own])
         place = torch.zeros(self.task.seen, dtype=torch.int64, device=targets.device)
         place[self.rows[self._own, 1]] = torch.arange(own, device=targets.device)
         return {"loss": cross_entropy(scores.float(), place[targets], self.task)}
@@ -159,7 +159,7 @@ class SPromptsLearner(Learner):
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         task = self.chosen(_queries(query))
         features = self._features(images, self.prompts[task])
-        scores = F.linear(features, self.weight, self.bias).float()
+        scores = linear_scores(features, self.weight, self.bias)
         scores = F.pad(scores, (0, 1), value=FAR)  # the last row is of no task
         rows = torch.arange(len(self.rows), device=scores.device)
         table = rows.new_full((self.task.index + 1, self.task.seen), len(rows))

@@ -233,11 +233,13 @@ class Shared:
         Args:
             compile: of a stage with a learner, whether its network is compiled.
         """
+        precision = self.spec.backbone.precision
         return Numerics(
             device="cuda" if gpus else "cpu",
-            precision=self.spec.backbone.precision,
+            precision=precision,
             torch=".".join(library_versions()["torch"].split(".")[:2]),
             compile=compile,
+            heads=None if compile is None or precision == "fp32" else "fp32",
         )
 
     def reading(self, images: int, cpus: float) -> ImageHints:
