@@ -31,7 +31,8 @@ class Slow(Decayed, Steps):
         samples_per_class: features drawn of each class in each of these epochs.
         temperature: of the normalised logits in the alignment; 0 takes the logits as they are.
         reset_final_norm: replace the backbone's last norm by a fresh one, as the authors do.
-        augmentation: of the training images.
+        augmentation: of the training images; the authors have `imagenet_bicubic` for ImageNet-R and
+            `fine_grained` for CUB and Cars.
     """
 
     backbone_lr_scale: float = 0.01

@@ -40,7 +40,8 @@ class DAP(Clipped, Epochs):
     Defaults are those of the authors' code for CIFAR-100 in 10 tasks, except that every image
     decides alone which task it belongs to, and for `pull`. For ImageNet-R it has `epochs: 20`,
     `lr: 0.25`, `optimizer: sgd`, `shuffle: false`, `prompt_length: 30`, `embedding: 64`,
-    `pull: 256`, `skip_last_block: true`, and masks the logits.
+    `pull: 256`, `skip_last_block: true`, and masks the logits. Its images are those of the spec's
+    preprocessing `dap_224`, without augmentation.
 
     Args:
         shuffle: draw a new order in every epoch; otherwise the data set's own.

@@ -35,7 +35,8 @@ class SPrompts(Decayed, Epochs):
 
     Wang et al., https://arxiv.org/abs/2207.12819, the variant for image models (S-iPrompts).
     Made for domain-incremental streams. Defaults are those of the authors' code for DomainNet,
-    whose settings files are all for CLIP; its CDDB runs train 10 epochs.
+    whose settings files are all for CLIP; its CDDB runs train 10 epochs,
+    with `augmentation: imagenet_jitter`.
 
     Args:
         weight_decay: of the prompt and the classifier, on task 0.

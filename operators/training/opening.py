@@ -232,6 +232,7 @@ def open_rows(
         query=query,
         preprocessing=ref.preprocessing,
         seed=ref.seed,
+        task=ref.task.index,
         max_pixels=reading.max_pixels,
     )
 
