@@ -7,7 +7,7 @@ from typing import Any
 from graftwork import methods
 from graftwork.methods.contracts.adapted import Adapted
 from graftwork.methods.contracts.batches import neighbours
-from graftwork.methods.contracts.fitted import separable
+from graftwork.methods.contracts.fitted import separable, uses_seed
 from graftwork.methods.contracts.hyperparameters import resolved
 from graftwork.methods.contracts.stream import stream_needs
 from graftwork.operators import ensembling, merging
@@ -47,6 +47,7 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     # A weight of 0 needs no reference.
     facts["card"]["reference"] = getattr(built, "needs_reference", built.card.reference)
     facts["card"]["separable"] = separable(built)
+    facts["card"]["uses_seed"] = uses_seed(built)
     facts["needs"] = asdict(stream_needs(built))
     if built.card.contract == "adapted":
         facts["parts"] = _parts(name, built)
@@ -131,7 +132,7 @@ def _parts(name: str, built: Adapted) -> dict[str, Any]:
             "version": classifier.card.version,
             "hyperparameters": resolved(classifier),
             "separable": separable(classifier),
-            "uses_seed": classifier.card.uses_seed,
+            "uses_seed": uses_seed(classifier),
         },
     }
 

@@ -25,7 +25,8 @@ class Card:
         summary: one sentence.
         version: raised when results change; part of every key.
         exemplars: stored images of earlier tasks, by the method's defaults.
-        uses_seed: draws random numbers; otherwise all seeds share one run.
+        uses_seed: draws random numbers; otherwise all seeds share one run; by the method's
+            defaults, see `methods.contracts.fitted.uses_seed`.
         separable: a class's scores depend on that class's statistics alone, so that one fit
             on all classes serves every class order; by the method's defaults, see
             `methods.contracts.fitted.separable`.

@@ -102,7 +102,8 @@ class HiDePrompt(Clipped, Steps):
         "classifiers are aligned on features sampled from what is stored of the classes.",
         memory="2 * T * R * L * D floats of prefixes; 4 * D * D + 5 * D of task inference; "
         "(C + E) * (D + 1) of classifiers; 2 * E * k * (2 * D + 1) + 2 * E numbers of statistics "
-        "with k centroids, 2 * E * (D * D + D + 1) + 2 * E with covariances; E = C, or T * C if "
+        "with k centroids (1 with variances), 2 * E * (D * D + D + 1) + 2 * E with covariances; "
+        "E = C, or T * C if "
         "domain-incremental",
         version=2,
         growth="tasks",

@@ -86,6 +86,12 @@ class RanPAC:
             },
         )
 
+    @property
+    def uses_seed(self) -> bool:
+        """Not without a projection, held-out rows and a first session."""
+        drawn = self.projection_dim > 0 or self.lambda_mode != "fixed"
+        return drawn or self.first_session != "none"
+
     def parts(self) -> Parts:
         """The first session if there is one; the classifier is this method itself."""
         kind = self.first_session
