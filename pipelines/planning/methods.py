@@ -44,7 +44,7 @@ class Exemplars:
     Args:
         count: of all classes together, or of each.
         budget: which of the two.
-        selection: "herding" or "random".
+        selection: "herding", "barycenter" or "random".
     """
 
     count: int

@@ -160,9 +160,9 @@ class Shared:
         """A way to choose exemplars, the same on both networks of a spec."""
         if self.main is not None:
             return self.main.ranking(selection, seed)
-        if selection == "herding":
-            return Ranking(selection=selection, features=self.kind())
-        return Ranking(selection=selection, seed=seed)
+        if selection == "random":
+            return Ranking(selection=selection, seed=seed)
+        return Ranking(selection=selection, features=self.kind())
 
     def ranks(self, ranking: Ranking, task: Rows) -> tuple[Stage, ...]:
         """Ranks of a task's images as exemplars: a stage for each class in each domain."""
