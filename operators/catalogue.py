@@ -69,9 +69,13 @@ def _neighbours(built: Any) -> dict[str, Any] | None:
 
 
 def _branches(built: Any) -> dict[str, Any]:
-    """The two branches of a fused method, each with its card and all hyper-parameters."""
-    found = {}
-    for role, (name, given) in vars(built.branches()).items():
+    """The learners of a fused method, each with its card and all hyper-parameters.
+
+    That is one of each branch, "clip" and "vit", or a "joint" one.
+    """
+    found, joint = {}, built.joint()
+    parts = vars(built.branches()) if joint is None else {"joint": joint}
+    for role, (name, given) in parts.items():
         branch = methods.build(name, given)
         found[role] = {
             "name": name,

@@ -51,6 +51,11 @@ FITTING: dict[str, dict[str, Any]] = {
     "esn": {"prompt_length": 5},
     "coop": {"warmup_epochs": 0},
     "promptfusion_clip": {"context_length": 4, "image_prompt_length": 3},
+    "promptfusion_joint": {
+        "context_length": 4,
+        "image_prompt_length": 3,
+        "vit_prompt_length": 3,
+    },
     "promptfusion_vit": {"vit_prompt_length": 3},
     "zscl": {"lr": 1e-3, "warmup": 2, "average_every": 2, "constraint": 0.1},
 }
@@ -127,6 +132,7 @@ STORED: dict[str, Callable[[int, int], int]] = {
     "coop-specific": lambda C, T: C * 16 * 16,
     "zscl": lambda C, T: CLIP - 1,
     "promptfusion_clip": lambda C, T: C * 4 * 16 + 3 * D + C,
+    "promptfusion_joint": lambda C, T: C * 4 * 16 + 6 * D + C * (D + 2) + 1,
     "promptfusion_vit": lambda C, T: 3 * D + C * (D + 2),
     "proof": lambda C, T: T * (2 * 24 * 25 + 3 * 24) + 4 * 24 * 24 + 3 * 24 + C * 25 + 1,
     "first_session-finetune": lambda C, T: B + C * D + 1,
@@ -198,7 +204,7 @@ def stream(of: Case, kind: str = "class") -> list[Task]:
 
 def network(of: Case, gain: float = 1.0, **changes: Any) -> Network:
     """A tiny network; with a gain its features depend on the image as much as trained ones do."""
-    made = tiny.clip(**changes) if of.on == "clip" else tiny.vit(**changes)
+    made: Network = {"clip": tiny.clip, "vit": tiny.vit, "pair": tiny.pair}[of.on](**changes)
     for name, parameter in made.named_parameters():
         if "blocks." in name and name.endswith("weight") and parameter.ndim > 1:
             parameter.mul_(gain)
@@ -534,6 +540,7 @@ OTHERS = {
         "no class token": {"class_token": False, "global_pool": "avg"},
     },
     "clip": {"timm's tower": {"tower": "timm"}},
+    "pair": {"timm's tower": {"tower": "timm"}, "registers": {"reg_tokens": 2}},
 }
 
 

@@ -43,8 +43,8 @@ class Card:
         shared: of an independent method, names of stored tensors that the first task trains and
             every later one starts from; the later ones then wait for the first.
         images: reads images; otherwise their frozen features (`query`) are all that it is given.
-        network: `vit` for a timm ViT, `clip` for a CLIP with both towers; what is fitted on
-            features of a `vit` takes those of a CLIP's image tower as well.
+        network: `vit` for a timm ViT, `clip` for a CLIP with both towers, `pair` for a CLIP and a
+            ViT; what is fitted on features of a `vit` takes those of a CLIP's image tower as well.
         reference: reads images and texts that belong to no task, from the spec's `reference`.
         zero_shot: scores every class that has a name, whether it was trained or not.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
@@ -79,7 +79,7 @@ class Card:
     independent: bool = False
     shared: tuple[str, ...] = ()
     images: bool = True
-    network: Literal["vit", "clip"] = "vit"
+    network: Literal["vit", "clip", "pair"] = "vit"
     reference: bool = False
     zero_shot: bool = False
     contract: Literal["fitted", "trained", "adapted", "fused"] = "fitted"

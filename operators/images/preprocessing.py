@@ -107,8 +107,9 @@ _CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
 _CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 
 PRESETS: dict[str, Preprocessing] = {
-    # The family of RevisitingCIL, PILOT, EASE and MOS, and RanPAC except on CIFAR: no
-    # normalisation, whatever the backbone was trained with. Published numbers need exactly this.
+    # The family of RevisitingCIL, PILOT (but for CODA-Prompt), EASE and MOS, and RanPAC except on
+    # CIFAR: no normalisation, whatever the backbone was trained with. Their published numbers need
+    # exactly this.
     "lamda_224": Preprocessing(resize=256, crop=224),
     "ranpac_cifar_224": Preprocessing(resize=224, crop=224),
     "slca_norm": Preprocessing(resize=256, crop=224, mean=_CIFAR_MEAN, std=_CIFAR_STD),

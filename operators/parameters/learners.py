@@ -31,10 +31,12 @@ class Network:
     Args:
         architecture: timm's name without its tag, or the name of a CLIP.
         fingerprint: sha256 of its tensors, or of those of the tower that matters.
+        beside: a second network that is given the same images; None for none.
     """
 
     architecture: str
     fingerprint: str = field(metadata=named("backbone"))
+    beside: "Network | None" = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -140,9 +140,12 @@ class Model:
 
     def learner(self, part: TrainedPart | GraftPart) -> Learner:
         """The learner of a part, in eval mode."""
+        network = self.own_backbone()
+        if isinstance(part, TrainedPart) and part.paired:
+            network = networks.paired(network, self.beside().own_backbone())
         learner, _ = loop.open_learner(
             building.trained(part.method),
-            self.own_backbone(),
+            network,
             opening.task_of(part.task),
             self.state(part.state),
             settings.Settings(seed=part.seed, device=self.device),

@@ -320,7 +320,7 @@ def _columns(cell: Cell, parts: Sequence[Rows], number: int) -> Columns:
     before, seen = (
         1 + max((r.classes[-1] for r in parts[:n]), default=-1) for n in (number, number + 1)
     )
-    reads = facts.network == "clip"
+    reads = facts.network in ("clip", "pair")
     return Columns(
         index=number,
         count=len(parts) if cell.method.needs.count else None,
