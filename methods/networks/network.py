@@ -23,6 +23,11 @@ class Pair(nn.Module):
         self.clip = clip
         self.vit = vit
 
+    @property
+    def num_features(self) -> int:
+        """E, the width of `feature`: that of the CLIP."""
+        return self.clip.num_features
+
 
 Network = VisionTransformer | Clip | Pair
 

@@ -72,7 +72,9 @@ class Augmentation:
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Augmentation":
         """The inverse of `to_json`."""
-        given = {k: tuple(v) if isinstance(v, list) else v for k, v in value.items()}
+        given: dict[str, Any] = {
+            k: tuple(v) if isinstance(v, list) else v for k, v in value.items()
+        }
         given.pop("draws", None)
         return cls(**given)
 
