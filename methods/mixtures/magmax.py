@@ -65,6 +65,7 @@ class MagMax(Changes):
         memory="backbone, twice, however many tasks; C * D + C floats of classifier",
         version=2,
         uses_seed=True,
+        linear_layers=False,
         contract="trained",
     )
 
@@ -87,6 +88,7 @@ class MagMaxLearner(Learner):
         method: hyper-parameters.
     """
 
+    learned_buffers = ("tau",)
     tau: Tensor
     """Change of largest magnitude of every weight [P]."""
     start: Tensor

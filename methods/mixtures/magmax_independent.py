@@ -37,6 +37,7 @@ class MagMaxIndependent(magmax.Changes):
         "class-incremental, T * C * (D + 3) if domain-incremental",
         version=2,
         uses_seed=True,
+        linear_layers=False,
         growth="tasks",
         independent=True,
         contract="trained",
@@ -91,6 +92,7 @@ class MagMaxJoined(Learner):
         method: hyper-parameters.
     """
 
+    learned_buffers = ("tau",)
     tau: Tensor
     """Change of largest magnitude of every weight [P]."""
 
