@@ -50,6 +50,7 @@ METHODS: dict[str, str] = {
 PARTS: dict[str, str] = {
     "first_session": "graftwork.methods.parts.first_session:FirstSession",
     "promptfusion_clip": "graftwork.methods.mixtures.promptfusion_clip:Stabiliser",
+    "promptfusion_joint": "graftwork.methods.mixtures.promptfusion_joint:Joint",
     "promptfusion_vit": "graftwork.methods.mixtures.promptfusion_vit:Booster",
 }
 """What methods are made of and nobody runs alone; found by name like a method."""

@@ -6,7 +6,8 @@ from typing import Any
 
 from graftwork import methods
 from graftwork.methods.contracts.adapted import Adapted
-from graftwork.methods.contracts.fitted import separable
+from graftwork.methods.contracts.batches import neighbours
+from graftwork.methods.contracts.fitted import separable, uses_seed
 from graftwork.methods.contracts.hyperparameters import resolved
 from graftwork.methods.contracts.stream import stream_needs
 from graftwork.operators import ensembling, merging
@@ -39,13 +40,14 @@ def method(name: str, given: dict[str, Any]) -> tuple[dict[str, Any], list[tuple
     if strangers:
         return {}, strangers
     facts: dict[str, Any] = {"hyperparameters": resolved(built), "card": _card(built)}
+    facts["neighbours"] = _neighbours(built)
     # A choice by the neighbours in a batch is no choice by the image alone.
-    if getattr(built, "eval_selection", "instance") != "instance":
-        facts["card"]["batch_information_at_test"] = True
+    facts["card"]["batch_information_at_test"] = facts["neighbours"] is not None
     facts["card"]["exemplars"] = getattr(built, "exemplars", built.card.exemplars)
     # A weight of 0 needs no reference.
     facts["card"]["reference"] = getattr(built, "needs_reference", built.card.reference)
     facts["card"]["separable"] = separable(built)
+    facts["card"]["uses_seed"] = uses_seed(built)
     facts["needs"] = asdict(stream_needs(built))
     if built.card.contract == "adapted":
         facts["parts"] = _parts(name, built)
@@ -60,16 +62,27 @@ def _card(built: Any) -> dict[str, Any]:
     return {**asdict(built.card), "shared": list(built.card.shared)}
 
 
+def _neighbours(built: Any) -> dict[str, Any] | None:
+    """The test batches of a method that decides by them, as JSON values."""
+    found = neighbours(built)
+    return None if found is None else asdict(found)
+
+
 def _branches(built: Any) -> dict[str, Any]:
-    """The two branches of a fused method, each with its card and all hyper-parameters."""
-    found = {}
-    for role, (name, given) in vars(built.branches()).items():
+    """The learners of a fused method, each with its card and all hyper-parameters.
+
+    That is one of each branch, "clip" and "vit", or a "joint" one.
+    """
+    found, joint = {}, built.joint()
+    parts = vars(built.branches()) if joint is None else {"joint": joint}
+    for role, (name, given) in parts.items():
         branch = methods.build(name, given)
         found[role] = {
             "name": name,
             "hyperparameters": resolved(branch),
             "card": _card(branch),
             "needs": asdict(stream_needs(branch)),
+            "neighbours": _neighbours(branch),
         }
     return found
 
@@ -123,7 +136,7 @@ def _parts(name: str, built: Adapted) -> dict[str, Any]:
             "version": classifier.card.version,
             "hyperparameters": resolved(classifier),
             "separable": separable(classifier),
-            "uses_seed": classifier.card.uses_seed,
+            "uses_seed": uses_seed(classifier),
         },
     }
 

@@ -68,6 +68,22 @@ def test_who_alone_knows_something_decides_and_nobody_falls_back_to_the_average(
     assert torch.equal(averaging.fisher_mean(a, b, none, none, 0.1), averaging.lerp(a, b, 0.1))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("size", [2.0**-149, 2.0**-140, 2.0**-126, 1e-30, 1e-20, 1e-4])
+@pytest.mark.parametrize("ratio", [1.0, 3.0, 1e4])
+def test_the_smallest_information_there_is_counts_by_the_formula(
+    dtype: torch.dtype, size: float, ratio: float
+) -> None:
+    a, b = (t.to(dtype) for t in two())
+    fa = torch.full_like(a, size)
+    fb = torch.full_like(b, ratio * size)
+    for first, second in ((fa, fb), (fb, fa)):
+        found = averaging.fisher_mean(a, b, first, second, 0.3)
+        share = 0.3 * second.double() / (0.7 * first.double() + 0.3 * second.double())
+        wanted = a.double() + share * (b.double() - a.double())
+        assert torch.allclose(found.double(), wanted, atol=1e-6)
+
+
 def test_below_the_floor_information_is_noise() -> None:
     a, b = two()
     noise = two(1)[0].square() * 1e-13

@@ -29,6 +29,7 @@ from graftwork.methods.contracts.roles import roles
 from graftwork.methods.contracts.trained import Learner, Task, Trained, shared, trains
 from graftwork.methods.networks.network import Network
 from graftwork.operators import merging
+from graftwork.operators.backbones import loading
 from graftwork.operators.errors import Diverged
 from graftwork.operators.merging import MERGES
 from graftwork.operators.merging.apply import Merged
@@ -57,6 +58,11 @@ FITTING: dict[str, dict[str, Any]] = {
     "esn": {"prompt_length": 5},
     "coop": {"warmup_epochs": 0},
     "promptfusion_clip": {"context_length": 4, "image_prompt_length": 3},
+    "promptfusion_joint": {
+        "context_length": 4,
+        "image_prompt_length": 3,
+        "vit_prompt_length": 3,
+    },
     "promptfusion_vit": {"vit_prompt_length": 3},
     "zscl": {"lr": 1e-3, "warmup": 2, "average_every": 2, "constraint": 0.1},
 }
@@ -145,6 +151,7 @@ NO_GRADIENT: dict[str, tuple[str, ...]] = {
     # Used while training alone.
     "proof": ("scale",),
     "promptfusion_clip": ("mask.",),
+    "promptfusion_joint": ("mask.",),
     "promptfusion_vit": ("mask.",),
 }
 """Beginnings of names of weights that no score has a gradient for, with the reason."""
@@ -176,6 +183,7 @@ STORED: dict[str, Callable[[int, int], int]] = {
     "coop-specific": lambda C, T: C * 16 * 16,
     "zscl": lambda C, T: CLIP - 1,
     "promptfusion_clip": lambda C, T: C * 4 * 16 + 3 * D + C,
+    "promptfusion_joint": lambda C, T: C * 4 * 16 + 6 * D + C * (D + 2) + 1,
     "promptfusion_vit": lambda C, T: 3 * D + C * (D + 2),
     "proof": lambda C, T: T * (2 * 24 * 25 + 3 * 24) + 4 * 24 * 24 + 3 * 24 + C * 25 + 1,
     "first_session-finetune": lambda C, T: B + C * D + 1,
@@ -247,7 +255,7 @@ def stream(of: Case, kind: str = "class") -> list[Task]:
 
 def network(of: Case, gain: float = 1.0, **changes: Any) -> Network:
     """A tiny network; with a gain its features depend on the image as much as trained ones do."""
-    made = tiny.clip(**changes) if of.on == "clip" else tiny.vit(**changes)
+    made: Network = {"clip": tiny.clip, "vit": tiny.vit, "pair": tiny.pair}[of.on](**changes)
     for name, parameter in made.named_parameters():
         if "blocks." in name and name.endswith("weight") and parameter.ndim > 1:
             parameter.mul_(gain)
@@ -467,6 +475,20 @@ def test_interrupted_and_resumed_is_uninterrupted(case: Case) -> None:
 
 
 @every
+def test_scores_are_float32_under_bf16_and_do_not_tie(case: Case) -> None:
+    learner, task = last(case)
+    pixels = images(task).pixels
+    with loading.autocast("cpu", "bf16"):
+        found = scores(learner, pixels)
+    assert found.dtype == torch.float32
+    # Of the numbers that a bfloat16 can hold, few turn up by chance.
+    coarse = found.to(torch.bfloat16).float() == found
+    assert float(coarse.float().mean()) < 0.2
+    for name, layer in learner.named_modules():
+        assert type(layer) is not torch.nn.Linear or name.rpartition(".")[2] != "head", name
+
+
+@every
 def test_logits_have_a_column_for_each_class_seen(case: Case) -> None:
     for task, state in zip(stream(case), trained(case), strict=True):
         learner = opened(case, task, state)
@@ -678,6 +700,7 @@ OTHERS = {
         "no class token": {"class_token": False, "global_pool": "avg"},
     },
     "clip": {"timm's tower": {"tower": "timm"}},
+    "pair": {"timm's tower": {"tower": "timm"}, "registers": {"reg_tokens": 2}},
 }
 
 

@@ -15,10 +15,11 @@ from torch.nn import functional as F
 
 from graftwork import methods
 from graftwork.methods.contracts import exemplars as fields
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.exemplars import Budget, Selection
 from graftwork.methods.contracts.hyperparameters import HyperparameterError, require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import read_out
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.heads import linear_head
@@ -142,6 +143,45 @@ def test_herding_does_not_see_lengths_and_takes_the_first_of_equal_rows() -> Non
     assert all(place[row] < place[row + 9] for row in range(9))
     assert exemplars.herd(np.ones((6, 3))).tolist() == list(range(6))
     assert exemplars.herd(np.zeros((2, 3))).tolist() == [0, 1]
+
+
+def continuum(features: np.ndarray, count: int) -> set[int]:
+    """The rows that continuum 1.2.7 keeps, by its formula, in plain steps of vectors."""
+    rows = features / (np.linalg.norm(features, axis=1, keepdims=True) + 1e-8)
+    mean = rows.mean(axis=0)
+    kept: list[int] = []
+    direction = mean
+    for _ in range(1000):
+        if len(kept) == min(count, len(rows)):
+            break
+        best = int((rows @ direction).argmax())
+        kept += [best] if best not in kept else []
+        direction = direction + mean - rows[best]
+    return {*kept, *[row for row in range(len(rows)) if row not in kept][: count - len(kept)]}
+
+
+@pytest.mark.parametrize("width", [2, 4, 32])
+def test_the_first_ranks_of_barycenter_are_continuums_exemplars(width: int) -> None:
+    random = np.random.default_rng(width)
+    features = random.normal(size=(60, width)) @ random.normal(size=(width, 40))
+    order = exemplars.barycenter(features).tolist()
+    assert sorted(order) == list(range(60))
+    for count in (1, 2, 5, 20, 30):
+        assert set(order[:count]) == continuum(features, count)
+
+
+def test_on_features_with_few_dimensions_barycenter_keeps_others_than_herding() -> None:
+    random = np.random.default_rng(0)
+    features = random.normal(size=(500, 8)) @ random.normal(size=(8, 64))
+    one, other = (set(f(features)[:50].tolist()) for f in (exemplars.herd, exemplars.barycenter))
+    assert len(one - other) > 20
+
+
+def test_barycenter_ranks_every_row_though_it_may_not_find_it() -> None:
+    assert exemplars.barycenter(np.ones((6, 3))).tolist() == list(range(6))
+    assert exemplars.barycenter(np.zeros((2, 3))).tolist() == [0, 1]
+    many = np.repeat([[1.0, 0.0], [0.9, 0.1]], [3000, 1], axis=0)
+    assert sorted(exemplars.barycenter(many).tolist()) == list(range(3001))
 
 
 def test_a_random_order_follows_from_image_and_seed_alone() -> None:
@@ -329,7 +369,7 @@ def kept_by(store: Store, made: Plan, stage: Stage) -> tuple[list[int], list[int
     return found[~memory].tolist(), found[memory].tolist()
 
 
-@pytest.mark.parametrize("selection", ["herding", "random"])
+@pytest.mark.parametrize("selection", ["herding", "barycenter", "random"])
 def test_a_task_trains_on_its_images_and_the_best_of_earlier_ones(
     selection: str, store: Store, folder: Path
 ) -> None:

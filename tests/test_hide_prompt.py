@@ -293,6 +293,20 @@ def test_covariances_are_those_of_the_features_of_a_class():
     assert state["plain.spread"].shape == (6, 1, tiny.WIDTH, tiny.WIDTH)
 
 
+def test_variances_are_the_diagonal_of_the_covariance():
+    full, own = mixture("covariance"), mixture("variance")
+    assert own.count.tolist() == full.count.tolist() and torch.equal(own.mean, full.mean)
+    assert own.spread.shape == (3, 1, 4)
+    torch.testing.assert_close(own.spread[1:, 0], full.spread[1:, 0].diagonal(dim1=1, dim2=2))
+    # The reference adds the jitter once, to what it stores; here it is added where it is used.
+    torch.testing.assert_close(own.factors().square(), own.spread[1:, 0] + 1e-4)
+
+
+def test_the_norm_of_the_task_inference_is_torchs_default_as_in_the_authors_code():
+    made = HiDePrompt().learner(tiny.vit(6), tiny.task(0))
+    assert made.tii.norm.eps == 1e-5
+
+
 def test_learning_rates_and_their_schedule():
     method = HiDePrompt()
     learner = method.learner(tiny.vit(6), tiny.task(0))
@@ -359,7 +373,9 @@ def test_components_are_the_clouds_of_a_class():
     assert full.spread[1, 0].diagonal().min() > 300
 
 
-@pytest.mark.parametrize(("kind", "components"), [("centroids", 4), ("covariance", 2)])
+@pytest.mark.parametrize(
+    ("kind", "components"), [("centroids", 4), ("covariance", 2), ("variance", 2)]
+)
 def test_samples_have_the_moments_of_their_components(kind, components):
     made = mixture(kind)
     torch.manual_seed(0)
@@ -373,6 +389,8 @@ def test_samples_have_the_moments_of_their_components(kind, components):
     torch.testing.assert_close(own.mean(dim=0), whole, atol=0.03, rtol=0)
     if kind == "covariance":
         torch.testing.assert_close(own.T.cov(), made.spread[2, 0], atol=0.1, rtol=0)
+    elif kind == "variance":
+        torch.testing.assert_close(own.T.cov(), made.spread[2, 0].diag(), atol=0.1, rtol=0)
     else:
         near = rows[(rows - made.mean[1, 0]).norm(dim=1) < 10]
         torch.testing.assert_close(near.var(dim=0), made.spread[1, 0], atol=0.1, rtol=0)

@@ -19,8 +19,9 @@ from safetensors.torch import load_file, save_file
 from graftwork import methods
 from graftwork.methods import HyperparameterError
 from graftwork.methods.contracts import hyperparameters
+from graftwork.methods.contracts.batches import Neighbours
 from graftwork.methods.contracts.card import Card, State
-from graftwork.methods.contracts.fitted import Fitted, Rows, separable
+from graftwork.methods.contracts.fitted import Fitted, Rows, separable, uses_seed
 from graftwork.operators import catalogue
 
 WIDTH, CLASSES = 8, 5
@@ -292,7 +293,7 @@ def test_seed_is_used_only_where_declared(name: str, values: dict):
         logits(method, [rows], [*range(CLASSES)], seed=0),
         logits(method, [rows], [*range(CLASSES)], seed=1),
     )
-    if not method.card.uses_seed:
+    if not uses_seed(method):
         assert same
     elif values.get("projection_dim") or values.get("buffer"):
         assert not same
@@ -365,6 +366,9 @@ class Voter:
 
     eval_selection: Literal["instance", "batch_vote"] = "instance"
 
+    def neighbours(self) -> Neighbours | None:
+        return None if self.eval_selection == "instance" else Neighbours(size=3)
+
 
 @pytest.mark.parametrize(("selection", "batch"), [("instance", False), ("batch_vote", True)])
 def test_card_says_that_a_batch_votes(selection: str, batch: bool, monkeypatch: pytest.MonkeyPatch):
@@ -373,7 +377,29 @@ def test_card_says_that_a_batch_votes(selection: str, batch: bool, monkeypatch: 
     facts, problems = catalogue.method("voter", {"eval_selection": selection})
     assert problems == []
     assert facts["card"]["batch_information_at_test"] is batch
+    assert facts["neighbours"] == ({"size": 3, "walk": "tasks"} if batch else None)
     assert Voter.card.batch_information_at_test is False
+
+
+@pytest.mark.parametrize(
+    ("name", "values", "draws"),
+    [
+        ("acil", {}, False),
+        ("acil", {"buffer": 64}, True),
+        ("ranpac", {}, True),
+        ("ranpac", {"projection_dim": 0}, True),
+        ("ranpac", {"projection_dim": 0, "lambda_mode": "fixed"}, False),
+        ("ranpac", {"projection_dim": 0, "lambda_mode": "fixed", "first_session": "ssf"}, True),
+        ("finetune", {}, True),
+        ("simplecil", {}, False),
+    ],
+)
+def test_only_what_draws_has_a_run_for_each_seed(name: str, values: dict, draws: bool):
+    facts, problems = catalogue.method(name, values)
+    assert problems == []
+    assert facts["card"]["uses_seed"] is draws
+    if "parts" in facts:
+        assert facts["parts"]["classifier"]["uses_seed"] is draws
 
 
 def test_only_adapted_and_fused_methods_have_parts():

@@ -29,6 +29,7 @@ OTHERS = {
     "padded": Preprocessing(resize=20, crop=37),
     "crop only": Preprocessing(crop=48),
     "uncropped border": Preprocessing(resize=256, crop=256),
+    "stretched": Preprocessing(resize=64, crop=56, stretch=True),
     "odd": Preprocessing(resize=128, crop=101, mean=(0.1, 0.2, 0.3), std=(0.3, 0.2, 0.1)),
 }
 ALL = PRESETS | OTHERS
@@ -38,7 +39,8 @@ def torchvision_transform(p: Preprocessing) -> Callable[[Image.Image], torch.Ten
     steps = []
     if p.resize:
         mode = T.InterpolationMode(p.interpolation)
-        steps.append(T.Resize(p.resize, interpolation=mode))
+        edges = [p.resize, p.resize] if p.stretch else p.resize
+        steps.append(T.Resize(edges, interpolation=mode))  # type: ignore[arg-type]
     if p.crop:
         steps.append(T.CenterCrop(p.crop))
     return T.Compose(  # type: ignore[return-value]
@@ -175,6 +177,11 @@ def test_presets_are_numbers() -> None:
     for preset in PRESETS.values():
         assert Preprocessing.from_json(preset.to_json()) == preset
     assert PRESETS["ranpac_cifar_224"].resize == 224
+    stretched = {name for name, preset in PRESETS.items() if preset.to_json().get("stretch")}
+    assert stretched == {"proof_224", "dap_224"}
+    assert PRESETS["dap_224"].mean == (0.485, 0.456, 0.406)
+    assert PRESETS["dap_224"].interpolation == "bilinear"
+    assert PRESETS["proof_224"].mean == PRESETS["clip"].mean
     assert PRESETS["slca_norm"].mean == (0.5071, 0.4867, 0.4408)
     assert PRESETS["micro_32"].std == (0.5, 0.5, 0.5)
 
@@ -211,6 +218,11 @@ def test_from_timm() -> None:
         ({"resize": 0}, "preprocessing.resize: must be an integer in 1..4096: 0"),
         ({"crop": True}, "preprocessing.crop: must be an integer"),
         ({"interpolation": "nearest"}, "must be one of bilinear, bicubic"),
+        ({"stretch": 1, "resize": 8}, "preprocessing.stretch: must be true or false"),
+        (
+            {"stretch": True},
+            "preprocessing.stretch: must be true or false, and true only with resize",
+        ),
         ({"std": [0, 1, 1]}, "preprocessing.std: must be three numbers in 0..1"),
         ({"mean": [0.5]}, "preprocessing.mean: must be three numbers"),
         ({"mean": [float("nan"), 0, 0]}, "preprocessing.mean: must be three numbers"),

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,23 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load as load_tensors
 
+from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.hyperparameters import HyperparameterError
 from graftwork.methods.contracts.trained import Task
 from graftwork.methods.mixtures.promptfusion import PromptFusion, blend, fit_weight
 from graftwork.methods.mixtures.promptfusion_clip import Stabiliser, StabiliserLearner
+from graftwork.methods.mixtures.promptfusion_joint import Joint, JointLearner
 from graftwork.methods.mixtures.promptfusion_parts import Mask
 from graftwork.methods.mixtures.promptfusion_vit import Booster, BoosterLearner
 from graftwork.methods.networks.clip import unit
 from graftwork.operators.data import sources
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.formats import features
+from graftwork.operators.serving import predictor as serving
 from graftwork.operators.store import Store
-from graftwork.operators.training import loop, settings
+from graftwork.operators.training import batches, loop, settings
 from graftwork.pipelines.planning.plan import Plan
+from graftwork.pipelines.running import served_model
 from tests import pngs, tiny
 from tests.bounds import rounding
 from tests.pngs import compute, of
@@ -203,6 +208,67 @@ def test_the_feature_of_the_vit_is_the_mean_of_the_prompt() -> None:
         torch.testing.assert_close(learner.features(images), expected)
 
 
+# --- all of it by one loss --------------------------------------------------------------------
+
+JOINT = Joint(
+    epochs=2, batch_size=5, context_length=3, image_prompt_length=2, vit_prompt_length=2, lr=0.05
+)
+
+
+@pytest.mark.parametrize("legacy", [False, True])
+def test_joint_training_is_the_authors_loop(legacy: bool) -> None:
+    """Two tasks by our loop, and by a plain one of the formulas of train_pf.py."""
+    method = dataclasses.replace(JOINT, legacy_mask=legacy)
+    state: State | None = None
+    for number in range(2):
+        of, seen = task(number), 3 * number + 3
+        images, given = tiny.images(of), settings.Settings(seed=0)
+        made, _ = loop.open_learner(method, tiny.pair(), of, state, given)
+        assert isinstance(made, JointLearner)
+        with torch.no_grad():
+            made.mask.raw.fill_(1)
+        own = [p for p in made.parameters() if p.requires_grad]
+        steps = torch.optim.AdamW(own, lr=0.05, weight_decay=1e-4)
+        old = made.stabiliser.context.detach()[: seen - 3].clone()
+        for epoch in range(2):
+            steps.param_groups[0]["lr"] = 0.05 * 0.5 * (1 + math.cos(math.pi * epoch / 2))
+            for rows in batches.row_batches(12, method.recipe(of), 0, number, epoch):
+                pixels, targets = images.pixels[rows], images.targets[rows]
+                clip = made.stabiliser.logits(pixels, None)
+                vit = made.booster.head(made.booster.features(pixels))
+                share = torch.sigmoid(made.weight)
+                logs = ((1 - share) * clip + share * vit).log_softmax(1)
+                if number:
+                    raw = made.mask.raw.T.sigmoid()
+                    weights = torch.cat([0.5 / raw[:, :3], raw[:, 3:]], dim=1)
+                    logs = logs * weights[: len(rows) if legacy else 1]
+                steps.zero_grad()
+                F.nll_loss(logs, targets).backward()
+                torch.nn.utils.clip_grad_norm_(own, 1.0)
+                steps.step()
+                # Contexts of earlier classes are no parameters there.
+                with torch.no_grad():
+                    made.stabiliser.context[: seen - 3] = old
+        state, _ = loop.train_task(method, tiny.pair(), of, images, state, given)
+        wanted = {name: p.detach() for name, p in made.named_parameters() if p.requires_grad}
+        assert {name for name in state if "mask" not in name} <= wanted.keys()
+        for name in state:
+            expected = wanted.get(name, made.mask.raw)
+            torch.testing.assert_close(state[name], expected, rtol=0, atol=2e-5)
+        assert float(state["weight"]) != 1.0
+
+
+def test_joint_scores_are_the_blend_of_both_branches() -> None:
+    torch.manual_seed(0)
+    made = JOINT.learner(tiny.pair(), task(0)).eval()
+    images = tiny.images(task(0)).pixels
+    with torch.no_grad():
+        made.weight.fill_(-1.5)
+        clip, vit = (part.logits(images, None) for part in (made.stabiliser, made.booster))
+        share = 1 / (1 + math.exp(1.5))
+        torch.testing.assert_close(made.logits(images, None), (1 - share) * clip + share * vit)
+
+
 def test_fields_out_of_range_are_refused_together() -> None:
     with pytest.raises(HyperparameterError) as caught:
         PromptFusion(epochs=0, batch_size=0, lr=0, weight_decay=-1, exemplars=-1, clip=-1,
@@ -297,6 +363,49 @@ def test_branches_are_two_chains_and_the_blend_is_theirs(store: Store, folder: P
     assert facts["state_bytes"] == sum(sizes)
     assert len(facts["training"]) == 6
     assert all(done.reused for done in compute(made.stages, store))
+
+
+def test_joint_training_is_one_chain_on_both_networks(store: Store, folder: Path) -> None:
+    fusion = {"promptfusion": {**FUSION["promptfusion"], "training": "joint"}}
+    beside = {**BESIDE, "image_size": 32, "preprocessing": BACKBONE["preprocessing"]}
+    made = plan(store, folder, vit=beside, methods=[fusion])
+    [run] = made.runs
+    training = of(made, "train")
+    assert len(training) == 3 and len({stage.chain for stage in training}) == 1
+    assert {stage.operator for stage in run.own} == {"train", "predict"}
+    for stage in training:
+        assert stage.parameters["method"]["name"] == "promptfusion_joint"
+        assert stage.parameters["beside"]["architecture"] == pngs.MODEL
+        assert stage.parameters["task"]["names"]
+        assert stage.parameters["preprocessing"]["crop"] == 32
+    # The exemplars are those of the branches apart, and so are their keys.
+    apart = plan(store, folder)
+    assert of(apart, "exemplars") == of(made, "exemplars")
+    assert "training" not in apart.runs[0].method.hyperparameters
+    compute(made.stages, store)
+    summary = store.manifest("evaluate", run.evaluate.key)["facts"]
+    assert len(summary["training"]) == 3
+    state = load_tensors(store.read("train", training[-1].key, "state.safetensors"))
+    assert {"weight", "mask.raw", "booster.head.weight", "stabiliser.context"} <= state.keys()
+    # As it is served: both networks are given the image as CLIP sees it.
+    for name, content in served_model.model(made, store, run).items():
+        place = folder / "model" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        content(place) if callable(content) else place.write_text(str(content))
+    model = serving.Predictor(folder / "model" / "model" / "data")
+    images = pq.read_table(folder / "test.parquet")["image"].to_pylist()
+    labels, ids = made.data.sources[0].test.labels.tolist(), run.stream.ids
+    tasks = [ids[:2], ids[2:4], ids[4:]]
+    rows = [row for own in tasks for row, label in enumerate(labels) if label in own]
+    last = run.evaluate.inputs["predictions"][-1]
+    stored = load_tensors(store.read("predict", last.key, "scores.safetensors"))["scores"]
+    torch.testing.assert_close(model.logits([images[row] for row in rows]), stored)
+
+
+def test_joint_training_needs_images_of_one_size(store: Store, folder: Path) -> None:
+    fusion = {"promptfusion": {**FUSION["promptfusion"], "training": "joint"}}
+    with pytest.raises(ConfigError, match=r"vit\.model: takes images of 16 .*image_size: 32"):
+        plan(store, folder, methods=[fusion])
 
 
 def test_a_second_network_is_asked_for_and_must_be_a_vit(store: Store, folder: Path) -> None:

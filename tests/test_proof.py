@@ -114,6 +114,21 @@ def test_an_image_is_scored_alone_unless_asked_otherwise() -> None:
     assert facts["card"]["exemplars"] == 7
 
 
+def test_each_switch_changes_what_it_is_named_after_alone() -> None:
+    images, texts = given()
+    targets, scale = torch.arange(5), torch.tensor(1.0)
+
+    def found(**changes: object) -> tuple[Tensor, Tensor]:
+        made = fusion(**changes)
+        losses = made.losses(images, texts, targets, scale, task(1))
+        return losses["loss"].detach(), made.scores(images, texts).detach()
+
+    loss, scores = found()
+    tested, trained_ = found(eval_selection="batch_mean"), found(train_selection="batch_mean")
+    assert torch.equal(tested[0], loss) and not torch.equal(tested[1], scores)
+    assert torch.equal(trained_[1], scores) and not torch.equal(trained_[0], loss)
+
+
 def test_every_class_has_a_column_and_a_prototype() -> None:
     for index, state in enumerate(states()):
         learner, _ = loop.open_learner(
@@ -177,7 +192,7 @@ def test_scores_are_the_formula() -> None:
 def test_the_loss_is_three_cross_entropies() -> None:
     made, (images, texts), y = fusion(), given(), torch.tensor([0, 2, 2, 5, 1])
     image, text = F.normalize(made.image(images), dim=1), made.text(texts[:, :1])
-    by_text, by_prototype = made.fused(image, text)
+    by_text, by_prototype = made.fused(image, text, "instance")
     similar = 7.0 * image @ text[y].T
     own = torch.arange(5)
     terms = {

@@ -614,6 +614,15 @@ def test_the_card_of_every_registered_method_is_followed(
         assert len(predicts) == (1 if method.facts.upper_bound else 3)
 
 
+WALKS = {
+    "instance": None,
+    "batch_vote": "tasks",
+    "batch_vote_pilot": "stream",
+    "batch_mean": "stream",
+}
+"""Values of `eval_selection` -> how the reference cuts its test batches."""
+
+
 def test_a_vote_is_taken_in_batches_of_the_reference(store: Store, folder: Path) -> None:
     voting = [
         name
@@ -624,13 +633,31 @@ def test_a_vote_is_taken_in_batches_of_the_reference(store: Store, folder: Path)
     made = pngs.plan(store, folder)
     for name in voting:
         [kind] = [field.type for field in methods.fields(name) if field.name == "eval_selection"]
-        _, _, by_batch = kind.partition("instance | ")
-        for selection, size in (("instance", None), (by_batch, 7)):
+        for selection in kind.split(" | "):
+            walk = WALKS[selection]
             method = described(name, eval_selection=selection, batch_size=7)
-            assert method.facts.batch_information_at_test is (size is not None)
+            assert method.facts.batch_information_at_test is (walk is not None)
             run = planned(made, method)
-            found = {s.parameters["vote_batch"] for s in run.own if s.operator == "predict"}
-            assert found == {size}
+            found = {batches_of(s) for s in run.own if s.operator == "predict"}
+            assert found == {(None, None) if walk is None else (7, walk)}
+
+
+@pytest.mark.parametrize(("name", "size"), [("dualprompt", 7), ("hide_prompt", 24)])
+def test_scrambled_prefixes_are_tested_in_batches_of_the_reference(
+    store: Store, folder: Path, name: str, size: int
+) -> None:
+    made = pngs.plan(store, folder)
+    for layout, wanted in (("correct", (None, None)), ("scrambled", (size, "tasks"))):
+        method = described(name, kv_layout=layout, batch_size=7)
+        assert method.facts.batch_information_at_test is (layout == "scrambled")
+        run = planned(made, method)
+        assert {batches_of(s) for s in run.own if s.operator == "predict"} == {wanted}
+        assert (run.served is None) is (layout == "scrambled")
+
+
+def batches_of(stage: Stage) -> tuple[int | None, str | None]:
+    """Size of the batches that a prediction decides by, and how they are cut."""
+    return stage.parameters["vote_batch"], stage.parameters.get("walk")
 
 
 # --- adapted methods --------------------------------------------------------------------------

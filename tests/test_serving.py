@@ -530,11 +530,27 @@ def test_a_pipeline_is_no_method(made: Made, call: Command) -> None:
     assert "is no method's run; name one of" in done.err and "pngs/l2p" in done.err
 
 
-def test_a_run_without_a_model_says_why(made: Made, call: Command, tmp_path: Path) -> None:
-    here.run(made.folder / "spec.yaml", tmp_path / "s", "methods=[slda]", "tracking.models=none")
-    done = call("pngs/slda", "photos", "--tracking", f"sqlite:///{tmp_path}/s/mlflow.db")
+@pytest.mark.parametrize(
+    ("method", "kept", "why"),
+    [
+        ("slda", "none", "none was kept (tracking.models of the spec)"),
+        (
+            "{dualprompt: {epochs: 1, batch_size: 4, augmentation: none, kv_layout: scrambled, "
+            "g_last: 0, e_first: 1, e_last: 1}}",
+            "all",
+            "it decides an image by those beside it in the test batch, so that none is kept",
+        ),
+    ],
+)
+def test_a_run_without_a_model_says_why(
+    made: Made, call: Command, tmp_path: Path, method: str, kept: str, why: str
+) -> None:
+    chosen = [f"methods=[{method}]", f"tracking.models={kept}"]
+    here.run(made.folder / "spec.yaml", tmp_path / "s", *chosen)
+    name = method.strip("{").partition(":")[0]
+    done = call(f"pngs/{name}", "photos", "--tracking", f"sqlite:///{tmp_path}/s/mlflow.db")
     assert done.code == 2
-    assert "has no model: none was kept (tracking.models of the spec)" in done.err
+    assert f"has no model: {why}" in done.err
 
 
 def test_images_of_a_size_that_the_backbone_does_not_take(made: Made, tmp_path: Path) -> None:

@@ -567,6 +567,23 @@ def test_presets_load_and_their_resolved_text_too(folder: Path, name: str) -> No
     assert again.spec == loaded.spec and again.text == loaded.text
 
 
+def test_what_the_cifar100_preset_says_of_other_protocols_can_be_run() -> None:
+    text = presets()["cifar100"].read_text(encoding="utf-8")
+    for said, override in (
+        ("ranpac_cifar_224", "backbone.preprocessing=ranpac_cifar_224"),
+        (
+            "{resize: 224, crop: 224, interpolation: bilinear}",
+            "backbone.preprocessing={resize: 224, crop: 224, interpolation: bilinear, "
+            "mean: [0, 0, 0], std: [1, 1, 1]}",
+        ),
+        ("orders: natural", "scenario.orders=natural"),
+        ("first_session: adapter", "methods=[{ranpac: {first_session: adapter}}]"),
+    ):
+        assert said in text
+        assert load_resolved("cifar100", [override]).text != load_resolved("cifar100").text
+    assert "what the published numbers" not in text and "as in the paper" not in text
+
+
 def test_the_presets_the_project_ships() -> None:
     assert list(presets()) == [
         "cifar100",

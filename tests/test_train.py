@@ -265,13 +265,14 @@ def test_predictions_do_not_depend_on_the_order_of_test_images(
     assert len(decided(made)) == 4 + 8 + 12
 
 
+@pytest.mark.parametrize("walk", ["tasks", "stream"])
 def test_a_method_that_decides_by_the_batch_gets_one_task_after_the_other(
-    whole: tuple[Store, Plan], monkeypatch: pytest.MonkeyPatch
+    whole: tuple[Store, Plan], monkeypatch: pytest.MonkeyPatch, walk: str
 ) -> None:
     """Fine-tuning does not look at its neighbours: whatever the batches are, it decides alike."""
     store, made = whole
     last = of(made, "predict")[-1]
-    voting = replace(last, parameters={**last.parameters, "vote_batch": 5})
+    voting = replace(last, parameters={**last.parameters, "vote_batch": 5, "walk": walk})
     shown: list[list[int]] = []
     batch = TaskRows.batch
     monkeypatch.setattr(
@@ -282,10 +283,16 @@ def test_a_method_that_decides_by_the_batch_gets_one_task_after_the_other(
     again = predictions.read(store, "predict", voting.key)
     assert all(np.array_equal(table[name], again[name]) for name in table)
     assert len(set(table["predicted"].tolist())) > 1
-    assert [len(rows) for rows in shown] == [5, 5, 2]
     columns = arrived(index_of(store, made, "test").labels)
-    # Class by class in the order learned, hence one task after the other.
-    assert [row for rows in shown for row in rows] == sorted(range(12), key=columns.__getitem__)
+    if walk == "stream":
+        assert [len(rows) for rows in shown] == [5, 5, 2]
+        # Class by class in the order learned, hence one task after the other.
+        assert [row for rows in shown for row in rows] == sorted(range(12), key=columns.__getitem__)
+        return
+    # A loader for every task of two classes with two images each, in the data set's order.
+    own = [[row for row in range(12) if columns[row] // 2 == task] for task in range(3)]
+    assert shown == own
+    assert max(map(len, own)) == 4
 
 
 # --- interruptions ----------------------------------------------------------------------------

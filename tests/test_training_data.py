@@ -18,6 +18,7 @@ from graftwork.operators.errors import BadDataError
 from graftwork.operators.images import codec, pixels
 from graftwork.operators.images.augmentation import AUGMENTATIONS, augment, generator
 from graftwork.operators.images.preprocessing import Preprocessing
+from graftwork.operators.training import rows as training_rows
 from graftwork.operators.training.rows import TaskRows
 from tests.pngs import png
 from tests.test_images import decode
@@ -53,6 +54,7 @@ def opened(
             "name": lambda row: f"picture {row}",
             "preprocessing": PREPROCESSING,
             "seed": 3,
+            "task": 2,
             **changes,
         },
     )
@@ -108,11 +110,11 @@ def alone(row: int, epoch: int, name: str, seed: int = 3) -> Tensor:
     """uint8 [3, h, w] of one image, by the functions themselves."""
     value = AUGMENTATIONS[name]
     image = codec.rgb(IMAGES[row])
-    if value.scale is None:
+    if not value.crops:
         prepared = pixels.prepare([IMAGES[row]], PREPROCESSING)[0]
         image = Image.fromarray(prepared.permute(1, 2, 0).contiguous().numpy())
     sample = int(index_of(IMAGES).sample_ids()[row])
-    done = augment(image, 18, value, generator(seed, epoch, sample))
+    done = augment(image, 18, value, generator(seed, 2, epoch, sample))
     return torch.from_numpy(np.array(done)).permute(2, 0, 1)
 
 
@@ -144,12 +146,28 @@ def test_the_place_in_the_data_set_changes_no_pixel() -> None:
         assert torch.equal(found, opened().batch(EVERY, 1, name))
 
 
-def test_epoch_and_seed_change_augmented_pixels_alone() -> None:
-    rows, other = opened(), opened(seed=4)
+def test_epoch_seed_and_task_change_augmented_pixels_alone() -> None:
+    rows, others = opened(), [opened(seed=4), opened(task=3)]
     for name in AUGMENTATIONS:
         same = name == "none"
         assert torch.equal(rows.batch(EVERY, 0, name), rows.batch(EVERY, 1, name)) is same
-        assert torch.equal(rows.batch(EVERY, 0, name), other.batch(EVERY, 0, name)) is same
+        for other in others:
+            assert torch.equal(rows.batch(EVERY, 0, name), other.batch(EVERY, 0, name)) is same
+
+
+def test_an_image_that_stands_twice_in_a_task_is_augmented_twice() -> None:
+    twice = [*IMAGES[:3], IMAGES[1], IMAGES[1]]
+    rows = opened(twice, twice)
+    found = rows.batch([1, 3, 4], 0, "lamda")
+    assert torch.equal(found[0], opened().batch([1], 0, "lamda")[0])
+    assert len({row.numpy().tobytes() for row in found}) == 3
+    assert torch.equal(*rows.batch([1, 3], 0, "none"))
+
+
+@pytest.mark.parametrize("ids", [[], [5], [3, 3, 3], [7, -2, 7, 7, -2, 9]])
+def test_occurrences_count_the_equal_ids_before(ids: list[int]) -> None:
+    wanted = [ids[:place].count(value) for place, value in enumerate(ids)]
+    assert training_rows.occurrences(np.array(ids, dtype=np.int64)).tolist() == wanted
 
 
 @pytest.mark.parametrize(

@@ -84,6 +84,26 @@ def test_iii_the_zero_shot_model_is_where_distillation_has_no_gradient() -> None
     assert term.item() > 1
 
 
+def test_reference_images_come_in_shuffled_passes_as_from_a_loader() -> None:
+    learner, _ = run(SMALL)
+    shown: list[list[int]] = []
+    known = {image.numpy().tobytes(): row for row, image in enumerate(tiny.Reference().pixels)}
+    assert learner.steps is not None
+    for _ in range(7):
+        images = learner._reference_images()
+        shown.append([known[image.numpy().tobytes()] for image in images])
+        # An interrupted task goes on with the same batch.
+        assert torch.equal(images, learner._reference_images())
+        learner.steps += 1
+    assert [len(rows) for rows in shown] == [6, 6, 4, 6, 6, 4, 6]
+    passes = [[row for rows in shown[start : start + 3] for row in rows] for start in (0, 3)]
+    assert [sorted(rows) for rows in passes] == [list(range(16))] * 2
+    assert passes[0] != passes[1] and passes[0] != sorted(passes[0])
+    other, _ = run(SMALL, 1)
+    first = [known[image.numpy().tobytes()] for image in other._reference_images()]
+    assert first != shown[0]
+
+
 def test_iv_the_scale_of_the_logits_stays() -> None:
     start = tiny.clip().logit_scale.clone()
     learner, _ = iterates(SMALL)
@@ -200,7 +220,8 @@ def test_the_rate_follows_the_steps_of_the_task() -> None:
     learner, steps = run(SMALL)
     rates = [steps._optimizer.param_groups[0]["lr"] for _ in steps.steps()]
     assert rates == pytest.approx([1e-3 * factor(step, 4) for step in range(4)])
-    assert steps.log.images_forwarded == 4 * (6 + 2 * 6)
+    # 16 reference images are a pass of 6, 6 and 4; the fourth step begins the next one.
+    assert steps.log.images_forwarded == 4 * 6 + 2 * (6 + 6 + 4 + 6)
     assert learner.images_beside == 12
 
 

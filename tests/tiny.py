@@ -11,6 +11,7 @@ from torch import Tensor
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Learner, Task, Trained, shared, trains
 from graftwork.methods.networks.clip import VOCABULARY, Clip
+from graftwork.methods.networks.network import Pair
 from graftwork.operators.backbones import shipped
 from graftwork.operators.training import loop
 from graftwork.operators.training.settings import Settings
@@ -63,6 +64,11 @@ def clip(seed: int = 0, tower: str = "own", **changes: Any) -> Clip:
         torch.manual_seed(seed)
         network = Clip(open_clip.CLIP(24, vision, text))  # type: ignore[arg-type]
     return network.eval().requires_grad_(False)
+
+
+def pair(seed: int = 0, tower: str = "own", depth: int = 2, **changes: Any) -> Pair:
+    """A random CLIP and a random ViT for the same images."""
+    return Pair(clip(seed, tower), vit(depth, seed, **changes))
 
 
 class TensorImages:

@@ -12,7 +12,7 @@ from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import cross_entropy, current_cross_entropy
+from graftwork.methods.parts.heads import LinearHead, cross_entropy, current_cross_entropy
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +70,7 @@ class FinetuneLearner(Learner):
         super().__init__(vit, task)
         self._loss = method.loss
         unfreeze(vit)
-        self.head = nn.Linear(vit.num_features, task.seen)
+        self.head = LinearHead(vit.num_features, task.seen)
         nn.init.kaiming_uniform_(self.head.weight, nonlinearity="linear")
         nn.init.zeros_(self.head.bias)
 

@@ -6,9 +6,10 @@ from typing import ClassVar, Literal
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import LowRank, forward_tokens, read_out, wrap
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe

@@ -25,7 +25,8 @@ class Card:
         summary: one sentence.
         version: raised when results change; part of every key.
         exemplars: stored images of earlier tasks, by the method's defaults.
-        uses_seed: draws random numbers; otherwise all seeds share one run.
+        uses_seed: draws random numbers; otherwise all seeds share one run; by the method's
+            defaults, see `methods.contracts.fitted.uses_seed`.
         separable: a class's scores depend on that class's statistics alone, so that one fit
             on all classes serves every class order; by the method's defaults, see
             `methods.contracts.fitted.separable`.
@@ -46,8 +47,8 @@ class Card:
         linear_layers: the linear maps that predict are weights as they stand, of whose inputs
             RegMean can take Gram matrices.
         images: reads images; otherwise their frozen features (`query`) are all that it is given.
-        network: `vit` for a timm ViT, `clip` for a CLIP with both towers; what is fitted on
-            features of a `vit` takes those of a CLIP's image tower as well.
+        network: `vit` for a timm ViT, `clip` for a CLIP with both towers, `pair` for a CLIP and a
+            ViT; what is fitted on features of a `vit` takes those of a CLIP's image tower as well.
         reference: reads images and texts that belong to no task, from the spec's `reference`.
         zero_shot: scores every class that has a name, whether it was trained or not.
         contract: `fitted` (`Fitted`: a sum over features, then a solve), `trained` (`Trained`:
@@ -84,7 +85,7 @@ class Card:
     apart: bool = False
     linear_layers: bool = True
     images: bool = True
-    network: Literal["vit", "clip"] = "vit"
+    network: Literal["vit", "clip", "pair"] = "vit"
     reference: bool = False
     zero_shot: bool = False
     contract: Literal["fitted", "trained", "adapted", "fused"] = "fitted"

@@ -10,8 +10,9 @@ from typing import Literal
 Budget = Literal["total", "per_class"]
 """All classes share the number, fewer each as classes come; or each class keeps as many."""
 
-Selection = Literal["herding", "random"]
-"""Nearest to the mean of the frozen features, or drawn from the run's seed."""
+Selection = Literal["herding", "barycenter", "random"]
+"""Nearest to the mean of the frozen features, as iCaRL's paper has it or as its variant in
+PromptFusion's library, or drawn from the run's seed."""
 
 
 def rules(method: object) -> dict[str, tuple[bool, str]]:

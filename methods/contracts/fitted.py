@@ -46,6 +46,14 @@ def separable(method: Any) -> bool:
     return getattr(method, "separable", method.card.separable)
 
 
+def uses_seed(method: Any) -> bool:
+    """Tells whether a method draws random numbers, with these hyper-parameters.
+
+    That is what the card says, unless a method has a property `uses_seed` that says otherwise.
+    """
+    return getattr(method, "uses_seed", method.card.uses_seed)
+
+
 class Fitted(Protocol):
     """A method fitted in closed form: a commutative sum over rows, then a solve.
 

@@ -2,7 +2,8 @@
 
 Each branch is a trained method of its own, on a network of its own; neither sees the other. After
 every task the blend is fitted on the scores of both on the task's training rows, exemplars among
-them, and what is tested are blended scores.
+them, and what is tested are blended scores. Or, if its hyper-parameters say so, one learner on both
+networks trains all of it by one loss.
 
 Shapes: N rows, C classes seen.
 """
@@ -45,6 +46,10 @@ class Fused(Protocol):
 
     def branches(self) -> Branches:
         """The branches, as the hyper-parameters have them."""
+        ...
+
+    def joint(self) -> tuple[str, dict[str, Any]] | None:
+        """A key of `PARTS` and its hyper-parameters, for one learner in place of two branches."""
         ...
 
     def fit(self, clip: Tensor, vit: Tensor, targets: Tensor) -> dict[str, Tensor]:

@@ -20,11 +20,9 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.networks.network import Network
-
-Augmentation = Literal["none", "flip", "lamda", "imagenet", "slca"]
-"""What happens to training images; the values are in `operators/images/augmentation.py`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,11 +114,19 @@ class TaskImages(Protocol):
     exemplars: Tensor
     """Bool [N], which of them are exemplars."""
 
-    def map(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+    def map(
+        self,
+        function: Callable[[Tensor, Tensor | None], Tensor],
+        batches: list[list[int]] | None = None,
+    ) -> Tensor:
         """Rows [N, ...] of `function(images [B, 3, h, w], query [B, D] or None)` on all images.
 
         On images without augmentation, without gradients and in the data set's order; always with
         the same batch size.
+
+        Args:
+            function: each row from its own image, unless there are `batches`.
+            batches: rows of every batch, each row in one, for a function that mixes them.
         """
         ...
 

@@ -14,12 +14,13 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, heads
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import cross_entropy
+from graftwork.methods.parts.heads import LinearHead, cross_entropy
 from graftwork.methods.parts.stage_heads import NONE, StageHeads
 
 COLDEST = 0.001
@@ -146,7 +147,7 @@ class ESNExpert(Learner):
         # it then replaces. Stages of earlier tasks would be given another prompt than their own.
         self.prompt = nn.Parameter(start, requires_grad=task.index == 0)
         self.stage = Stage(vit)
-        self.head = nn.Linear(vit.embed_dim, len(task.current))
+        self.head = LinearHead(vit.embed_dim, len(task.current))
         place = torch.zeros(task.seen, dtype=torch.int64)
         place[list(task.current)] = torch.arange(len(task.current))
         self.place: Tensor

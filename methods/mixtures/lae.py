@@ -10,14 +10,15 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.stream import Passes, StreamNeeds
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks import vit as seams
 from graftwork.methods.parts import averaging, optim
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import OtherRows, current_cross_entropy
+from graftwork.methods.parts.heads import LinearHead, OtherRows, current_cross_entropy
 
 Pet = Literal["adapter", "lora", "prefix"]
 
@@ -187,7 +188,7 @@ class LAELearner(Learner):
         self.online = nn.ModuleList(_module(vit.embed_dim, method) for _ in range(method.blocks))
         if task.index:
             self.offline = copy.deepcopy(self.online).requires_grad_(False)
-        self.head = nn.Linear(vit.num_features, task.seen)
+        self.head = LinearHead(vit.num_features, task.seen)
         nn.init.normal_(self.head.weight, std=0.001)
         nn.init.zeros_(self.head.bias)
 

@@ -12,9 +12,10 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import epochs, optim
 from graftwork.methods.parts.averaging import max_magnitude
@@ -40,7 +41,7 @@ class Changes(Clipped, Decayed, Epochs):
     optimizer: optim.OptimizerName = "adamw"
     clip: float = 1.0
     scale: float = 0.5
-    augmentation: Augmentation = "imagenet"
+    augmentation: Augmentation = "clip"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,8 +50,9 @@ class MagMax(Changes):
 
     Marczak et al., https://arxiv.org/abs/2407.06322. Weights are th_0 + scale * tau, where tau
     holds, entry by entry, the change th_t - th_0 of largest magnitude of all tasks so far.
-    `magmax_independent` starts every task from th_0. Defaults are those of the authors' code, which
-    trains CLIP's image tower under frozen text features, and has no `head_lr`.
+    `magmax_independent` starts every task from th_0. Defaults are those of the authors' code, whose
+    crops are open_clip's; it trains CLIP's image tower under frozen text features, with a rate that
+    rises for 500 steps, and has no `head_lr`.
 
     Args:
         weight_decay: of the backbone; the classifier has none, so that old rows stay.
@@ -61,6 +63,7 @@ class MagMax(Changes):
         paper="https://arxiv.org/abs/2407.06322",
         summary="Fine-tunes in sequence; predicts with the changes of largest magnitude.",
         memory="backbone, twice, however many tasks; C * D + C floats of classifier",
+        version=2,
         uses_seed=True,
         linear_layers=False,
         contract="trained",

@@ -35,6 +35,7 @@ class MagMaxIndependent(magmax.Changes):
         summary="Fine-tunes every task alone; predicts with the changes of largest magnitude.",
         memory="backbone, once, however many tasks; classifiers of C * (D + 3) floats if "
         "class-incremental, T * C * (D + 3) if domain-incremental",
+        version=2,
         uses_seed=True,
         linear_layers=False,
         growth="tasks",

@@ -4,17 +4,18 @@ Shapes: B batch, N rows, C classes seen, M context length, W width of CLIP's tex
 its image tower, D width of the ViT, L prompt lengths.
 """
 
-from dataclasses import asdict, dataclass, fields
-from typing import ClassVar
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
 
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.fused import Branches
-from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.contracts.hyperparameters import LATER, require
 from graftwork.methods.mixtures.promptfusion_clip import Stabiliser
-from graftwork.methods.mixtures.promptfusion_parts import PAPER, Common, rules
+from graftwork.methods.mixtures.promptfusion_joint import Joint
+from graftwork.methods.mixtures.promptfusion_parts import PAPER, Common, blend, rules
 from graftwork.methods.mixtures.promptfusion_vit import Booster
 
 
@@ -23,9 +24,8 @@ class PromptFusion(Common):
     """Blends the scores of a prompted CLIP and a prompted ViT by one learned weight.
 
     Chen et al., https://arxiv.org/abs/2303.07223; without its Lite variant, which spares the ViT
-    for some images. The two branches train side by side as two chains, each with a loss of its own,
-    and the weight is fitted after each task on the scores of both; the authors' code trains all of
-    it at once by the loss of the blended scores. Defaults are those for CIFAR-100.
+    for some images. Defaults are those for CIFAR-100, but for the training, which takes two chains
+    side by side; the authors' is `joint`.
 
     Args:
         lr: learning rate of both branches.
@@ -35,6 +35,9 @@ class PromptFusion(Common):
         image_prompt_length: learned tokens beside an image's patches in CLIP.
         vit_prompt_length: learned tokens beside an image's patches in the ViT.
         legacy_double_x: keep M placeholders behind the context, as the authors' code does.
+        training: trains the branches apart, each with a loss of its own, and fits the weight after
+            each task on the scores of both; or, as published, all of it at once by one loss of the
+            blended scores, on one image for both networks, prepared as for CLIP.
     """
 
     card: ClassVar[Card] = Card(
@@ -53,6 +56,7 @@ class PromptFusion(Common):
     image_prompt_length: int = 30
     vit_prompt_length: int = 30
     legacy_double_x: bool = False
+    training: Literal["apart", "joint"] = field(default="apart", metadata=LATER)
 
     def __post_init__(self) -> None:
         require(self, rules(self))
@@ -64,18 +68,18 @@ class PromptFusion(Common):
             vit=("promptfusion_vit", {f.name: values[f.name] for f in fields(Booster)}),
         )
 
+    def joint(self) -> tuple[str, dict[str, Any]] | None:
+        if self.training == "apart":
+            return None
+        values = asdict(self)
+        return "promptfusion_joint", {f.name: values[f.name] for f in fields(Joint)}
+
     def fit(self, clip: Tensor, vit: Tensor, targets: Tensor) -> State:
         """`weight`, before its sigmoid: where the cross-entropy of the blend is least."""
         return {"weight": fit_weight(clip, vit, targets)}
 
     def blend(self, state: State, clip: Tensor, vit: Tensor) -> Tensor:
         return blend(clip, vit, state["weight"])
-
-
-def blend(clip: Tensor, vit: Tensor, weight: Tensor) -> Tensor:
-    """Scores (1 - s) clip + s vit, s = sigmoid(weight); exactly one of the two at infinity."""
-    share = weight.sigmoid()
-    return (1 - share) * clip + share * vit
 
 
 def fit_weight(clip: Tensor, vit: Tensor, targets: Tensor) -> Tensor:

@@ -15,6 +15,7 @@ from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.mixtures.promptfusion_parts import PAPER, Common, Mask, recipe, rules
 from graftwork.methods.networks.clip import Clip, ends, phrases, unit
+from graftwork.methods.parts.heads import linear_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,7 +111,7 @@ class StabiliserLearner(Learner[Clip]):
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         features = unit(self.network.image_with_prompt(images, self.prompt))
-        return self.network.logit_scale.exp() * features @ self.texts().T
+        return linear_scores(self.network.logit_scale.exp() * features, self.texts(), None)
 
     def _features(self, columns: list[int], context: Tensor) -> Tensor:
         """Text features of some classes; of each, the context in place of its placeholders."""

@@ -81,6 +81,12 @@ class Mask(nn.Module):
         return F.nll_loss(logs * self(len(logs)) if self._theta else logs, targets)
 
 
+def blend(clip: Tensor, vit: Tensor, weight: Tensor) -> Tensor:
+    """Scores (1 - s) clip + s vit, s = sigmoid(weight); exactly one of the two at infinity."""
+    share = weight.sigmoid()
+    return (1 - share) * clip + share * vit
+
+
 def recipe(method: Common) -> Recipe:
     """Recipe of a task of either branch."""
     return replace(usual_recipe(method), drop_last=True)

@@ -1,17 +1,18 @@
 """PROOF: projections behind a frozen CLIP that grow with the tasks, and a cross-modal fusion."""
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from graftwork.methods.contracts import exemplars
+from graftwork.methods.contracts.batches import Neighbours
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.exemplars import Budget, Selection
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
-from graftwork.methods.mixtures.proof_fusion import Fusion
+from graftwork.methods.mixtures.proof_fusion import Comparison, Fusion
 from graftwork.methods.networks.clip import Clip, phrases
 from graftwork.methods.parts.epochs import Decayed, Scheduled, rules, usual_recipe
 
@@ -35,8 +36,10 @@ class PROOF(Decayed, Scheduled):
         exemplar_selection: how the images are chosen.
         context_length: learned context vectors per task.
         dropout: of the attention and of what comes out of it.
-        eval_selection: whether an image is compared with texts and prototypes as they are beside it
-            in the attention, or with their mean over the batch, as the authors' code does.
+        train_selection: compares a training image with texts and prototypes as they are beside it
+            in the attention, or with their mean over the batch of a step.
+        eval_selection: the same of a test image; the mean is then that of `batch_size` images of
+            one walk over all tasks. The authors' code takes means in training and at test time.
         freeze_text_projections: train only the newest projection of texts, as the paper says; the
             authors' code goes on training all of them.
         normalise_at_test: give the projected image unit length at test time too.
@@ -51,6 +54,7 @@ class PROOF(Decayed, Scheduled):
         summary="Projections per task behind a frozen CLIP, summed, and one attention over "
         "image, texts and prototypes.",
         memory="T * (2 * E * (E + 1) + 3 * E) + 4 * E * E + 3 * E + C * (E + 1) + 1 floats; images",
+        version=2,
         exemplars=2000,
         uses_seed=True,
         growth="tasks",
@@ -69,7 +73,8 @@ class PROOF(Decayed, Scheduled):
     exemplar_selection: Selection = "herding"
     context_length: int = 3
     dropout: float = 0.1
-    eval_selection: Literal["instance", "batch_mean"] = "instance"
+    train_selection: Comparison = "instance"
+    eval_selection: Comparison = "instance"
     freeze_text_projections: bool = False
     normalise_at_test: bool = False
     plain_scale: float = 1.0
@@ -86,6 +91,11 @@ class PROOF(Decayed, Scheduled):
                 "dropout": (0 <= self.dropout < 1, "at least 0 and below 1"),
             },
         )
+
+    def neighbours(self) -> Neighbours | None:
+        if self.eval_selection == "instance":
+            return None
+        return Neighbours(size=self.batch_size, walk="stream")
 
     def recipe(self, task: Task) -> Recipe:
         return usual_recipe(self)

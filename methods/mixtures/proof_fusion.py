@@ -3,7 +3,7 @@
 Shapes: B batch, N rows, C classes seen, P templates, E joint width, T tasks so far.
 """
 
-from typing import Protocol
+from typing import Literal, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,9 @@ from torch import Tensor, nn
 from graftwork.methods.contracts.trained import Task
 from graftwork.methods.parts.collectives import batch_rows, batch_sum
 from graftwork.methods.parts.heads import EPS, cross_entropy
+
+Comparison = Literal["instance", "batch_mean"]
+"""With texts and prototypes as they are beside the image, or with their mean over its batch."""
 
 
 class Factors(Protocol):
@@ -22,7 +25,9 @@ class Factors(Protocol):
     @property
     def dropout(self) -> float: ...
     @property
-    def eval_selection(self) -> str: ...
+    def train_selection(self) -> Comparison: ...
+    @property
+    def eval_selection(self) -> Comparison: ...
     @property
     def freeze_text_projections(self) -> bool: ...
     @property
@@ -135,12 +140,13 @@ class Fusion(nn.Module):
         """
         return unit(unit(self.texts(features.float())).mean(dim=1))
 
-    def fused(self, images: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+    def fused(self, images: Tensor, texts: Tensor, by: Comparison) -> tuple[Tensor, Tensor]:
         """Similarities [B, C] of images to texts and to prototypes, after the attention.
 
         Args:
             images: [B, E].
             texts: [C, E].
+            by: as the texts and prototypes are beside each image, or as they are in the mean.
         """
         known = torch.cat([texts, unit(self.images(self.prototypes)), *self.context])
         tokens = torch.cat([images[:, None], known.expand(len(images), *known.shape)], dim=1)
@@ -149,7 +155,7 @@ class Fusion(nn.Module):
         text, prototype = tokens[:, 1 : 1 + 2 * classes].split(classes, dim=1)
         # Differs from PROOF: their mean over the batch is taken only if asked for, because with it
         # an image's scores depend on its neighbours.
-        if self.method.eval_selection == "batch_mean":
+        if by == "batch_mean":
             count = batch_sum(image.new_tensor(float(len(image))))
             text, prototype = (batch_sum(part.sum(0)) / count for part in (text, prototype))
             return image @ text.T, image @ prototype.T
@@ -162,7 +168,7 @@ class Fusion(nn.Module):
         # Differs from PROOF only if asked for: its images have unit length in training alone.
         if self.method.normalise_at_test:
             image = unit(image)
-        by_text, by_prototype = self.fused(image, text)
+        by_text, by_prototype = self.fused(image, text, self.method.eval_selection)
         factors = self.method
         plain = factors.plain_scale * image @ text.T
         return plain + factors.text_scale * by_text + factors.prototype_scale * by_prototype
@@ -180,7 +186,7 @@ class Fusion(nn.Module):
             task: the task.
         """
         image, text = unit(self.image(features)), self.text(texts[:, :1])
-        by_text, by_prototype = self.fused(image, text)
+        by_text, by_prototype = self.fused(image, text, self.method.train_selection)
         terms = {
             "text": cross_entropy(by_text, targets, task),
             "contrast": contrast(image, text[targets], scale.float().exp()),

@@ -4,6 +4,7 @@ Shapes: B batch, C classes seen, E joint width, R reference images, N reference 
 """
 
 import copy
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import ClassVar, cast
@@ -12,9 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.clip import Clip, class_texts, cosines, phrases, unit
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Decayed, Steps, rules
@@ -31,7 +33,8 @@ class ZSCL(Decayed, Steps):
     Zheng et al., https://arxiv.org/abs/2303.06628, sections 4.1 to 4.3. Defaults are those of the
     authors' class-incremental code (Thunderbeee/ZSCL, commit b96e714). With `distillation: 0`,
     `constraint: 0` and `average_every: 0` it is plain fine-tuning of CLIP. Images and texts of the
-    distillation are the spec's `reference`.
+    distillation are the spec's `reference`; its images come in passes, each in a random order of
+    its own, whose last batch may be smaller.
 
     Args:
         batch_size: images per step, of all workers together; as many reference images.
@@ -56,14 +59,14 @@ class ZSCL(Decayed, Steps):
     temperature: float = 2.0
     constraint: float = 0.0
     average_every: int = 10
-    # Differs from ZSCL: it crops 90 to 100 % of each image at random.
-    augmentation: Augmentation = "none"
+    augmentation: Augmentation = "clip"
 
     card: ClassVar[Card] = Card(
         title="ZSCL",
         paper="https://arxiv.org/abs/2303.06628",
         summary="Trains all of CLIP, distils the zero-shot model on reference data, averages.",
         memory="both towers",
+        version=2,
         uses_seed=True,
         network="clip",
         reference=True,
@@ -148,7 +151,6 @@ class ZSCLLearner(Learner[Clip]):
                     "reference: must be images and texts where distillation is above 0"
                 )
             self._reference_texts = self._encode(list(self.reference.texts))
-            self.images_beside = 2 * min(self._method.batch_size, len(self.reference))
 
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         method, scale = self._method, self.network.logit_scale.exp()
@@ -207,10 +209,13 @@ class ZSCLLearner(Learner[Clip]):
     def _reference_images(self) -> Tensor:
         """The reference images of this step, the same on all workers."""
         assert self.reference is not None and self.steps is not None
-        generator = torch.Generator().manual_seed(self._seed + int(self.steps))
+        size, count = self._method.batch_size, len(self.reference)
+        passed, place = divmod(int(self.steps), math.ceil(count / size))
+        generator = torch.Generator().manual_seed(self._seed + passed)
         # Texts are scored over the images of a batch: parts of it would be another loss.
-        rows = torch.randperm(len(self.reference), generator=generator)
-        return self.reference.batch(rows[: self._method.batch_size].tolist())
+        rows = torch.randperm(count, generator=generator).split(size)[place].tolist()
+        self.images_beside = 2 * len(rows)
+        return self.reference.batch(rows)
 
     def _distilled(self) -> Tensor:
         """Both terms of the distillation; texts are those of the frozen tower on either side."""

@@ -54,7 +54,11 @@ def fisher_mean(
     if weight in (0, 1):
         return (b if weight else a).clone()
     of_a, of_b = ((f.clamp(min=floor)) for f in (fisher_a, fisher_b))
-    of_a, of_b = (1 - weight) * of_a, weight * of_b
+    # A weight times the smallest numbers there are is 0, as if nobody knew anything. A power of two
+    # changes no digit of the others.
+    tiny = torch.maximum(of_a, of_b) < 2.0**-90
+    raised = torch.where(tiny, of_a.new_tensor(1 / torch.finfo(of_a.dtype).tiny), 1.0)
+    of_a, of_b = (1 - weight) * (raised * of_a), weight * (raised * of_b)
     total = of_a + of_b
     share = torch.where(total > 0, of_b / total, weight)
     # A point between the two, and a itself where they are equal, whatever the rounding.

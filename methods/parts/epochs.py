@@ -8,7 +8,8 @@ A default is in the keys of all methods that do not declare it again.
 
 from dataclasses import dataclass
 
-from graftwork.methods.contracts.trained import Augmentation, Recipe
+from graftwork.methods.contracts.augmentations import Augmentation
+from graftwork.methods.contracts.trained import Recipe
 from graftwork.methods.parts import optim
 
 

@@ -35,9 +35,32 @@ class CosineHead(nn.Module):
             return self.scale * cosine(features.float(), self.weight)
 
 
-def linear_head(width: int, classes: int, std: float = 0.02) -> nn.Linear:
+def linear_scores(features: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Scores [B, C] of features [B, D], in the weights' float32 also under autocast.
+
+    In bfloat16 the scores of two classes are often equal, and a tie goes to the class that came
+    first.
+
+    Args:
+        features: [B, D], of any floating-point dtype.
+        weight: [C, D].
+        bias: [C], or None.
+    """
+    with torch.autocast(features.device.type, enabled=False):
+        return F.linear(features.to(weight.dtype), weight, bias)
+
+
+class LinearHead(nn.Linear):
+    """A linear classifier that scores in float32, also under autocast; see `linear_scores`."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Scores [B, C] of features [B, D]."""
+        return linear_scores(input, self.weight, self.bias)
+
+
+def linear_head(width: int, classes: int, std: float = 0.02) -> LinearHead:
     """A linear classifier: weights truncated normal, bias 0."""
-    head = nn.Linear(width, classes)
+    head = LinearHead(width, classes)
     nn.init.trunc_normal_(head.weight, std=std)
     nn.init.zeros_(head.bias)
     return head

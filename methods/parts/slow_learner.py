@@ -6,16 +6,16 @@ Shapes: B batch, C classes seen, D width.
 from dataclasses import dataclass
 from typing import Any, Generic
 
-import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 from typing_extensions import TypeVar
 
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.augmentations import Augmentation
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, read_out, unfreeze
 from graftwork.methods.parts import alignment, epochs, optim
 from graftwork.methods.parts.epochs import Decayed, Steps
-from graftwork.methods.parts.heads import OtherRows, current_cross_entropy
+from graftwork.methods.parts.heads import OtherRows, current_cross_entropy, linear_scores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,8 @@ class Slow(Decayed, Steps):
         samples_per_class: features drawn of each class in each of these epochs.
         temperature: of the normalised logits in the alignment; 0 takes the logits as they are.
         reset_final_norm: replace the backbone's last norm by a fresh one, as the authors do.
-        augmentation: of the training images.
+        augmentation: of the training images; the authors have `imagenet_bicubic` for ImageNet-R and
+            `fine_grained` for CUB and Cars.
     """
 
     backbone_lr_scale: float = 0.01
@@ -119,7 +120,7 @@ class SlowLearner(Learner, Generic[M]):
         raise NotImplementedError
 
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
-        return F.linear(self.features(images), self.aligned_weight, self.aligned_bias)
+        return linear_scores(self.features(images), self.aligned_weight, self.aligned_bias)
 
     def features(self, images: Tensor) -> Tensor:
         return read_out(self.network, forward_tokens(self.network, images))

@@ -6,11 +6,11 @@ Shapes: B batch, D width, S tasks so far, C classes seen, R rows of all classifi
 from collections.abc import Mapping, Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from graftwork.methods.contracts.trained import Task
 from graftwork.methods.parts.entries import earlier, usual
+from graftwork.methods.parts.heads import linear_scores
 
 NONE = float("-inf")
 """Score of a class under a task that did not have it."""
@@ -89,10 +89,8 @@ class StageHeads(nn.Module):
         scores = features[0].new_full(
             (len(features[0]), len(features), seen), NONE, dtype=torch.float32
         )
-        # Temperatures divide logits by a thousandth, which leaves nothing of a bfloat16.
-        with torch.autocast(scores.device.type, enabled=False):
-            for number, feature in enumerate(features):
-                rows = (self.stage == number).nonzero().flatten()
-                own = F.linear(feature.float(), self.weight[rows], self.bias[rows])
-                scores[:, number, self.column[rows]] = own
+        for number, feature in enumerate(features):
+            rows = (self.stage == number).nonzero().flatten()
+            own = linear_scores(feature, self.weight[rows], self.bias[rows])
+            scores[:, number, self.column[rows]] = own
         return scores

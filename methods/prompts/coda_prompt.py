@@ -12,14 +12,15 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import LATER, require
 from graftwork.methods.contracts.stream import Room, StreamNeeds
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import EPS, current_cross_entropy
+from graftwork.methods.parts.heads import EPS, LinearHead, current_cross_entropy
 
 Orthogonalisation = Literal["least_squares", "sequential"]
 
@@ -145,7 +146,7 @@ class CodaPromptLearner(Learner):
         self.components = nn.Parameter(torch.zeros(shape))
         self.keys = nn.Parameter(torch.zeros(rows, method.layers, width))
         self.masks = nn.Parameter(torch.zeros(rows, method.layers, width))
-        self.head = nn.Linear(width, task.seen)
+        self.head = LinearHead(width, task.seen)
 
     def begin(self) -> None:
         with torch.no_grad():

@@ -14,14 +14,17 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
+from graftwork.methods.contracts.batches import Neighbours
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task
+from graftwork.methods.contracts.trained import Learner, Recipe, Task
 from graftwork.methods.networks.vit import DeepPrompt, forward_tokens, read_out
 from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.epochs import Clipped, Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import EPS, current_cross_entropy
+from graftwork.methods.parts.heads import EPS, LinearHead, current_cross_entropy
 from graftwork.methods.parts.prompt_tokens import uniform_bound
+from graftwork.methods.prompts.selection import Vote, voters
 
 FAR = -1e11
 """Logit of a class that is ruled out."""
@@ -37,7 +40,8 @@ class DAP(Clipped, Epochs):
     Defaults are those of the authors' code for CIFAR-100 in 10 tasks, except that every image
     decides alone which task it belongs to, and for `pull`. For ImageNet-R it has `epochs: 20`,
     `lr: 0.25`, `optimizer: sgd`, `shuffle: false`, `prompt_length: 30`, `embedding: 64`,
-    `pull: 256`, `skip_last_block: true`, and masks the logits.
+    `pull: 256`, `skip_last_block: true`, and masks the logits. Its images are those of the spec's
+    preprocessing `dap_224`, without augmentation.
 
     Args:
         shuffle: draw a new order in every epoch; otherwise the data set's own.
@@ -52,7 +56,8 @@ class DAP(Clipped, Epochs):
             of a block start equal, get equal gradients and stay copies of one token.
         skip_last_block: no prompts in the last block.
         eval_selection: the task of an image is its own nearest key, or the one that most images
-            of the test batch vote for, as published; a vote leaks what its neighbours are.
+            of the test batch vote for, as published, in batches of `batch_size` of each task; a
+            vote leaks what its neighbours are.
         mask_to_inferred_task: rule out all classes but those of the inferred task.
     """
 
@@ -68,7 +73,7 @@ class DAP(Clipped, Epochs):
     head_std: float = 0.1414
     down_init: Literal["zero", "small"] = "zero"
     skip_last_block: bool = False
-    eval_selection: Literal["instance", "batch_vote"] = "instance"
+    eval_selection: Vote = "instance"
     mask_to_inferred_task: bool = False
 
     card: ClassVar[Card] = Card(
@@ -95,6 +100,9 @@ class DAP(Clipped, Epochs):
                 "head_std": (self.head_std > 0, "above 0"),
             },
         )
+
+    def neighbours(self) -> Neighbours | None:
+        return voters(self.eval_selection, self.batch_size)
 
     def recipe(self, task: Task) -> Recipe:
         # No weight decay: it would move the keys and embeddings of earlier tasks.
@@ -157,7 +165,7 @@ class DAPLearner(Learner):
         self.embeddings = nn.Parameter(torch.randn(task.index + 1, method.embedding))
         bound = uniform_bound(vit)
         self.keys = nn.Parameter(torch.empty(task.index + 1, width).uniform_(-bound, bound))
-        self.head = nn.Linear(width, task.seen)
+        self.head = LinearHead(width, task.seen)
         # Differs from naver-ai/dap-cl: the spread is a hyper-parameter, because the number of
         # classes of the whole stream, which gives it there, is not known.
         nn.init.normal_(self.head.weight, std=method.head_std)

@@ -11,6 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.batches import Neighbours
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.stream import StreamNeeds
@@ -19,7 +20,7 @@ from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_o
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Clipped, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import current_cross_entropy, linear_head
-from graftwork.methods.prompts.selection import Selection, nearest, select, similarity
+from graftwork.methods.prompts.selection import Selection, nearest, select, similarity, voters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,11 +45,12 @@ class DualPrompt(Clipped, Epochs):
         prompt_init: start of prefixes and keys, uniform in (-1, 1) as in the PyTorch ports or,
             narrow, in (0, 0.01) as in the authors' code.
         kv_layout: scrambled mimics the PyTorch ports, which mix the keys and values of the images
-            of a batch: no use but to reproduce them.
+            of a batch, also at test time, in batches of `batch_size`: no use but to reproduce them.
         candidate_keys: tasks that an image may be taken for: those seen, or all of the stream,
             with the untrained keys of tasks to come, as published; a stream with them cannot grow.
         eval_selection: the task of an image by its own nearest key, or by a vote of the test
-            batch, which leaks what an image's neighbours are.
+            batch, which leaks what an image's neighbours are; in batches of `batch_size` of each
+            task, as in the authors' code and the port, or of LAMDA-PILOT's walk over all tasks.
     """
 
     epochs: int = 5
@@ -99,6 +101,11 @@ class DualPrompt(Clipped, Epochs):
 
     def stream_needs(self) -> StreamNeeds:
         return StreamNeeds(count=self.candidate_keys == "all")
+
+    def neighbours(self) -> Neighbours | None:
+        by = self.eval_selection
+        mixed = by == "instance" and self.kv_layout == "scrambled"
+        return voters("batch_vote" if mixed else by, self.batch_size)
 
     def recipe(self, task: Task) -> Recipe:
         return usual_recipe(self)

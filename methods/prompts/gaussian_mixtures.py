@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from graftwork.methods.parts import gaussians, optim
 from graftwork.methods.parts.clusters import k_means
 
-Statistics = Literal["centroids", "covariance"]
-"""K-means centroids with a variance for each dimension, or a mean with a full covariance."""
+Statistics = Literal["centroids", "covariance", "variance"]
+"""K-means centroids with a variance for each dimension, or a mean with a full covariance, or with
+the diagonal of it."""
 
 
 class Mixtures(nn.Module):
@@ -25,7 +26,7 @@ class Mixtures(nn.Module):
         entries: E.
         width: D.
         kind: what a component is.
-        centroids: K; an entry has a single component with a covariance.
+        centroids: K; an entry has a single component without centroids.
     """
 
     # Clusters come in the order in which they were found.
@@ -35,13 +36,13 @@ class Mixtures(nn.Module):
     mean: Tensor
     """[E, K, D]."""
     spread: Tensor
-    """Variances [E, K, D], or covariances [E, 1, D, D]."""
+    """Variances [E, K, D], K = 1 without centroids, or covariances [E, 1, D, D]."""
 
     def __init__(self, entries: int, width: int, kind: Statistics, centroids: int) -> None:
         super().__init__()
         self._kind = kind
         number = centroids if kind == "centroids" else 1
-        spread = (width,) if kind == "centroids" else (width, width)
+        spread = (width, width) if kind == "covariance" else (width,)
         self.register_buffer("count", torch.zeros(entries, number, dtype=torch.int64))
         self.register_buffer("mean", torch.zeros(entries, number, width))
         self.register_buffer("spread", torch.zeros(entries, number, *spread))
@@ -56,11 +57,14 @@ class Mixtures(nn.Module):
             number: how many entries that are.
         """
         first = len(self.count) - number
-        if self._kind == "covariance":
+        if self._kind != "centroids":
             found = gaussians.measure(features, places, number)
+            spread = found.covariance
+            if self._kind == "variance":
+                spread = spread.diagonal(dim1=1, dim2=2)
             self.count[first:, 0] = found.count.to(self.count.device)
             self.mean[first:, 0] = found.mean.to(self.mean.device)
-            self.spread[first:, 0] = found.covariance.to(self.spread.device)
+            self.spread[first:, 0] = spread.to(self.spread.device)
             return
         for place in range(number):
             rows = features[places == place].double()
@@ -84,9 +88,9 @@ class Mixtures(nn.Module):
     def factors(self) -> Tensor:
         """Factors of the noise: deviations [M, D], or Cholesky factors [M, D, D]."""
         spread = self.spread[self.used()]
-        if self._kind == "centroids":
-            return (spread + gaussians.JITTER).sqrt()
-        return gaussians.factor(spread)
+        if self._kind == "covariance":
+            return gaussians.factor(spread)
+        return (spread + gaussians.JITTER).sqrt()
 
     def samples(self, factors: Tensor, size: int, steps: int) -> Iterator[tuple[Tensor, Tensor]]:
         """Some of M * S samples, equally many of each component, in random order.

@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
+from graftwork.methods.contracts.batches import Neighbours
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import Prefix, forward_tokens, heads, read_out
 from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.epochs import Clipped, Steps, rules
@@ -59,7 +61,10 @@ class HiDePrompt(Clipped, Steps):
         tii_alignment_lr: learning rate of the task inference in its alignment.
         tii_samples_per_class: features drawn of each component for it, and size of a batch.
         kv_layout: scrambled mimics the authors' code, which mixes the keys and values of the images
-            of a batch: no use but to reproduce it.
+            of a batch, also at test time and for what is stored of the classes: no use but to
+            reproduce it.
+        test_batch: images of one task, or of one class for what is stored of it, that are forwarded
+            together with that layout; without it no image sees another one.
         augmentation: of the training images.
     """
 
@@ -87,6 +92,7 @@ class HiDePrompt(Clipped, Steps):
     tii_alignment_lr: float = 4.6875e-4
     tii_samples_per_class: int = 24
     kv_layout: Literal["correct", "scrambled"] = "correct"
+    test_batch: int = 24
     augmentation: Augmentation = "slca"
 
     card: ClassVar[Card] = Card(
@@ -96,7 +102,8 @@ class HiDePrompt(Clipped, Steps):
         "classifiers are aligned on features sampled from what is stored of the classes.",
         memory="2 * T * R * L * D floats of prefixes; 4 * D * D + 5 * D of task inference; "
         "(C + E) * (D + 1) of classifiers; 2 * E * k * (2 * D + 1) + 2 * E numbers of statistics "
-        "with k centroids, 2 * E * (D * D + D + 1) + 2 * E with covariances; E = C, or T * C if "
+        "with k centroids (1 with variances), 2 * E * (D * D + D + 1) + 2 * E with covariances; "
+        "E = C, or T * C if "
         "domain-incremental",
         version=2,
         growth="tasks",
@@ -125,8 +132,12 @@ class HiDePrompt(Clipped, Steps):
                 "samples_per_class": (self.samples_per_class >= 1, "at least 1"),
                 "tii_alignment_lr": (self.tii_alignment_lr > 0, "above 0"),
                 "tii_samples_per_class": (self.tii_samples_per_class >= 1, "at least 1"),
+                "test_batch": (self.test_batch >= 1, "at least 1"),
             },
         )
+
+    def neighbours(self) -> Neighbours | None:
+        return Neighbours(size=self.test_batch) if self.kv_layout == "scrambled" else None
 
     def recipe(self, task: Task) -> Recipe:
         # Differs from the authors' code, which trains the task inference in a run of its own, for
@@ -257,8 +268,8 @@ class HiDePromptLearner(Learner):
         now = self.task.index
         with torch.no_grad():
             self.e[now] = self.mixed()[0]
-        rows = data.map(self._both)
         places = self.place.cpu()[data.targets.cpu()]
+        rows = data.map(self._both, self._batches(places))
         for mixtures, features in zip((self.plain, self.prompted), rows.unbind(1), strict=True):
             mixtures.measure(features, places, self._own)
         method, steps = self._method, len(self.entries) - self._own
@@ -315,6 +326,24 @@ class HiDePromptLearner(Learner):
     def _features(self, images: Tensor, own: Tensor) -> Tensor:
         prefixes = self.prefixes(own, len(images))
         return read_out(self.network, forward_tokens(self.network, images, prefixes=prefixes))
+
+    def _batches(self, places: Tensor) -> list[list[int]] | None:
+        """Rows of the batches that are measured: of one class each, where they mix their rows.
+
+        Args:
+            places: of the rows' classes among those of the task [N].
+        """
+        # Differs from the authors' code, which shuffles the rows of a class: the first half of a
+        # batch is measured with the keys, the other with the values.
+        if self._method.kv_layout == "correct":
+            return None
+        size = self._method.test_batch
+        return [
+            batch.tolist()
+            for place in range(self._own)
+            for batch in (places == place).nonzero().flatten().split(size)
+            if len(batch)
+        ]
 
     def _both(self, images: Tensor, query: Tensor | None) -> Tensor:
         """Features without and with the task's prefix [B, 2, D]."""

@@ -11,6 +11,7 @@ import torch
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.batches import Neighbours
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.methods.contracts.stream import Room, StreamNeeds
@@ -19,7 +20,7 @@ from graftwork.methods.networks.vit import forward_tokens
 from graftwork.methods.parts import optim
 from graftwork.methods.parts.epochs import Clipped, Epochs, rules, usual_recipe
 from graftwork.methods.parts.heads import current_cross_entropy, linear_head
-from graftwork.methods.prompts.selection import Selection, histogram, select, similarity
+from graftwork.methods.prompts.selection import Selection, histogram, select, similarity, voters
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +30,7 @@ class L2P(Clipped, Epochs):
     Wang et al., https://arxiv.org/abs/2112.08654. Defaults are those of the PyTorch port
     (JH-LEE-KR/l2p-pytorch) and of LAMDA-PILOT for CIFAR-100 in 10 tasks; the authors' own code
     (google-research/l2p) has `batch_size: 128`, `lr: 0.015`, `prompt_length: 10`, `top_n: 4`,
-    `pull_weight: 1.0` and `prompt_init: narrow` instead. All of them test with `batch_vote`.
+    `pull_weight: 1.0` and `prompt_init: narrow` instead. All of them test with a vote.
 
     Args:
         optimizer: optimiser, new for every task; without decay, which would move unused prompts.
@@ -43,7 +44,8 @@ class L2P(Clipped, Epochs):
         train_selection: by a vote of the batch as published, by each image alone, or a fixed
             block of N prompts for each task, started as a copy of the block before.
         eval_selection: by each image alone, or by a vote of the test batch, which leaks what an
-            image's neighbours are.
+            image's neighbours are; in batches of `batch_size` of each task, as in the authors' code
+            and the port, or of LAMDA-PILOT's walk over all tasks.
     """
 
     epochs: int = 5
@@ -87,6 +89,9 @@ class L2P(Clipped, Epochs):
         if self.train_selection != "task":
             return StreamNeeds()
         return StreamNeeds(room=Room(field="pool_size", size=self.pool_size, per_task=self.top_n))
+
+    def neighbours(self) -> Neighbours | None:
+        return voters(self.eval_selection, self.batch_size)
 
     def recipe(self, task: Task) -> Recipe:
         return usual_recipe(self)

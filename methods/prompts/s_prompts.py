@@ -14,14 +14,15 @@ import torch.nn.functional as F
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation, Learner, Recipe, Task, TaskImages
+from graftwork.methods.contracts.trained import Learner, Recipe, Task, TaskImages
 from graftwork.methods.networks.vit import forward_tokens, read_out
 from graftwork.methods.parts import entries, optim
 from graftwork.methods.parts.clusters import k_means
 from graftwork.methods.parts.epochs import Decayed, Epochs, rules, usual_recipe
-from graftwork.methods.parts.heads import cross_entropy
+from graftwork.methods.parts.heads import cross_entropy, linear_scores
 from graftwork.methods.parts.prompt_tokens import without_prompt
 
 FAR = -1e9
@@ -34,7 +35,8 @@ class SPrompts(Decayed, Epochs):
 
     Wang et al., https://arxiv.org/abs/2207.12819, the variant for image models (S-iPrompts).
     Made for domain-incremental streams. Defaults are those of the authors' code for DomainNet,
-    whose settings files are all for CLIP; its CDDB runs train 10 epochs.
+    whose settings files are all for CLIP; its CDDB runs train 10 epochs,
+    with `augmentation: imagenet_jitter`.
 
     Args:
         weight_decay: of the prompt and the classifier, on task 0.
@@ -147,7 +149,7 @@ class SPromptsLearner(Learner):
     def forward(self, images: Tensor, targets: Tensor, query: Tensor | None) -> dict[str, Tensor]:
         features = self._features(images, self.prompts[-1:])
         own = len(self.task.current)
-        scores = F.linear(features, self.weight[self._own], self.bias[self._own])
+        scores = linear_scores(features, self.weight[self._own], self.bias[self._own])
         place = torch.zeros(self.task.seen, dtype=torch.int64, device=targets.device)
         place[self.rows[self._own, 1]] = torch.arange(own, device=targets.device)
         return {"loss": cross_entropy(scores.float(), place[targets], self.task)}
@@ -161,7 +163,7 @@ class SPromptsLearner(Learner):
     def logits(self, images: Tensor, query: Tensor | None) -> Tensor:
         task = self.chosen(_queries(query))
         features = self._features(images, self.prompts[task])
-        scores = F.linear(features, self.weight, self.bias).float()
+        scores = linear_scores(features, self.weight, self.bias)
         scores = F.pad(scores, (0, 1), value=FAR)  # the last row is of no task
         rows = torch.arange(len(self.rows), device=scores.device)
         table = rows.new_full((self.task.index + 1, self.task.seen), len(rows))

@@ -8,12 +8,24 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from graftwork.methods.contracts.batches import Neighbours
 from graftwork.methods.parts.collectives import all_sum
 from graftwork.methods.parts.heads import cosine
 
-Selection = Literal["instance", "batch_vote"]
+Vote = Literal["instance", "batch_vote"]
 """By each image on its own, or by a vote of the batch. A vote of test images that were sorted by
 task tells their task: it is there to reproduce published numbers."""
+
+Selection = Literal["instance", "batch_vote", "batch_vote_pilot"]
+"""As `Vote`; the batches of LAMDA-PILOT are one walk over all tasks, class by class, so that some
+hold images of two tasks and vote some of them into the wrong one."""
+
+
+def voters(by: Selection, size: int) -> Neighbours | None:
+    """Test batches of so many images that vote; None where every image is on its own."""
+    if by == "instance":
+        return None
+    return Neighbours(size=size, walk="stream" if by == "batch_vote_pilot" else "tasks")
 
 
 def similarity(query: Tensor, key: Tensor) -> Tensor:
@@ -42,4 +54,4 @@ def vote(chosen: Tensor, size: int) -> Tensor:
 def select(scores: Tensor, count: int, by: Selection) -> Tensor:
     """Ids [B, N] by scores [B, M] for each image, or [1, N] for all of them by a vote."""
     chosen = nearest(scores, count)
-    return vote(chosen, scores.shape[1]) if by == "batch_vote" else chosen
+    return chosen if by == "instance" else vote(chosen, scores.shape[1])

@@ -21,7 +21,8 @@ class VPT(Clipped, Decayed, Epochs):
     """Learns a few tokens for a frozen ViT, on every task in turn; no method yet.
 
     Jia et al., https://arxiv.org/abs/2203.12119; the tokens are the same for all tasks.
-    Defaults are the first session of LAMDA-PILOT's `aper_vpt` (commit 2647455).
+    Defaults are the first session of LAMDA-PILOT's `aper_vpt` (commit 2647455); the authors' code
+    has `augmentation: vpt` on fine-grained data sets, and none on VTAB.
 
     Args:
         weight_decay: of the prompts; the classifier has none, so that earlier classes keep theirs.

@@ -33,7 +33,6 @@ class ACIL:
         paper="https://arxiv.org/abs/2205.14922",
         summary="Ridge regression of fixed strength on all rows seen, from second moments.",
         memory="M * M + M * C floats, or N * D while fewer than M rows were seen",
-        uses_seed=True,
     )
 
     gamma: float = 0.1
@@ -49,6 +48,11 @@ class ACIL:
                 "buffer": (0 <= self.buffer <= 100_000, "between 0 and 100000"),
             },
         )
+
+    @property
+    def uses_seed(self) -> bool:
+        """With the random layer alone."""
+        return self.buffer > 0
 
     def statistics(self, rows: Rows, seed: int) -> State:
         """The rows themselves while N < M, their sums from then on; see `moments.collect`."""

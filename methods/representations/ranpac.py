@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from graftwork.methods.contracts.adapted import Parts
+from graftwork.methods.contracts.augmentations import Augmentation
 from graftwork.methods.contracts.card import Card, State
 from graftwork.methods.contracts.fitted import Rows
 from graftwork.methods.contracts.hyperparameters import require
-from graftwork.methods.contracts.trained import Augmentation
 from graftwork.methods.parts import first_session
 from graftwork.methods.parts.prompt_tokens import PromptInit
 from graftwork.methods.parts.sums import by_row, columns
@@ -85,6 +85,12 @@ class RanPAC:
                 **first_session.rules(self),
             },
         )
+
+    @property
+    def uses_seed(self) -> bool:
+        """Not without a projection, held-out rows and a first session."""
+        drawn = self.projection_dim > 0 or self.lambda_mode != "fixed"
+        return drawn or self.first_session != "none"
 
     def parts(self) -> Parts:
         """The first session if there is one; the classifier is this method itself."""

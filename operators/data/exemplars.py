@@ -18,6 +18,9 @@ from graftwork.operators.seeds import derive
 Block = tuple[int, int]
 """A class and a domain."""
 
+PICKS = 1000
+"""Steps of `barycenter`, as in continuum."""
+
 TIE = 1e-12
 """Scores that differ by less are equal: rounding must not choose between equal images."""
 
@@ -25,9 +28,9 @@ TIE = 1e-12
 def herd(features: np.ndarray) -> np.ndarray:
     """Rows [N] in the order in which they bring the mean of those so far nearest to that of all.
 
-    iCaRL's herding (Rebuffi et al., https://arxiv.org/abs/1611.07725, algorithm 4), called
-    barycenter elsewhere: features at unit length, their mean as it comes, one row after the other
-    so that the mean of the first k is nearest to it. Of equal rows the lower number comes first.
+    iCaRL's herding (Rebuffi et al., https://arxiv.org/abs/1611.07725, algorithm 4): features at
+    unit length, their mean as it comes, one row after the other so that the mean of the first k is
+    nearest to it. Of equal rows the lower number comes first.
 
     Args:
         features: [N, D].
@@ -48,6 +51,33 @@ def herd(features: np.ndarray) -> np.ndarray:
         left[order[number]] = False
         so_far += gram[order[number]]
     return order
+
+
+def barycenter(features: np.ndarray) -> np.ndarray:
+    """Rows [N] in the order of continuum's herding of this name, which PromptFusion uses.
+
+    The row of the largest product with w, which starts as the mean m of the features at unit length
+    and becomes w + m - row. A row may be found again, which changes w and finds nothing; rows that
+    were not found in `PICKS` steps follow in their order. The first k are continuum's k exemplars.
+    On features with few dimensions many of them are others than those of `herd`, where no row is
+    taken twice.
+
+    Args:
+        features: [N, D].
+    """
+    rows = features.astype(np.float64)
+    rows /= np.linalg.norm(rows, axis=1, keepdims=True) + 1e-8
+    gram = rows @ rows.T
+    towards = gram.mean(axis=1)
+    product, found = towards.copy(), dict[int, None]()
+    for _ in range(PICKS):
+        if len(found) == len(rows):
+            break
+        row = int(np.flatnonzero(product >= product.max() - TIE)[0])
+        found[row] = None
+        product += towards - gram[row]
+    found |= dict.fromkeys(range(len(rows)))
+    return np.array(list(found), dtype=np.int64)
 
 
 def shuffle(digests: np.ndarray, seed: int) -> np.ndarray:

@@ -51,7 +51,7 @@ def resize_and_crop(decoded: Sequence[Image.Image], preprocessing: Preprocessing
     groups: dict[tuple[int, int], list[int]] = defaultdict(list)
     for position, image in enumerate(decoded):
         groups[image.size].append(position)
-    resized = {size: _resized(size, preprocessing.resize) for size in groups}
+    resized = {size: _resized(size, preprocessing) for size in groups}
     crop = preprocessing.crop
     frames = {(crop, crop)} if crop else set(resized.values())
     if len(frames) > 1:
@@ -100,11 +100,14 @@ def normalise(
     return values.to(dtype)
 
 
-def _resized(size: tuple[int, int], shorter: int | None) -> tuple[int, int]:
+def _resized(size: tuple[int, int], preprocessing: Preprocessing) -> tuple[int, int]:
     """Width and height after Resize, rounded down as torchvision does."""
     width, height = size
+    shorter = preprocessing.resize
     if shorter is None:
         return size
+    if preprocessing.stretch:
+        return shorter, shorter
     if width <= height:
         return shorter, int(shorter * height / width)
     return int(shorter * width / height), shorter

@@ -28,6 +28,7 @@ class Preprocessing:
 
     Args:
         resize: pixels of the shorter edge afterwards; None keeps the size.
+        stretch: resizes both edges to that, whatever the aspect.
         interpolation: "bicubic" or "bilinear"; with antialiasing where the image gets smaller.
         crop: pixels of the square that is cut out, padded with black; None keeps all.
         mean: of red, green, blue, in 0..1.
@@ -42,6 +43,7 @@ class Preprocessing:
     crop: int | None = None
     mean: Triple = (0.0, 0.0, 0.0)
     std: Triple = (1.0, 1.0, 1.0)
+    stretch: bool = False
 
     def __post_init__(self) -> None:
         for name in ("resize", "crop"):
@@ -50,6 +52,11 @@ class Preprocessing:
                 raise ConfigError(
                     f"must be an integer in 1..4096: {value}", key=f"preprocessing.{name}"
                 )
+        if type(self.stretch) is not bool or (self.stretch and self.resize is None):
+            raise ConfigError(
+                f"must be true or false, and true only with resize: {self.stretch}",
+                key="preprocessing.stretch",
+            )
         if self.interpolation not in INTERPOLATIONS:
             known = ", ".join(INTERPOLATIONS)
             raise ConfigError(
@@ -73,11 +80,10 @@ class Preprocessing:
         Where torch resizes instead of Pillow it does so only if the result is provably the same
         (see `operators/images/pixels.py`), so its version changes nothing and is left out.
         """
-        return vars(self) | {
-            "mean": list(self.mean),
-            "std": list(self.std),
-            "pillow": _pillow(),
-        }
+        values = vars(self) | {"mean": list(self.mean), "std": list(self.std)}
+        if not self.stretch:
+            del values["stretch"]  # came after results were stored
+        return values | {"pillow": _pillow()}
 
     @classmethod
     def from_json(cls, value: Mapping[str, Any]) -> "Preprocessing":
@@ -97,19 +103,28 @@ class Preprocessing:
 _CIFAR_MEAN: Triple = (0.5071, 0.4867, 0.4408)
 _CIFAR_STD: Triple = (0.2675, 0.2565, 0.2761)
 _HALF: Triple = (0.5, 0.5, 0.5)
+_CLIP_MEAN: Triple = (0.48145466, 0.4578275, 0.40821073)
+_CLIP_STD: Triple = (0.26862954, 0.26130258, 0.27577711)
 
 PRESETS: dict[str, Preprocessing] = {
-    # The family of RevisitingCIL, PILOT, EASE and MOS, and RanPAC except on CIFAR: no
-    # normalisation, whatever the backbone was trained with. Published numbers need exactly this.
+    # The family of RevisitingCIL, PILOT (but for CODA-Prompt), EASE and MOS, and RanPAC except on
+    # CIFAR: no normalisation, whatever the backbone was trained with. Their published numbers need
+    # exactly this.
     "lamda_224": Preprocessing(resize=256, crop=224),
     "ranpac_cifar_224": Preprocessing(resize=224, crop=224),
     "slca_norm": Preprocessing(resize=256, crop=224, mean=_CIFAR_MEAN, std=_CIFAR_STD),
     # CLIP's own mean and standard deviation, of OpenAI and of most open_clip weights.
-    "clip": Preprocessing(
+    "clip": Preprocessing(resize=224, crop=224, mean=_CLIP_MEAN, std=_CLIP_STD),
+    # PROOF's for CLIP, and DAP's, which resize both edges. DAP's has no antialiasing, which matters
+    # where images shrink.
+    "proof_224": Preprocessing(resize=224, crop=224, mean=_CLIP_MEAN, std=_CLIP_STD, stretch=True),
+    "dap_224": Preprocessing(
         resize=224,
         crop=224,
-        mean=(0.48145466, 0.4578275, 0.40821073),
-        std=(0.26862954, 0.26130258, 0.27577711),
+        interpolation="bilinear",
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        stretch=True,
     ),
     "micro_32": Preprocessing(resize=32, crop=32, mean=_HALF, std=_HALF),
 }

@@ -77,7 +77,7 @@ class Ranking:
     """A way to choose exemplars.
 
     Args:
-        selection: "herding" or "random".
+        selection: "herding", "barycenter" or "random".
         seed: of what is drawn; None where nothing is.
         features: those that herding looks at; None where nothing is looked at.
     """

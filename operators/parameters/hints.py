@@ -111,12 +111,14 @@ class NetworkPlace:
         weights: place of its weights, `builtin` or `random`.
         pooling: what becomes its feature.
         image_size: pixels that position embeddings are resampled for; None for the model's own.
+        beside: of a second network that is given the same images; None for none.
     """
 
     model: str
     weights: str
     pooling: str
     image_size: int | None
+    beside: "NetworkPlace | None" = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -31,10 +31,12 @@ class Network:
     Args:
         architecture: timm's name without its tag, or the name of a CLIP.
         fingerprint: sha256 of its tensors, or of those of the tower that matters.
+        beside: a second network that is given the same images; None for none.
     """
 
     architecture: str
     fingerprint: str = field(metadata=named("backbone"))
+    beside: "Network | None" = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +48,15 @@ class Numerics:
         precision: "fp32", "bf16" or "fp16".
         torch: its version, major and minor.
         compile: whether the network is compiled; None where a stage has no learner.
+        heads: "fp32" where a learner's classifier is more exact than its network; None where both
+            are alike, or a stage has no learner.
     """
 
     device: str
     precision: str
     torch: str
     compile: bool | None = field(default=None, metadata=OPTIONAL)
+    heads: str | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,9 +1,10 @@
 """Descriptions of predictors, as a served model's `model.json` holds them; files name states."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from graftwork.operators.parameters.as_json import OPTIONAL
 from graftwork.operators.parameters.learners import MethodRef
 from graftwork.operators.parameters.tasks import Columns
 
@@ -57,6 +58,7 @@ class TrainedPart:
         task: what it knew of the last task.
         learned: class ids of the columns.
         state: file of its state.
+        paired: true for a learner on both networks of the model; None for one on a single one.
     """
 
     kind: Literal["trained"] = "trained"
@@ -65,6 +67,7 @@ class TrainedPart:
     task: Columns
     learned: tuple[int, ...]
     state: str
+    paired: bool | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

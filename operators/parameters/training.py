@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass, field
 
+from graftwork.methods.contracts.batches import Walk
 from graftwork.operators.images.augmentation import Augmentation
 from graftwork.operators.parameters.as_json import INLINE, OPTIONAL, named
 from graftwork.operators.parameters.features import FeatureKind, Ranking
@@ -120,6 +121,7 @@ class PredictParameters:
         after: numbers of the tasks that the predictions stand for.
         vote_batch: images per batch of a method that decides by the batch; None decides each image
             on its own.
+        walk: how such batches are cut, see `methods.contracts.batches`; None without them.
     """
 
     learner: LearnerRef = field(metadata=INLINE)
@@ -128,6 +130,7 @@ class PredictParameters:
     tasks: tuple[TaskData, ...]
     after: tuple[int, ...]
     vote_batch: int | None
+    walk: Walk | None = field(default=None, metadata=OPTIONAL)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,6 +19,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from graftwork.methods.contracts.batches import neighbours
 from graftwork.methods.contracts.card import State
 from graftwork.methods.contracts.trained import Learner
 from graftwork.methods.networks import network as networks
@@ -139,9 +140,12 @@ class Model:
 
     def learner(self, part: TrainedPart | GraftPart) -> Learner:
         """The learner of a part, in eval mode."""
+        network = self.own_backbone()
+        if isinstance(part, TrainedPart) and part.paired:
+            network = networks.paired(network, self.beside().own_backbone())
         learner, _ = loop.open_learner(
             building.trained(part.method),
-            self.own_backbone(),
+            network,
             opening.task_of(part.task),
             self.state(part.state),
             settings.Settings(seed=part.seed, device=self.device),
@@ -199,11 +203,19 @@ def trained(described: Mapping[str, Any], model: Model) -> Scores:
 
     Args:
         described: a `TrainedPart`.
+
+    Raises:
+        IncompatibleError: the method decides by an image's neighbours.
     """
     return _learned(from_json(TrainedPart, described), model)
 
 
 def _learned(part: TrainedPart, model: Model) -> Scores:
+    if neighbours(building.trained(part.method)) is not None:
+        raise IncompatibleError(
+            f"{part.method.name} with these hyper-parameters decides an image by those beside it, "
+            "which nobody but its tests can reproduce; run it with decisions by each image alone"
+        )
     learner, reads_images = model.learner(part), building.trained(part.method).card.images
 
     def score(images: Images) -> Tensor:

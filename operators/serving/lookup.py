@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.operators.errors import ConfigError, StorageError
 from graftwork.operators.serving.model_files import FOLDER
 from graftwork.operators.tracking import uri as tracking_uri
-from graftwork.operators.tracking.records import MODEL, TASK
+from graftwork.operators.tracking.records import MODEL, TASK, VOTES
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -63,10 +63,12 @@ def find(uri: str, run: str) -> Found:
                 held_by=holder,
                 task=chosen.data.tags.get(TASK, ""),
             )
-    if kept:
+    if chosen.data.tags.get(VOTES):
+        why = "it decides an image by those beside it in the test batch, so that none is kept"
+    elif kept:
         why = "its files were not sent to MLflow; run the pipeline again with another --store"
     else:
-        why = "none was kept (tracking.models of the spec), or it decides by the test batch"
+        why = "none was kept (tracking.models of the spec)"
     raise ConfigError(f"{run}: {chosen.info.run_name} has no model: {why}")
 
 

@@ -1,5 +1,7 @@
 """Ranks the training images of a class in a domain as exemplars; see `operators.data.exemplars`."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 from safetensors.torch import save as save_tensors
@@ -13,6 +15,12 @@ from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.features import RankParameters
 from graftwork.operators.parameters.hints import CpuHints
 from graftwork.operators.store import Store
+
+HERDINGS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
+    "herding": exemplars.herd,
+    "barycenter": exemplars.barycenter,
+}
+"""Selections by features [N, D] -> rows [N], best first."""
 
 
 def run(work: Assignment, store: Store) -> Result:
@@ -30,7 +38,7 @@ def run(work: Assignment, store: Store) -> Result:
     if ranking.features is not None:
         found = selection.matrix(work, store, given, rows)
         assert found is not None, "herding comes with shards of features"
-        order_of = exemplars.herd(found)
+        order_of = HERDINGS[ranking.selection](found)
     else:
         assert ranking.seed is not None, "what is drawn has a seed"
         order_of = exemplars.shuffle(rows.index.digests, ranking.seed)

@@ -9,7 +9,7 @@ Shapes: N rows, B batch, C classes seen.
 import numpy as np
 import torch
 
-from graftwork.methods.contracts.trained import Learner
+from graftwork.methods.contracts.batches import Neighbours
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.errors import Diverged
 from graftwork.operators.evaluation.decisions import files
@@ -20,8 +20,7 @@ from graftwork.operators.parameters.training import PredictParameters
 from graftwork.operators.store import Store
 from graftwork.operators.training import forward, opening
 from graftwork.operators.training.batches import chunks
-from graftwork.operators.training.rows import FeatureRows, TaskRows
-from graftwork.operators.training.settings import Log, Settings
+from graftwork.operators.training.settings import Log
 
 
 def run(work: Assignment, store: Store) -> Result:
@@ -46,8 +45,14 @@ def run(work: Assignment, store: Store) -> Result:
     learner = opening.learner(model_of, hints.network, state, settings)
     query = opening.query_of(work, store, hints.selection, rows, parameters.query)
     images, log = opening.open_rows(model_of, hints, rows, query), Log()
-    vote = parameters.vote_batch
-    scores = _scores(learner.eval(), images, settings, true_task[order], vote, log)
+    batches = None
+    if parameters.vote_batch is not None:
+        assert parameters.walk is not None, "batches come with the walk that they are cut from"
+        together = Neighbours(size=parameters.vote_batch, walk=parameters.walk)
+        batches = batches_of(together, images.targets.numpy(), true_task[order])
+    scores = forward.forward_plain(
+        learner.eval().logits, learner, images, settings, log, batches
+    ).numpy()
     if not np.isfinite(scores).all():
         worst = int(np.flatnonzero(~np.isfinite(scores).all(axis=1))[0])
         raise Diverged(f"{work.label}: scores of {images.name(worst)} are NaN or infinite")
@@ -59,25 +64,18 @@ def run(work: Assignment, store: Store) -> Result:
     )
 
 
-def _scores(
-    learner: Learner,
-    images: TaskRows | FeatureRows,
-    settings: Settings,
-    true_task: np.ndarray,
-    vote: int | None,
-    log: Log,
-) -> np.ndarray:
-    """Scores [N, C].
+def batches_of(together: Neighbours, columns: np.ndarray, true_task: np.ndarray) -> list[list[int]]:
+    """Rows of every batch of a method that decides by them.
 
     Args:
-        vote: None, or the batch size of a method that decides by the batch: its reference hands
-            over one task after the other, class by class, which this repeats.
+        columns: of the rows' classes [N].
+        true_task: of the rows [N].
     """
-    if vote is None:
-        return forward.forward_plain(learner.logits, learner, images, settings, log).numpy()
-    walk = np.lexsort((images.targets.numpy(), true_task))
-    batches = chunks(walk.tolist(), vote)
-    found = forward.forward_plain(learner.logits, learner, images, settings, log, batches).numpy()
-    scores = np.empty_like(found)
-    scores[walk] = found
-    return scores
+    if together.walk == "stream":
+        return chunks(np.lexsort((columns, true_task)).tolist(), together.size)
+    # As a loader for every task has them: the last batch of a task may be smaller.
+    return [
+        batch
+        for task in np.unique(true_task)
+        for batch in chunks(np.flatnonzero(true_task == task).tolist(), together.size)
+    ]

@@ -17,6 +17,7 @@ from graftwork.operators.tracking.journal import Operation
 
 MODEL = "graftwork.model"
 """Tag with the digest of what a result predicts with; runs with equal ones share a model."""
+VOTES = "graftwork.batch_information_at_test"
 TASK = "graftwork.newest_task"
 """Tag with the name of the last task that a result learned."""
 TASKS = "graftwork.tasks"

@@ -52,9 +52,15 @@ class PlainImages:
         self._learner, self._recipe, self._images = learner, recipe, images
         self._settings, self._log = settings, log
 
-    def map(self, function: Callable[[Tensor, Tensor | None], Tensor]) -> Tensor:
+    def map(
+        self,
+        function: Callable[[Tensor, Tensor | None], Tensor],
+        batches: list[list[int]] | None = None,
+    ) -> Tensor:
         """Rows [N, ...] of `function(images, query)`, on the CPU."""
-        return forward_plain(function, self._learner, self._images, self._settings, self._log)
+        return forward_plain(
+            function, self._learner, self._images, self._settings, self._log, batches
+        )
 
     @torch.enable_grad()
     def each(
@@ -96,8 +102,8 @@ def forward_plain(
     Args:
         function: for example `learner.logits`.
         log: counts the images.
-        batches: rows of every batch, for what depends on the batch; None takes batches of one
-            size, the last one filled up, so that no row depends on its neighbours.
+        batches: rows of every batch, each row in one, for what depends on the batch; None takes
+            batches of one size, the last one filled up, so that no row depends on its neighbours.
     """
     device = settings.device
     size = 0
@@ -113,4 +119,6 @@ def forward_plain(
             query = query_of(learner, known, filled, inputs)
             outputs.append(function(inputs, query)[: len(rows)].float().cpu())
     log.images_forwarded += len(images.targets) * (1 + (learner.needs_query and known is None))
-    return torch.cat(outputs)
+    found = torch.cat(outputs)
+    walk = torch.tensor([row for rows in batches for row in rows], dtype=torch.int64)
+    return torch.empty_like(found).index_copy_(0, walk, found)

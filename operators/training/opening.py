@@ -63,7 +63,7 @@ def settings(
 
 
 def backbone(network: Network, place: NetworkPlace, device: str) -> Any:
-    """A copy of the network for this task alone.
+    """A copy of the network for this task alone, and of the one beside it.
 
     Raises:
         IncompatibleError: its weights changed since the plan.
@@ -71,7 +71,10 @@ def backbone(network: Network, place: NetworkPlace, device: str) -> Any:
     loaded = loading.load_on_device(
         place.model, place.weights, place.pooling, network.fingerprint, device, place.image_size
     )
-    return networks.check(copy.deepcopy(loaded))
+    own = networks.check(copy.deepcopy(loaded))
+    if network.beside is None or place.beside is None:
+        return own
+    return networks.paired(own, backbone(network.beside, place.beside, device))
 
 
 def learner(
@@ -232,6 +235,7 @@ def open_rows(
         query=query,
         preprocessing=ref.preprocessing,
         seed=ref.seed,
+        task=ref.task.index,
         max_pixels=reading.max_pixels,
     )
 

@@ -37,6 +37,7 @@ class TaskRows:
         query: [N, D], frozen features of the images as they are, or None.
         preprocessing: the test transform; its crop is the size of augmented images.
         seed: of the run.
+        task: its number, from 0.
         max_pixels: largest width times height of an image.
 
     Raises:
@@ -55,12 +56,14 @@ class TaskRows:
         query: Tensor | None,
         preprocessing: Preprocessing,
         seed: int,
+        task: int = 0,
         max_pixels: int | None = None,
     ) -> None:
         self.targets, self.query = targets, query
         self.exemplars = none_of(targets) if exemplars is None else exemplars
-        self._samples, self.name = samples, name
-        self._preprocessing, self._seed, self._max_pixels = preprocessing, seed, max_pixels
+        self._samples, self._occurrences, self.name = samples, occurrences(samples), name
+        self._preprocessing, self._seed, self._task = preprocessing, seed, task
+        self._max_pixels = max_pixels
         # Lives as long as these rows; it has no name that could be left behind.
         self._file = tempfile.TemporaryFile()  # noqa: SIM115
         weakref.finalize(self, self._file.close)
@@ -82,9 +85,9 @@ class TaskRows:
         """
         decoded = [self._decoded(row) for row in rows]
         value = AUGMENTATIONS[augmentation]
-        if value.scale is None:
+        if not value.crops:
             pixels = resize_and_crop(decoded, self._preprocessing)
-            if not value.flip and not value.brightness:
+            if not value.draws:
                 return pixels
             decoded = [Image.fromarray(p.permute(1, 2, 0).numpy()) for p in pixels]
         size = self._preprocessing.crop
@@ -100,7 +103,8 @@ class TaskRows:
         return normalise(pixels, self._preprocessing)
 
     def _random(self, row: int, epoch: int) -> np.random.Generator:
-        return generator(self._seed, epoch, int(self._samples[row]))
+        image, occurrence = int(self._samples[row]), int(self._occurrences[row])
+        return generator(self._seed, self._task, epoch, image, occurrence)
 
     def _decoded(self, row: int) -> Image.Image:
         start, end = self._ends[row], self._ends[row + 1]
@@ -144,6 +148,17 @@ class FeatureRows:
     def normalise(self, pixels: Tensor) -> Tensor:
         """As it is."""
         return pixels
+
+
+def occurrences(samples: np.ndarray) -> np.ndarray:
+    """Equal ids that stand before each of ids [N]: [N], 0 where there are none."""
+    order = np.argsort(samples, kind="stable")
+    ordered = samples[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]][: len(ordered)])
+    lengths = np.diff(np.r_[starts, len(ordered)])
+    found = np.empty(len(samples), dtype=np.int64)
+    found[order] = np.arange(len(ordered)) - np.repeat(starts, lengths)
+    return found
 
 
 def none_of(targets: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
-"""Stages of a run of the contract `fused`: two chains and a blend after each task."""
+"""Stages of a run of the contract `fused`: two chains and a blend after each task, or one chain."""
 
 from dataclasses import replace
 
+from graftwork.operators.errors import ConfigError
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.hints import CpuHints
 from graftwork.operators.parameters.predictors import FusedPart
@@ -13,8 +14,10 @@ from graftwork.pipelines.planning.runs import Cell, Model, Run, Served
 
 
 def fused(cell: Cell) -> Run:
-    """Two chains side by side, and a blend of their scores after each task."""
+    """Two chains side by side, and a blend of their scores after each task; or one for both."""
     method, shared, stream = cell.method, cell.shared, cell.stream.tasks
+    if "joint" in method.branches:
+        return _joint(cell)
     assert cell.beside is not None, "check_networks asks for it"
     chains: dict[str, list[Model]] = {}
     tests: dict[str, list[Stage]] = {}
@@ -67,6 +70,39 @@ def fused(cell: Cell) -> Run:
             "predictions": tuple(blends),
         },
         served=_served(cell, chains["clip"][-1], chains["vit"][-1], blends[-1]),
+    )
+
+
+def _joint(cell: Cell) -> Run:
+    """One chain of a learner on both networks.
+
+    Raises:
+        ConfigError: the second network takes images of another size.
+    """
+    beside, shared, method = cell.beside, cell.shared, cell.method.branches["joint"]
+    assert beside is not None, "check_networks asks for it"
+    size, own = beside.backbone.data_config["input_size"][1], shared.preprocessing.crop
+    if beside.backbone.data_config.get("fixed_input_size", False) and own not in (None, size):
+        raise ConfigError(
+            f"takes images of {size} pixels, with training: joint it is given those of "
+            f"backbone.preprocessing, {own}; set vit.image_size: {own}",
+            key="vit.model",
+        )
+    both = replace(cell, shared=replace(shared, main=shared, paired=beside), method=method)
+    trainings = trained.chain(both, method.description, [task.train for task in cell.stream.tasks])
+    models = [training.model for training in trainings]
+    predictions = trained.predicted(both, method, models)
+    states = tuple(model.stage for model in models)
+    return cell.run(
+        own=[*states, *predictions],
+        model=states[-1],
+        evaluated=cell.evaluated(cell.method.description),
+        inputs={"predictions": tuple(predictions), "model": states},
+        served=Served(
+            predictor=replace(trained.trained_part(models[-1].learner), paired=True),
+            states={trained.STATE: (states[-1], "")},
+            beside=beside,
+        ),
     )
 
 

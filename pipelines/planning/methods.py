@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from graftwork.methods.contracts.batches import Neighbours
 from graftwork.methods.contracts.stream import Passes, Room, StreamNeeds
 from graftwork.operators.keys import program_digest
 from graftwork.operators.parameters.learners import MethodRef
@@ -45,7 +46,7 @@ class Exemplars:
     Args:
         count: of all classes together, or of each.
         budget: which of the two.
-        selection: "herding" or "random".
+        selection: "herding", "barycenter" or "random".
     """
 
     count: int
@@ -61,20 +62,17 @@ class TrainedFacts:
         epochs: passes over a task's images; 1 for a method that has no such number.
         augmentation: key of `AUGMENTATIONS`.
         exemplars: what is kept of earlier tasks; None for nothing.
-        vote_batch: images per batch of a method that decides by the batch; None for one that
-            decides each image on its own.
     """
 
     epochs: int
     augmentation: str
     exemplars: Exemplars | None
-    vote_batch: int | None
 
 
 def trained_facts(hyperparameters: Mapping[str, Any]) -> TrainedFacts:
     """Reads hyper-parameters with well-known names; a method need not have any of them."""
     given = hyperparameters.get
-    kept, votes = given("exemplars", 0), given("eval_selection", "instance") != "instance"
+    kept = given("exemplars", 0)
     return TrainedFacts(
         epochs=given("epochs", 1),
         augmentation=given("augmentation", "none"),
@@ -85,7 +83,6 @@ def trained_facts(hyperparameters: Mapping[str, Any]) -> TrainedFacts:
         )
         if kept
         else None,
-        vote_batch=hyperparameters["batch_size"] if votes else None,
     )
 
 
@@ -132,6 +129,8 @@ class Method:
         branches: of a fused method, by role: "clip" and "vit".
         needs: what it asks of a stream of tasks; of an adapted method, what its first session
             does.
+        neighbours: test batches of a method that decides by them; None for one that decides each
+            image on its own.
         key: where the spec names it, `methods.INDEX.NAME`; empty for a branch.
     """
 
@@ -142,6 +141,7 @@ class Method:
     adapted: Adapted | None = None
     branches: Mapping[str, "Method"] = field(default_factory=dict)
     needs: StreamNeeds = field(default_factory=StreamNeeds)
+    neighbours: Neighbours | None = None
     key: str = ""
 
     @property
@@ -198,6 +198,7 @@ def method_of(name: str, label: str, described: Mapping[str, Any]) -> Method:
             if facts.contract == "fused"
         },
         needs=_needs(described["needs"]),
+        neighbours=described["neighbours"] and Neighbours(**described["neighbours"]),
     )
 
 

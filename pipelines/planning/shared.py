@@ -66,6 +66,7 @@ class Shared:
         preprocessing: the test transform.
         reference: images and texts of no task, if a method asks for them.
         main: whose features choose exemplars, of a second network; None for its own.
+        paired: a second network that learners are given beside this one; None for none.
     """
 
     spec: PipelineSpec
@@ -74,6 +75,7 @@ class Shared:
     preprocessing: Preprocessing
     reference: Reference | None = None
     main: "Shared | None" = None
+    paired: "Shared | None" = None
     _made: dict[int, tuple[Stage, ...]] = field(default_factory=dict)
     _ranks: dict[tuple[Ranking, str], tuple[Stage, ...]] = field(default_factory=dict)
 
@@ -160,9 +162,9 @@ class Shared:
         """A way to choose exemplars, the same on both networks of a spec."""
         if self.main is not None:
             return self.main.ranking(selection, seed)
-        if selection == "herding":
-            return Ranking(selection=selection, features=self.kind())
-        return Ranking(selection=selection, seed=seed)
+        if selection == "random":
+            return Ranking(selection=selection, seed=seed)
+        return Ranking(selection=selection, features=self.kind())
 
     def ranks(self, ranking: Ranking, task: Rows) -> tuple[Stage, ...]:
         """Ranks of a task's images as exemplars: a stage for each class in each domain."""
@@ -225,6 +227,7 @@ class Shared:
             # The same tensors in another architecture (another activation, say) are another net.
             architecture=model if self.backbone.network == "clip" else model.partition(".")[0],
             fingerprint=part or self.backbone.fingerprint,
+            beside=self.paired.network() if self.paired else None,
         )
 
     def numerics(self, gpus: float, compile: bool | None = None) -> Numerics:
@@ -233,11 +236,13 @@ class Shared:
         Args:
             compile: of a stage with a learner, whether its network is compiled.
         """
+        precision = self.spec.backbone.precision
         return Numerics(
             device="cuda" if gpus else "cpu",
-            precision=self.spec.backbone.precision,
+            precision=precision,
             torch=".".join(library_versions()["torch"].split(".")[:2]),
             compile=compile,
+            heads=None if compile is None or precision == "fp32" else "fp32",
         )
 
     def reading(self, images: int, cpus: float) -> ImageHints:
@@ -257,4 +262,5 @@ class Shared:
             weights=self.backbone.weights,
             pooling=self.spec.features.pooling,
             image_size=self.backbone.image_size,
+            beside=self.paired.where() if self.paired else None,
         )

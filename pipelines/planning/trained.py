@@ -126,7 +126,7 @@ def _prediction(
     resources = shared.spec.resources.extract
     shown = [task.test for task in tasks[: after[-1] + 1]]
     reads = shared.reads(shown, frozen=facts.query)
-    group = f"predict {cell.label}"
+    group, votes = f"predict {cell.label}", method.neighbours
     return Stage(
         operator="predict",
         parameters=to_json(
@@ -136,7 +136,8 @@ def _prediction(
                 query=shared.kind() if facts.query else None,
                 tasks=cell.tested[: after[-1] + 1],
                 after=after,
-                vote_batch=method.training.vote_batch,
+                vote_batch=votes and votes.size,
+                walk=votes and votes.walk,
             )
         ),
         inputs={"model": (model.stage,)},
@@ -319,7 +320,7 @@ def _columns(cell: Cell, parts: Sequence[Rows], number: int) -> Columns:
     before, seen = (
         1 + max((r.classes[-1] for r in parts[:n]), default=-1) for n in (number, number + 1)
     )
-    reads = facts.network == "clip"
+    reads = facts.network in ("clip", "pair")
     return Columns(
         index=number,
         count=len(parts) if cell.method.needs.count else None,

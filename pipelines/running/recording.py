@@ -15,7 +15,7 @@ from graftwork.operators.keys import canonical
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.streams.stream import Stream
-from graftwork.operators.tracking.records import MODEL, TASK, TASKS, Artifacts
+from graftwork.operators.tracking.records import MODEL, TASK, TASKS, VOTES, Artifacts
 from graftwork.operators.tracking.tracker import MethodRun
 from graftwork.pipelines.planning.plan import Plan, Run
 from graftwork.pipelines.reporting.content import Cost, StageResult, TaskResult
@@ -72,11 +72,7 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
             TASK: run.stream.tasks[-1].name,
             TASKS: str(len(run.stream.tasks)),
             **({MODEL: identity} if identity else {}),
-            **(
-                {"graftwork.batch_information_at_test": "true"}
-                if run.method.facts.batch_information_at_test
-                else {}
-            ),
+            **({VOTES: "true"} if run.method.facts.batch_information_at_test else {}),
             **(
                 {"graftwork.exemplars": str(run.method.facts.exemplars)}
                 if run.method.facts.exemplars

@@ -66,7 +66,8 @@ def _in_words(steps: Preprocessing) -> str:
     """The steps of a preprocessing, for people."""
     words = []
     if steps.resize:
-        words.append(f"resize to {steps.resize} ({steps.interpolation})")
+        edges = f"{steps.resize}x{steps.resize}" if steps.stretch else steps.resize
+        words.append(f"resize to {edges} ({steps.interpolation})")
     if steps.crop:
         words.append(f"centre crop {steps.crop}")
     if (steps.mean, steps.std) == ((0.0,) * 3, (1.0,) * 3):

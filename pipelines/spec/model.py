@@ -69,6 +69,9 @@ class Preprocessing(Section):
     resize: Annotated[int | None, optional(integer(1, 4096))] = Field(
         default=None, description="pixels of the shorter side; null: not resized"
     )
+    stretch: Annotated[bool, flag()] = Field(
+        default=False, description="both sides get so many pixels, whatever the aspect"
+    )
     interpolation: Annotated[Literal["bilinear", "bicubic"], choice(("bilinear", "bicubic"))] = (
         Field(default="bicubic", description="of the resizing")
     )
