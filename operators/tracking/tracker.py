@@ -89,7 +89,6 @@ class Tracker:
                 {
                     "tracking": self._address(),
                     "experiment": self.experiment,
-                    "artifact_root": tracking_uri.artifact_root(self.uri),
                 },
             )
         except OSError as error:
@@ -213,8 +212,18 @@ class Tracker:
         return self._journal
 
     def _address(self) -> str:
-        """Digest of the URI, to compare it: the URI itself may hold a password."""
-        return hashlib.sha256(self.uri.encode()).hexdigest()
+        """Digest of the URI, to compare it: the URI itself may hold a password.
+
+        That of a database beside the journals is the same wherever both are moved.
+        """
+        path = tracking_uri.sqlite_path(self.uri)
+        beside = path is not None and path.absolute().parent == self.folder.absolute().parent
+        name = f"sqlite beside: {path.name}" if beside and path else self.uri
+        return hashlib.sha256(name.encode()).hexdigest()
+
+    def _addresses(self) -> set[str]:
+        """The same, and what earlier programs wrote."""
+        return {self._address(), hashlib.sha256(self.uri.encode()).hexdigest()}
 
     def _new_name(self) -> str:
         with self._lock:
@@ -278,7 +287,7 @@ class Tracker:
                 self._make_artifacts()
                 if client is None:
                     client = connect(self.uri)
-                    self._sender = Sender(client, self._open())
+                    self._sender = Sender(client, self._open(), self.uri)
                     orphans = [j for j in self._adopt() if not self._replay(client, j)]
                 assert self._sender is not None
                 self._drain(self._sender, self._open(), again=failures > 0)
@@ -344,7 +353,7 @@ class Tracker:
         """Journals that dead runs left for the same MLflow."""
         orphans: list[Journal] = []
         for journal in Journal.orphans(self.folder):
-            if journal.header["tracking"] == self._address():
+            if journal.header["tracking"] in self._addresses():
                 orphans.append(journal)
             else:
                 journal.release()
@@ -356,7 +365,7 @@ class Tracker:
         if "pipeline" not in ended:
             journal.append(records.end("pipeline", "KILLED", journal.modified_ms))
         try:
-            self._drain(Sender(client, journal), journal)
+            self._drain(Sender(client, journal, self.uri), journal)
         except Exception as error:
             reason = tracking_uri.mask_all(str(error))
             log.warning("tracking: records of an earlier run stay in %s: %s", journal.path, reason)
