@@ -36,6 +36,10 @@ FILLING = 120.0
 """Seconds to wait for another process that fills the same database."""
 
 
+PASSING = (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED)
+"""Errors of a database that another process writes to."""
+
+
 class State(enum.Enum):
     """Condition of a database file."""
 
@@ -52,49 +56,48 @@ def quoted(path: Path) -> str:
     return re.sub(r"[%?#\x00-\x1f]", lambda found: f"%{ord(found[0]):02X}", str(path))
 
 
-def problem(path: Path, reading: bool = False) -> str:
-    """Reason why a database cannot be used, and what to do about it; empty if it can.
+def problem(path: Path, reading: bool = False) -> tuple[str, str]:
+    """Reason why a database cannot be used, empty if it can, and what to do about it, if known.
 
     Imports nothing of MLflow.
 
     Args:
         reading: nothing will be written.
+
+    Raises:
+        OSError: the folder cannot be made, or the file be read.
     """
     if path.is_dir():
-        return "it is a folder"
+        return "it is a folder", ""
     if not path.exists() and path.is_symlink():
-        return f"a link to nothing, {os.readlink(path)}"
+        return f"it is a link to nothing, {os.readlink(path)}", ""
     if path.exists() and not path.is_file():
-        return "it is no file"
+        return "it is no file", ""
     if not reading:
         path.parent.mkdir(parents=True, exist_ok=True)
-        place = path if path.exists() else path.parent
-        if not os.access(place, os.W_OK) or not os.access(path.parent, os.W_OK):
-            return "no permission to write"
+        if not all(os.access(p, os.W_OK) for p in (path, path.parent) if p.exists()):
+            return "no permission to write", ""
     if not path.exists() or not path.stat().st_size:
-        return ""
+        return "", ""
     with path.open("rb") as file:
         if file.read(16) != b"SQLite format 3\0":
-            return "the file is not an SQLite database"
+            return "the file is not an SQLite database", ""
+    name = shlex.quote(str(path))
     try:
-        state, found = _look(path)
+        state, revision = _look(path)
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorcode", 0) & 0xFF in (
-            sqlite3.SQLITE_BUSY,
-            sqlite3.SQLITE_LOCKED,
-        ):
-            return ""  # somebody writes; records wait for that
-        aside = f"mv {shlex.quote(str(path))} {shlex.quote(f'{path}.damaged')}"
-        return (
-            f"the database is damaged ({error}); move it away ({aside}) and run again: results are "
-            "sent again from the store"
-        )
+        if getattr(error, "sqlite_errorcode", 0) & 0xFF in PASSING:
+            return "", ""  # somebody writes; records wait for that
+        aside = f"mv {name} {shlex.quote(f'{path}.damaged')}"
+        again = "run again, which sends everything from the store"
+        return f"the database is damaged ({error})", f"move it away ({aside}) and {again}"
+    reason = f"{state.value} (revision {revision})"
     if state is State.OLDER:
         command = f"mlflow db upgrade {shlex.quote(f'sqlite:///{quoted(path)}')}"
-        return f"{state.value} (revision {found}); back it up, then bring it up to date: {command}"
+        return reason, f"back it up and bring it up to date ({command})"
     if state is State.NEWER:
-        return f"{state.value} (revision {found}); update mlflow"
-    return state.value if state is State.FOREIGN else ""
+        return reason, "update mlflow"
+    return (state.value, "") if state is State.FOREIGN else ("", "")
 
 
 def settle(path: Path) -> None:

@@ -62,26 +62,24 @@ def check(uri: str, reading: bool = False) -> None:
     Raises:
         ConfigError: it cannot; the message names the URI without credentials.
     """
-    reason = ["no answer"]
+    found = ["no answer", ""]
     # In a thread: looking up a name of an unknown host may block for much longer.
     thread = threading.Thread(
-        target=lambda: reason.__setitem__(0, _problem(uri, reading)), daemon=True
+        target=lambda: found.__setitem__(slice(2), _problem(uri, reading)), daemon=True
     )
     thread.start()
     thread.join(SECONDS)
-    if reason[0]:
-        shown = urls.mask(mask(uri))
-        if uri.startswith("sqlite:"):
-            what = f"cannot reach {shown}: {reason[0]}; or pass another --tracking"
-            raise ConfigError(what, key="tracking")
+    reason, advice = found
+    if reason:
         raise ConfigError(
-            f"cannot reach {shown}: {reason[0]}; start it, or pass another --tracking",
+            f"cannot reach {urls.mask(mask(uri))}: {reason}; "
+            f"{advice or 'start it'}, or pass another --tracking",
             key="tracking",
         )
 
 
-def _problem(uri: str, reading: bool) -> str:
-    """Reason why the URI cannot be used; empty if it can."""
+def _problem(uri: str, reading: bool) -> tuple[str, str]:
+    """Reason why the URI cannot be used, empty if it can, and what to do about it, if known."""
     scheme = uri.split(":")[0].split("+")[0] if ":" in uri else ""
     try:
         if scheme == "sqlite":
@@ -89,19 +87,19 @@ def _problem(uri: str, reading: bool) -> str:
             assert path is not None
             return database.problem(path, reading)
         if scheme in ("http", "https"):
-            return _server_problem(uri)
+            return _server_problem(uri), ""
         if scheme in DATABASE_PORTS:
             parts = urllib.parse.urlsplit(uri)
             address = (parts.hostname or "localhost", parts.port or DATABASE_PORTS[scheme])
             socket.create_connection(address, timeout=SECONDS - 1).close()
-            return ""
+            return "", ""
         if scheme.startswith("databricks"):
-            return ""
+            return "", ""
     except (OSError, ValueError, ConfigError) as error:
         cause = error.what if isinstance(error, ConfigError) else getattr(error, "reason", error)
-        return getattr(cause, "strerror", None) or str(cause) or type(error).__name__
+        return getattr(cause, "strerror", None) or str(cause) or type(error).__name__, ""
     known = "sqlite, http, https, databricks, " + ", ".join(DATABASE_PORTS)
-    return f"{scheme!r} is not one of {known}"
+    return f"{scheme!r} is not one of {known}", ""
 
 
 def _server_problem(uri: str) -> str:
