@@ -325,7 +325,14 @@ def purge_run(store: Path, run: str) -> None:
     shutil.rmtree(store / ARTIFACTS / run)
 
 
-LOST: dict[str, Callable[[Path, str], Any]] = {
+def lose_database(store: Path) -> Path:
+    """Removes it; elsewhere, as this process still has the old one open under its name."""
+    for path in store.glob("mlflow.db*"):
+        path.unlink()
+    return store.rename(store.with_name("again"))
+
+
+LOST: dict[str, Callable[[Path, str], Path | None]] = {
     "deleted": delete_run,
     "purged": purge_run,
     "all files": lambda store, run: shutil.rmtree(store / ARTIFACTS),
@@ -333,7 +340,7 @@ LOST: dict[str, Callable[[Path, str], Any]] = {
     "its predictions": lambda store, run: os.remove(
         store / ARTIFACTS / run / "artifacts/predictions.parquet"
     ),
-    "the database": lambda store, run: [path.unlink() for path in store.glob("mlflow.db*")],
+    "the database": lambda store, run: lose_database(store),
     "the experiment": lambda store, run: connect(default_uri(store)).delete_experiment("1"),
 }
 
@@ -344,7 +351,7 @@ def test_what_mlflow_lost_is_sent_again(
 ) -> None:
     monkeypatch.setattr(database, "_build", lambda path: shutil.copy(filled, path))
     first = record(store, cached=False).methods["key"]
-    LOST[what](store, first)
+    store = LOST[what](store, first) or store
     second = record(store, cached=True).methods["key"]
     run = held(store)
     assert run in (first, second) and kept(store, run)
