@@ -196,6 +196,13 @@ def test_what_is_no_database_of_mlflow_is_left_alone(tmp_path: Path) -> None:
         check(f"sqlite:///{tmp_path}/link.db")
 
 
+def size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:  # gone since it was listed
+        return 0
+
+
 def killed(code: str, path: Path, bytes_there: int, seconds: float) -> None:
     """Runs code that makes a database, and kills it once so many bytes are there."""
     process = subprocess.Popen(
@@ -205,8 +212,7 @@ def killed(code: str, path: Path, bytes_there: int, seconds: float) -> None:
     )
     folder = path.parent
     while process.poll() is None:
-        sizes = [f.stat().st_size for f in folder.glob("*mlflow.db*") if f.exists()]
-        if max(sizes, default=0) >= bytes_there:
+        if max(map(size, folder.glob("*mlflow.db*")), default=0) >= bytes_there:
             time.sleep(seconds)
             break
         time.sleep(0.001)

@@ -127,7 +127,7 @@ def copied(path: Path) -> Iterator[Path]:
     """A copy of a database that cannot be written, with its places made those of the folder."""
     with tempfile.TemporaryDirectory(prefix="graftwork-mlflow-") as folder:
         copy = Path(folder, path.name)
-        for end in ("", "-wal"):
+        for end in ("", "-wal", "-journal"):
             if (source := path.with_name(path.name + end)).exists():
                 shutil.copyfile(source, copy.with_name(path.name + end))
         move_places(copy, path.parent / ARTIFACTS)
@@ -188,7 +188,9 @@ def _look(path: Path) -> tuple[State, str]:
     if not path.stat().st_size:
         return State.HALF_MADE, ""
     # Where nothing can be written SQLite cannot share, and has to be told that nobody else writes.
-    mode = "mode=ro" if os.access(path.parent, os.W_OK) else "immutable=1"
+    # Elsewhere it has to be able to undo what a process left half-done that was killed.
+    writable = os.access(path.parent, os.W_OK) and os.access(path, os.W_OK)
+    mode = "mode=rw" if writable else "mode=ro&immutable=1"
     place = f"file:{urllib.parse.quote(str(path.absolute()))}?{mode}"
     with contextlib.closing(sqlite3.connect(place, uri=True, timeout=1)) as database:
         tables = {
