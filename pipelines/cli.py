@@ -105,7 +105,7 @@ def plan(
     from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    opened = Store(place(store, None).store)
+    opened = Store(place(store, None).store).for_looking()
     made = make_plan(loaded, opened.memo)
     sources.seal(made.sources, made.stages, opened.memo)
     if mermaid:
@@ -134,7 +134,7 @@ def doctor(
     from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    inspect(loaded, Store(place(store, None).store), Display(), as_json)
+    inspect(loaded, Store(place(store, None).store).for_looking(), Display(), as_json)
 
 
 app.command(epilog="Example: graftwork split spec.yaml -o split.csv")(split)
