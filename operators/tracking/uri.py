@@ -1,6 +1,7 @@
 """URIs of MLflow: the default, whether one can be reached, and how to name it in public."""
 
 import base64
+import http.client
 import os
 import re
 import socket
@@ -95,7 +96,7 @@ def _problem(uri: str, reading: bool) -> tuple[str, str]:
             return "", ""
         if scheme.startswith("databricks"):
             return "", ""
-    except (OSError, ValueError, ConfigError) as error:
+    except (OSError, ValueError, http.client.HTTPException, ConfigError) as error:
         cause = error.what if isinstance(error, ConfigError) else getattr(error, "reason", error)
         return getattr(cause, "strerror", None) or str(cause) or type(error).__name__, ""
     known = "sqlite, http, https, databricks, " + ", ".join(DATABASE_PORTS)
