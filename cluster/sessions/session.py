@@ -10,7 +10,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -339,7 +339,8 @@ def _require_token(address: str) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Marks a folder as in use for as long as this process lives, kill -9 included."""
     with open(folder / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # no locks here: then nobody removes what is left of a killed one
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -353,5 +354,5 @@ def _remove_abandoned(base: Path) -> None:
             with open(folder / "lock", "a") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except (FileNotFoundError, BlockingIOError):
-            continue  # gone meanwhile, or in use
+        except OSError:
+            continue  # gone meanwhile, in use, or somebody else's

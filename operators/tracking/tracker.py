@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from graftwork.operators.errors import StorageError
 from graftwork.operators.tracking import records
 from graftwork.operators.tracking import uri as tracking_uri
-from graftwork.operators.tracking.journal import Journal, Operation
+from graftwork.operators.tracking.journal import (
+    NO_LOCKS,
+    Journal,
+    Operation,
+    on_this_machine,
+)
 from graftwork.operators.tracking.records import Artifacts, MethodRun, RunIds, StageRun
 from graftwork.operators.tracking.sender import Rejected, Sender, connect, settle_environment
 
@@ -50,6 +55,10 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, folder: Path) -> None:
         self.uri, self.experiment, self.folder = uri, experiment, folder
+        path = tracking_uri.sqlite_path(uri)
+        beside = path is not None and path.absolute().parent == folder.absolute().parent
+        # The URI of a database beside the journals is the same wherever both are moved.
+        self._name = f"sqlite beside: {path.name}" if path is not None and beside else uri
         self.problem = ""
         self._journal: Journal | None = None
         self._sender: Sender | None = None
@@ -83,14 +92,15 @@ class Tracker:
         Raises:
             StorageError: the journal cannot be made.
         """
+        header = {"tracking": self._address(), "experiment": self.experiment}
         try:
-            self._journal = Journal.create(
-                self.folder,
-                {
-                    "tracking": self._address(),
-                    "experiment": self.experiment,
-                },
-            )
+            try:
+                self._journal = Journal.create(self.folder, header)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                self.folder = on_this_machine()
+                self._journal = Journal.create(self.folder, header)
         except OSError as error:
             raise StorageError(f"cannot write the journal: {error}", key="tracking") from error
         tags = {**tags, "graftwork.kind": "pipeline"}
@@ -212,18 +222,13 @@ class Tracker:
         return self._journal
 
     def _address(self) -> str:
-        """Digest of the URI, to compare it: the URI itself may hold a password.
-
-        That of a database beside the journals is the same wherever both are moved.
-        """
-        path = tracking_uri.sqlite_path(self.uri)
-        beside = path is not None and path.absolute().parent == self.folder.absolute().parent
-        name = f"sqlite beside: {path.name}" if beside and path else self.uri
-        return hashlib.sha256(name.encode()).hexdigest()
+        """Digest of the URI, to compare it: the URI itself may hold a password."""
+        return hashlib.sha256(self._name.encode(errors="surrogateescape")).hexdigest()
 
     def _addresses(self) -> set[str]:
         """The same, and what earlier programs wrote."""
-        return {self._address(), hashlib.sha256(self.uri.encode()).hexdigest()}
+        before = hashlib.sha256(self.uri.encode(errors="surrogateescape")).hexdigest()
+        return {self._address(), before}
 
     def _new_name(self) -> str:
         with self._lock:

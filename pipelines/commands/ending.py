@@ -109,6 +109,8 @@ def of_the_system(error: BaseException) -> GraftworkError | None:
         return ConfigError("the working directory was deleted; change to one that is there")
     except OSError as other:
         return ConfigError(f"the working directory cannot be used: {other.strerror}")
+    if "No usable temporary directory" in str(error):
+        return ConfigError("no folder for temporary files can be written; set TMPDIR to one")
     if error.errno not in ADVICE:
         return None
     place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "output"
