@@ -8,6 +8,7 @@ folder has fsync and `operators/files/appear.py` for that, an object store its c
 import contextlib
 import errno
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -134,20 +135,27 @@ class LocalBlobs:
             raise _storage_error(error, self.root, len(data)) from error
 
     def get(self, name: str) -> bytes | None:
-        try:
-            return self._path(name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        file = self.open(name)
+        if file is None:
             return None
+        try:
+            with file:
+                return file.read()
         except OSError as error:
             raise _storage_error(error, self.root, 0) from error
 
     def open(self, name: str) -> BinaryIO | None:
         try:
-            return self._path(name).open("rb")
+            # Without waiting, as one does for the other end of a named pipe.
+            file = open(self._path(name), "rb", opener=_at_once)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise _storage_error(error, self.root, 0) from error
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise StorageError(f"store {self.root}: {name}: it is no file; remove it")
+        return file
 
     def folders(self, name: str) -> list[str]:
         try:
@@ -164,12 +172,15 @@ class LocalBlobs:
             for file in names:
                 path = Path(folder, file)
                 try:
-                    stat = path.stat()
+                    found_at = path.stat()
                 except FileNotFoundError:  # a writer's temporary name, gone in between
                     continue
                 except OSError as error:
                     raise _storage_error(error, self.root, 0) from error
-                found[path.relative_to(self.root).as_posix()] = (stat.st_size, stat.st_mtime)
+                found[path.relative_to(self.root).as_posix()] = (
+                    found_at.st_size,
+                    found_at.st_mtime,
+                )
         return found
 
     def modified(self, name: str) -> float | None:
@@ -310,6 +321,10 @@ class ObjectBlobs:
 
     def move(self, name: str, new_name: str) -> None:
         self.fs.mv(self._path(name), self._path(new_name), recursive=True)
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _temporary(name: str) -> str:

@@ -125,8 +125,6 @@ def text(longest: int = 200, forbidden: str = "") -> Rule:
         for character in forbidden:
             if character in value:
                 raise refuse(f'must not hold "{character}", got {shown(value)}')
-        if any("\ud800" <= character <= "\udfff" for character in value):
-            raise refuse(f"must be Unicode text, got {shown(value)}")
         return value
 
     return Rule(check, says)
