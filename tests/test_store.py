@@ -207,10 +207,14 @@ def test_a_store_that_cannot_be_written_is_looked_at(
     before = sorted(tmp_path.rglob("*"))
     looking = store.for_looking()
 
-    def refuse(*_: object) -> int:
-        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+    opened = os.open
 
-    monkeypatch.setattr(os, "open", refuse)
+    def read_only(path: str, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", read_only)
     assert looking.memo.get({"a": 1}) == b"known"
     looking.memo.put({"a": 1}, b"newer")
     assert looking.memo.get({"a": 1}) == b"newer"

@@ -147,7 +147,7 @@ class LocalBlobs:
     def open(self, name: str) -> BinaryIO | None:
         try:
             # Without waiting, as one does for the other end of a named pipe.
-            file = open(self._path(name), "rb", opener=_at_once)
+            file = open(self._path(name), "rb", opener=_at_once)  # noqa: SIM115 (the caller closes it)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:

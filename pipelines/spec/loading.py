@@ -187,9 +187,7 @@ def _suggestion(source: str) -> str:
     return f"; give a file, a URL, or a preset: {', '.join(names)}"
 
 
-NO_TEXT = (
-    "no Unicode text: it holds bytes of another encoding, or half a character; write it in UTF-8"
-)
+NO_TEXT = "no Unicode text: bytes of another encoding, or half a character; write it in UTF-8"
 
 
 def _check(value: Any) -> tuple[PipelineSpec | None, list[Problem]]:
