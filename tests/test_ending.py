@@ -117,7 +117,7 @@ def test_a_full_disk_behind_standard_output_is_one_line() -> None:
         ("🙂" * 61, "got 244 of 61 characters"),
         ("..", "must be the name of a folder"),
         ("a/b", 'must not hold "/"'),
-        ("\ud800", "pipeline: no Unicode text"),
+        ("\ud800", "pipeline: invalid character"),
     ],
 )
 def test_names_that_no_file_can_have_are_refused_before_anything_is_computed(

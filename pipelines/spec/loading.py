@@ -187,16 +187,11 @@ def _suggestion(source: str) -> str:
     return f"; give a file, a URL, or a preset: {', '.join(names)}"
 
 
-NO_TEXT = "no Unicode text: bytes of another encoding, or half a character; write it in UTF-8"
-
-
 def _check(value: Any) -> tuple[PipelineSpec | None, list[Problem]]:
     """The spec, or all that is wrong with the values."""
     if not isinstance(value, Mapping):
         return None, [((), f"must be a mapping of keys to values, got {shown(value)}")]
     problems = list(_unacceptable(value, ()))
-    if any(message == NO_TEXT for _, message in problems):
-        return None, problems  # nothing can be said of it but this
     unusable = {path for path, _ in problems}
     try:
         spec = PipelineSpec.model_validate(dict(value))
@@ -226,8 +221,6 @@ def _unacceptable(value: Any, path: Path) -> Iterable[Problem]:
             yield path, "looks like a credential; use the environment"
         elif urls.has_control_characters(value):
             yield path, "invalid character (newline, NUL or another control character); remove it"
-        elif any("\ud800" <= character <= "\udfff" for character in value):
-            yield path, NO_TEXT
     elif isinstance(value, float):
         if not math.isfinite(value):
             yield path, f"must be a finite number, got {shown(value)}"
