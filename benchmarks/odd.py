@@ -603,12 +603,13 @@ def child(it: Situation, output: int) -> None:
         with contextlib.suppress(Exception):
             print(f"Traceback: {error!r}", file=sys.stderr)
     for stream in (sys.stdout, sys.stderr):
-        with contextlib.suppress(Exception):
-            stream.flush()
+        with contextlib.suppress(OSError, ValueError):
+            if stream is not None:  # as Python has it where it was closed
+                stream.flush()
     os._exit(status)
 
 
-def wrong(status: int, output: str) -> str:
+def wrong(it: Situation, status: int, output: str) -> str:
     """What is wrong with the end of a command; empty if nothing is."""
     if status == 999:
         return "it did not end"
@@ -616,7 +617,8 @@ def wrong(status: int, output: str) -> str:
         return "unexpected"
     if "Traceback" in output or 'File "' in output:
         return "a traceback"
-    return "" if status in STATUSES else f"exit status {status}"
+    ended = it.signal and status == -it.signal[0]  # before the command had begun to listen
+    return "" if status in STATUSES or ended else f"exit status {status}"
 
 
 def prepare() -> None:
@@ -677,7 +679,7 @@ def main() -> None:
         for seed in [options.only] if options.only is not None else seeds:
             it, status, output = tried(seed, source)
             statuses[status] += 1
-            problem = wrong(status, output)
+            problem = wrong(it, status, output)
             found += bool(problem)
             if problem or options.verbose or options.only is not None:
                 print(f"{seed}: {' '.join(it.words)!r}: {'; '.join(it.told)}: {status} {problem}")

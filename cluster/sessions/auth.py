@@ -33,9 +33,10 @@ def token() -> str | None:
             raise ConfigError(f"RAY_AUTH_TOKEN_PATH={path}: {reason}") from error
     try:
         default = Path.home() / ".ray" / "auth_token"
-        return default.read_text().strip() if default.is_file() else None
     except RuntimeError:  # neither HOME nor an entry for the user
         return None
+    try:
+        return default.read_text().strip() if default.is_file() else None
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise ConfigError(f"{default}: the token cannot be read: {reason}") from error

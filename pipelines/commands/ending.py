@@ -114,7 +114,7 @@ def of_the_system(error: BaseException) -> GraftworkError | None:
     if error.errno not in ADVICE:
         return None
     place = os.fsdecode(error.filename) if isinstance(error.filename, str | bytes) else "output"
-    return StorageError(error.strerror, value=place, advice=ADVICE[error.errno])
+    return StorageError(error.strerror or str(error), value=place, advice=ADVICE[error.errno])
 
 
 def _usage(error: typer.TyperException) -> str:
