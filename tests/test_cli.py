@@ -663,6 +663,7 @@ def test_tracking_that_cannot_be_used(call: Command, spec: str) -> None:
 
 
 def test_json_is_the_only_thing_on_stdout(call: Command, spec: str) -> None:
+    Path("store").mkdir()
     for words in (
         ["plan", spec, "--store", "store"],
         ["doctor", spec, "--store", "store"],
@@ -678,6 +679,7 @@ def test_json_is_the_only_thing_on_stdout(call: Command, spec: str) -> None:
 
 
 def test_tables_fit_a_terminal_and_have_no_colours(call: Command, spec: str) -> None:
+    Path("store").mkdir()
     for words in (
         ["plan", spec, "--store", "store"],
         ["doctor", spec, "--store", "store"],

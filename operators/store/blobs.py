@@ -340,7 +340,8 @@ def _storage_error(error: OSError, root: str, needed: int) -> StorageError:
         )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return StorageError(f"store {root}: no permission: {error.strerror or error}")
-    if isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+    within = not os.path.exists(root) or os.path.isdir(root)
+    if within and isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
         where = error.filename2 or error.filename or root
         return StorageError(f"store {root}: {where}: a file where a folder belongs, or the reverse")
     return StorageError(f"store {root}: {error.strerror or error}")

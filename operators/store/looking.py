@@ -4,6 +4,8 @@ What such a command finds out is kept in the memo, so that a run need not find i
 the store is not there, or refuses to be written, it is kept in memory instead, for the command.
 """
 
+import errno
+import os
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +18,9 @@ class Looking:
 
     Args:
         blobs: the store's own.
+
+    Raises:
+        StorageError: a file stands where the store's folder belongs.
     """
 
     def __init__(self, blobs: Blobs) -> None:
@@ -23,6 +28,8 @@ class Looking:
         self._blobs = blobs
         self._aside: dict[str, bytes] = {}
         place = blobs.path("")
+        if place is not None and place.exists() and not place.is_dir():
+            raise StorageError(f"store {self.root}: {os.strerror(errno.ENOTDIR)}")
         self._closed = place is not None and not place.is_dir()
         """Whether nothing is written to the store: there is none, or it refused."""
 

@@ -55,10 +55,7 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, folder: Path) -> None:
         self.uri, self.experiment, self.folder = uri, experiment, folder
-        path = tracking_uri.sqlite_path(uri)
-        beside = path is not None and path.absolute().parent == folder.absolute().parent
-        # The URI of a database beside the journals is the same wherever both are moved.
-        self._name = f"sqlite beside: {path.name}" if path is not None and beside else uri
+        self._home = folder.absolute().parent
         self.problem = ""
         self._journal: Journal | None = None
         self._sender: Sender | None = None
@@ -222,8 +219,14 @@ class Tracker:
         return self._journal
 
     def _address(self) -> str:
-        """Digest of the URI, to compare it: the URI itself may hold a password."""
-        return hashlib.sha256(self._name.encode(errors="surrogateescape")).hexdigest()
+        """Digest of the URI, to compare it: the URI itself may hold a password.
+
+        That of a database beside the journals is the same wherever both are moved.
+        """
+        path = tracking_uri.sqlite_path(self.uri)
+        beside = path is not None and path.absolute().parent == self._home
+        name = f"sqlite beside: {path.name}" if path is not None and beside else self.uri
+        return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
 
     def _addresses(self) -> set[str]:
         """The same, and what earlier programs wrote."""
