@@ -137,8 +137,8 @@ OPERATORS: dict[str, Operator] = {
     "predict": Operator(version=3, function="graftwork.operators.stages.predict:run"),
     "score": Operator(version=2, function="graftwork.operators.stages.score:run"),
     "blend": Operator(version=2, function="graftwork.operators.stages.blend:run"),
-    "statistics": Operator(version=3, function="graftwork.operators.stages.statistics:run"),
-    "merge": Operator(version=2, function="graftwork.operators.stages.merge:run"),
+    "statistics": Operator(version=4, function="graftwork.operators.stages.statistics:run"),
+    "merge": Operator(version=3, function="graftwork.operators.stages.merge:run"),
     "ensemble": Operator(version=2, function="graftwork.operators.stages.ensemble:run"),
     "evaluate": Operator(version=2, function="graftwork.operators.stages.evaluate:run"),
 }

@@ -109,6 +109,8 @@ def plan(
     opened = Store(place(store, None).store).for_looking()
     made = make_plan(loaded, opened.memo)
     sources.seal(made.sources, made.stages, opened.memo)
+    for line in sources.remarks(made.sources):
+        typer.echo(line, err=True)
     if mermaid:
         print(explain.mermaid(made, opened))
         return

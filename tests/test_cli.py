@@ -452,8 +452,7 @@ def test_tables(call: Command, tmp_path: Path) -> None:
         'data.yaml:5: dataset.domain: good.parquet: no column "style"; there are: image, label'
     )
     assert one(good, label="image") == (
-        'data.yaml:5: dataset.label: good.parquet: column "image" is binary; '
-        "integers or strings are needed"
+        'data.yaml:5: dataset.label: good.parquet: column "image" holds the images; name another'
     )
     beyond = table(tmp_path / "beyond.parquet", [0, 1, 100, 1])
     assert one(good, beyond, classes=["a", "b"]) == (
@@ -469,8 +468,7 @@ def test_tables(call: Command, tmp_path: Path) -> None:
     )
     real = table(tmp_path / "real.parquet", [0.5, 1])
     assert one(real) == (
-        'data.yaml:2: dataset.label: real.parquet: column "label" is double; '
-        "integers or strings are needed"
+        'data.yaml:2: dataset.label: real.parquet row 0: column "label" has 0.5, which is no label'
     )
     (tmp_path / "half.parquet").write_bytes(good.read_bytes()[:200])
     assert one(tmp_path / "half.parquet").startswith("half.parquet: not a readable Parquet file: ")
@@ -504,7 +502,7 @@ def test_folders(call: Command, tmp_path: Path) -> None:
     (odd / "c1/0.png").write_bytes(bomb())
     (odd / ".DS_Store").touch()
     assert found("odd") == [
-        "odd/c0/0.jpg: not JPEG, PNG or WEBP",
+        "odd/c0/0.jpg: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text",
         "odd/c0/1.jpg: empty (0 bytes)",
         "odd/c1/0.png: 30000x30000 = 900000000 pixels, more than max_pixels 89478485",
         "3 unusable images; on_bad_image: skip leaves them out",

@@ -40,7 +40,7 @@ def test_random_weights_come_from_one_seed_without_the_network(
     assert weights.fingerprint(first) == weights.fingerprint(second)
     assert not any(p.requires_grad for p in first.parameters())
     assert not first.training
-    assert loading.width(first) == 32
+    assert first.num_features == 32
     images = torch.randn(2, 3, 32, 32)
     found = loading.embedder(first, "token")(images)
     assert torch.equal(found, first.model.encode_image(images))  # type: ignore[operator, union-attr]

@@ -25,9 +25,16 @@ from torch import Tensor
 from graftwork import methods
 from graftwork.methods.contracts import hyperparameters
 from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.roles import roles
 from graftwork.methods.contracts.trained import Learner, Task, Trained, shared, trains
 from graftwork.methods.networks.network import Network
+from graftwork.operators import merging
 from graftwork.operators.errors import Diverged
+from graftwork.operators.merging import MERGES
+from graftwork.operators.merging.apply import Merged
+from graftwork.operators.merging.policy import Policy
+from graftwork.operators.merging.readers import InMemory
+from graftwork.operators.stages import statistics
 from graftwork.operators.training import batches, forward, loop
 from graftwork.operators.training.settings import Settings, Snapshot, World
 from tests import tiny
@@ -98,6 +105,49 @@ B = sum(p.numel() for p in tiny.vit().parameters())
 CLIP = sum(p.numel() for p in tiny.clip().parameters())
 D, L = tiny.WIDTH, 6
 ADAPTERS = L * (2 * 4 * D + 4 + D)
+BUFFERS: dict[str, dict[str, str]] = {
+    **{
+        name: {
+            "aligned_weight": "weight",
+            "aligned_bias": "weight",
+            "mean": "statistic",
+            "covariance": "statistic",
+            "fisher.*": "statistic",
+        }
+        for name in ("slca", "coma", "cofima")
+    },
+    "magmax": {"tau": "weight"},
+    "magmax_independent": {"tau": "weight", "heads.weight": "weight", "heads.bias": "weight"},
+    "esn": {
+        "prompt": "weight",
+        "heads.weight": "weight",
+        "heads.bias": "weight",
+        "temperatures": "counter",
+    },
+    "ease": {"spaces.0.prototypes": "statistic", "spaces.1.prototypes": "statistic"},
+    "s_prompts": {"centres": "counter"},
+    "hide_prompt": {
+        name: "counter"
+        for name in ("plain.mean", "plain.spread", "prompted.mean", "prompted.spread")
+    },
+    "proof": {"fusion.prototypes": "statistic", "fusion.counts": "counter"},
+}
+"""Roles of stored buffers with numbers that are no integers."""
+NO_GRADIENT: dict[str, tuple[str, ...]] = {
+    # What predicts is made of them after the training.
+    **dict.fromkeys(("slca", "coma", "cofima"), ("head.",)),
+    "magmax": ("vit.",),
+    # They choose one of several, which has no gradient.
+    "l2p": ("key",),
+    "dualprompt": ("key",),
+    "hide_prompt": ("tii.",),
+    "dap": ("keys",),
+    # Used while training alone.
+    "proof": ("scale",),
+    "promptfusion_clip": ("mask.",),
+    "promptfusion_vit": ("mask.",),
+}
+"""Beginnings of names of weights that no score has a gradient for, with the reason."""
 STORED: dict[str, Callable[[int, int], int]] = {
     "finetune": lambda C, T: B + C * (D + 1),
     "joint": lambda C, T: B + C * D + 1,
@@ -487,6 +537,115 @@ def test_stored_is_what_was_trained_and_nothing_more(case: Case) -> None:
         if case.label in STORED:
             assert sizes[-1] == STORED[case.label](task.seen, index + 1)
     assert sizes == sorted(sizes)
+
+
+@every
+def test_what_is_stored_has_a_role_in_merges(case: Case) -> None:
+    """A buffer that predicts and is no weight to a merge would be left as it is, or averaged."""
+    state, (learner, _) = trained(case)[-1], last(case)
+    known = roles(learner)
+    floats = {name for name, tensor in state.items() if tensor.is_floating_point()}
+    assert {n for n, role in known.items() if role == "counter"} >= state.keys() - floats
+    expected = BUFFERS.get(case.name, {})
+    assert {name: known[name] for name, _ in learner.named_buffers() if name in floats} == {
+        name: role for name, role in expected.items() if "*" not in name
+    } | {
+        name: role
+        for start, role in expected.items()
+        for name in floats
+        if "*" in start and name.startswith(start.removesuffix("*"))
+    }
+
+
+@every
+def test_only_methods_with_weights_per_task_have_nothing_to_merge_over_tasks(case: Case) -> None:
+    states = trained(case)
+    if len(states) < 2:
+        pytest.skip("it trains on one task alone")
+    learner, _ = last(case)
+    weights = {name for name, role in roles(learner).items() if role == "weight"}
+    first, second = states[:2]
+    moved = [
+        name
+        for name in weights & first.keys()
+        if not torch.equal(_shared(second[name], first[name]), first[name])
+    ]
+    if case.label in ("coda_prompt", "coop-specific"):
+        assert moved == []  # but where classes recur, rows of theirs are trained again
+        assert not case.method.card.apart
+    else:
+        assert bool(moved) != case.method.card.apart
+
+
+def _shared(later: Tensor, earlier: Tensor) -> Tensor:
+    return later[: len(earlier)] if earlier.ndim else later
+
+
+@every
+def test_a_merge_moves_what_predicts(case: Case) -> None:
+    """Three synthetic models: the scores of the merged one are those of none of them."""
+    learner, task = last(case)
+    known, state = roles(learner), trained(case)[-1]
+    pixels = tiny.images(task, 2, seed=5).pixels
+
+    def other(seed: int) -> State:
+        generator = torch.Generator().manual_seed(seed)
+        return {
+            name: tensor + 0.3 * torch.randn(tensor.shape, generator=generator) * spread(tensor)
+            if known[name] == "weight"
+            else tensor
+            for name, tensor in sorted(state.items())
+        }
+
+    models, base = [other(1), other(2), other(3)], other(0)
+    policy = Policy(
+        statistics=frozenset(n for n, role in known.items() if role == "statistic"),
+        counters=frozenset(n for n, role in known.items() if role == "counter"),
+    )
+    each = [scores(opened(case, task, model), pixels) for model in models]
+    for name in MERGES:
+        merge = merging.build(name, {})
+        start = InMemory(base) if merge.card.base else None
+        nothing = [InMemory({})] * 3 if merge.card.statistics else None
+        found = dict(Merged(merge, [InMemory(m) for m in models], start, nothing, policy))
+        got = scores(opened(case, task, found), pixels)
+        assert bool(torch.isfinite(got).all()), name
+        assert all(not torch.allclose(got, one, atol=1e-4) for one in each), name
+
+
+def spread(tensor: Tensor) -> float:
+    """Standard deviation of a tensor, and something where it has none."""
+    return float(tensor.std()) if tensor.numel() > 1 and float(tensor.std()) > 0 else 0.02
+
+
+@every
+def test_fisher_information_is_measured_of_all_that_predicts(case: Case) -> None:
+    learner, task = last(case)
+    weights = statistics.learned_weights(learner, trained(case)[-1])
+    if case.name in NO_GRADIENT:
+        weights = {n: t for n, t in weights.items() if not n.startswith(NO_GRADIENT[case.name])}
+    given = tiny.images(task, 2)
+    labels = [0] * len(given.targets)
+    found = statistics.squared_gradients(
+        learner, weights, given, Settings(seed=0), "model_expectation", labels
+    )
+    assert found.keys() == weights.keys()
+    silent = {name for name, sums in found.items() if float(sums.sum()) == 0}
+    assert silent == set()
+
+
+@every
+def test_regmean_measures_what_the_card_says(case: Case) -> None:
+    """Of every matrix among the buffers that predict, there are inputs to measure, or none."""
+    learner, task = last(case)
+    weights = statistics.learned_weights(learner, trained(case)[-1])
+    buffers = {name for name, _ in learner.named_buffers() if name in weights}
+    given = tiny.images(task, 1)
+    found = statistics.gram_matrices(learner, weights, given, Settings(seed=0))
+    assert found.keys() <= weights.keys()
+    assert all(gram.shape == (weights[n].shape[1],) * 2 for n, gram in found.items())
+    matrices = {name for name in buffers if weights[name].ndim == 2 or name == "tau"}
+    assert (matrices <= found.keys()) == case.method.card.linear_layers
 
 
 @every

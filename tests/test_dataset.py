@@ -18,9 +18,9 @@ from PIL import Image
 
 from graftwork.operators.data import dataset, labels, scan, sources
 from graftwork.operators.data.index_file import encode_index
-from graftwork.operators.data.tables import Column
 from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.keys import canonical
+from graftwork.operators.parquet.values import Column
 from graftwork.operators.stages.dataset import run
 from graftwork.operators.store import memo
 
@@ -360,14 +360,18 @@ def test_missing_and_mistyped_columns_of_all_files_at_once(tmp_path: Path) -> No
         'dataset.label: b.parquet: no column "y"; there are: image, label',
     ]
     assert problems({"train": train, "test": test}, tmp_path) == [
-        'dataset.label: b.parquet: column "label" is double; integers or strings are needed'
+        'dataset.label: b.parquet row 0: column "label" has 0.5, which is no label'
     ]
     assert problems({"train": train, "test": train, "image": "label", "label": "image"}, tmp_path)[
         :2
     ] == [
         'dataset.image: a.parquet: column "label" is int64; images are binary, '
         "or struct {bytes, path}",
-        'dataset.label: a.parquet: column "image" is binary; integers or strings are needed',
+    ]
+    said = problems({"train": train, "test": train, "label": "image", "domain": "image"}, tmp_path)
+    assert said[:2] == [
+        'dataset.label: a.parquet: column "image" holds the images; name another',
+        'dataset.domain: a.parquet: column "image" holds the images; name another',
     ]
 
 
@@ -470,7 +474,7 @@ def test_files_of_one_split_must_agree(tmp_path: Path) -> None:
     first = write(tmp_path / "a.parquet", range(2), [0, 1])["train"]
     second = write(tmp_path / "b.parquet", range(2), ["x", "y"])["train"]
     assert problems({"train": first + second, "test": first}, tmp_path) == [
-        "dataset.train: labels are integers in one file, strings in another"
+        "dataset.train: labels are integers in a.parquet, strings in b.parquet"
     ]
     root = folder(tmp_path / "set", {"x/1.png": png(1)})
     assert problems({"train": [*first, root], "test": first}, tmp_path) == [
@@ -583,7 +587,7 @@ def test_bad_images_are_all_named(tmp_path: Path) -> None:
     assert problems(description, tmp_path) == [
         "a.parquet row 1: no image bytes",
         "a.parquet row 2: empty (0 bytes)",
-        "a.parquet row 3: not JPEG, PNG or WEBP",
+        "a.parquet row 3: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text",
         "a.parquet row 4: 64x64 = 4096 pixels, more than max_pixels 1024",
         "a.parquet row 5: 40x40 = 1600 pixels, more than max_pixels 1024",
         "5 unusable images; on_bad_image: skip leaves them out",
@@ -596,7 +600,7 @@ def test_skipped_images_are_listed(tmp_path: Path) -> None:
     assert [(b["row"], b["reason"][:9]) for b in found.bad_images] == [
         (1, "no image "),
         (2, "empty (0 "),
-        (3, "not JPEG,"),
+        (3, "not PNG, "),
         (4, "truncated"),
     ]
     assert {b["file"] for b in found.bad_images} == {str(tmp_path / "a.parquet")}
@@ -609,12 +613,12 @@ def test_a_class_whose_images_are_all_bad(tmp_path: Path) -> None:
     description = write(tmp_path / "a.parquet", None, [0, 1], cells) | {"on_bad_image": "skip"}
     assert problems(description, tmp_path)[:2] == [
         "class 1 has no training images",
-        "a.parquet row 1: not JPEG, PNG or WEBP",
+        "a.parquet row 1: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text",
     ]
     # To list it is not to say that its images may be lost.
     assert problems(description | {"classes": ["ant", "bee", "cat"]}, tmp_path)[:2] == [
         'class 1 ("bee") has no training images',
-        "a.parquet row 1: not JPEG, PNG or WEBP",
+        "a.parquet row 1: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text",
     ]
     test = write(tmp_path / "b.parquet", range(2), [0, 1])["test"]
     assert problems(description | {"test": test}, tmp_path)[0] == (
@@ -629,7 +633,7 @@ def test_bad_image_files(tmp_path: Path) -> None:
     root = folder(tmp_path / "set", {"a/1.png": png(1), "a/2.jpg": b"text", "a/3.webp": b""})
     (tmp_path / "set/a/4.png").symlink_to(tmp_path / "gone.png")
     assert problems({"train": [root], "test": [root]}, tmp_path)[:3] == [
-        "set/a/2.jpg: not JPEG, PNG or WEBP",
+        "set/a/2.jpg: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text",
         "set/a/3.webp: empty (0 bytes)",
         "set/a/4.png: dangling symlink to gone.png",
     ]

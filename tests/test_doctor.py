@@ -17,7 +17,8 @@ from rich.console import Console
 from graftwork.operators.data import dataset
 from graftwork.operators.errors import BadDataError
 from graftwork.operators.store.memo import Memo
-from graftwork.pipelines.commands import doctor
+from graftwork.pipelines.describing import rendering
+from graftwork.pipelines.describing import report as doctor
 
 
 class NoMemo(Memo):
@@ -55,7 +56,7 @@ def indexed(train: str, test: str, **more: Any) -> dataset.Dataset:
 
 def rendered(report: doctor.Report) -> str:
     console = Console(width=80, file=io.StringIO(), color_system=None)
-    console.print(doctor.render(report))
+    console.print(rendering.render(report))
     text = console.file.getvalue()  # type: ignore[attr-defined]
     assert max(map(len, text.split("\n"))) <= 80
     return text

@@ -11,7 +11,7 @@ from torch import Tensor
 from graftwork.methods.contracts.hyperparameters import HyperparameterError
 from graftwork.operators import ensembling
 from graftwork.operators.ensembling import RULES, scores
-from graftwork.operators.ensembling.scores import NEVER, align, scaled
+from graftwork.operators.ensembling.scores import NEVER, align, scaled, wrong
 
 
 def stack(models: int = 3, rows: int = 20, classes: int = 5, seed: int = 0) -> Tensor:
@@ -174,6 +174,30 @@ def test_columns_are_aligned_by_class() -> None:
         align([torch.zeros(2, 2)], [[0]])
     with pytest.raises(ValueError, match="2 columns for classes"):
         align([torch.zeros(2, 2)], [[0, 0]])
+
+
+@pytest.mark.parametrize("scale", ["none", "standardise", "l2"])
+@pytest.mark.parametrize("what", ["one NaN", "all NaN", "infinity", "no class at all"])
+@pytest.mark.parametrize("name", RULES)
+def test_a_model_without_a_result_leaves_its_row_without_one(
+    name: str, what: str, scale: str
+) -> None:
+    """Passing the model over would answer with another ensemble than the one asked for."""
+    given = stack()
+    given[:, :, 1] = given[:, :, 1].where(torch.arange(3)[:, None] != 0, NEVER)  # a class it lacks
+    whole = combined(name, given, scale=scale)
+    spoilt = given.clone()
+    if what == "one NaN":
+        spoilt[1, 4, 2] = torch.nan
+    elif what == "infinity":
+        spoilt[1, 4, 2] = torch.inf
+    else:
+        spoilt[1, 4] = torch.nan if what == "all NaN" else NEVER
+    found = combined(name, spoilt, scale=scale)
+    assert bool(found[4].isnan().all())
+    rest = torch.arange(20) != 4
+    assert torch.equal(found[rest], whole[rest]) and not bool(whole.isnan().any())
+    assert wrong(spoilt).nonzero().tolist() == [[1, 4]]
 
 
 @pytest.mark.parametrize("name", RULES)

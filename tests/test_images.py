@@ -81,9 +81,9 @@ def test_exif_orientation_is_not_applied() -> None:
     [
         (None, "no image bytes"),
         (b"", "empty (0 bytes)"),
-        (b"just some text", "not JPEG, PNG or WEBP"),
-        (encoded(noise(4, 4), "GIF"), "not JPEG, PNG or WEBP"),
-        (encoded(noise(4, 4), "BMP"), "not JPEG, PNG or WEBP"),
+        (b"just some text", f"not {codec.FORMATS}, but text"),
+        (encoded(noise(4, 4), "AVIF"), f"not {codec.FORMATS}, but AVIF"),
+        (encoded(noise(4, 4), "JPEG2000"), f"not {codec.FORMATS}, but JPEG 2000"),
         (
             declared(20000, 10000),
             "20000x10000 = 200000000 pixels, more than max_pixels 89478485",
@@ -97,7 +97,7 @@ def test_header_alone_tells(data: bytes | None, why: str) -> None:
         assert str(caught.value) == why
 
 
-@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP"])
+@pytest.mark.parametrize("kind", ["PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.9])
 def test_truncated_images_are_errors(kind: str, share: float) -> None:
     data = encoded(noise(64, 64), kind)
@@ -115,7 +115,7 @@ def test_max_pixels_is_the_limit_itself() -> None:
 
 def test_damaged_bytes_raise_nothing_else() -> None:
     generator = np.random.default_rng(1)
-    for kind in ("PNG", "JPEG", "WEBP"):
+    for kind in ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF", "PPM"):
         original = np.frombuffer(encoded(noise(16, 16), kind), np.uint8)
         for _ in range(150):
             data = original.copy()

@@ -342,9 +342,9 @@ def test_all_bad_images_are_named_however_it_is_cut(
     whole = lines(description, memo, here)
     assert [line.replace(f"{tmp_path}/", "") for line in whole] == [
         "a.parquet row 7: no image bytes",
-        "a.parquet row 31: not JPEG, PNG or WEBP",
+        "a.parquet row 31: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text",
         "a.parquet row 94: empty (0 bytes)",
-        "b.parquet row 1: not JPEG, PNG or WEBP",
+        "b.parquet row 1: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text",
         "b.parquet row 44: 50x50 = 2500 pixels, more than max_pixels 1024",
         "5 unusable images; on_bad_image: skip leaves them out",
     ]
@@ -418,7 +418,7 @@ def test_what_cannot_be_read_is_looked_at_again(tmp_path: Path, memo: Memo, smal
     whole = lines(description, memo, here)
     assert whole[:2] == [
         f"{root}/c1/0500.png: dangling symlink to {tmp_path}/gone.png",
-        f"{root}/c1/0600.png: not JPEG, PNG or WEBP",
+        f"{root}/c1/0600.png: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text",
     ]
     again = Counting()
     assert lines(description, memo, again) == whole

@@ -17,16 +17,16 @@ from torch import Tensor
 from graftwork.methods.contracts.hyperparameters import HyperparameterError
 from graftwork.methods.parts.averaging import lerp
 from graftwork.operators import merging
-from graftwork.operators.errors import IncompatibleError
+from graftwork.operators.errors import Diverged, IncompatibleError
 from graftwork.operators.merging import MERGES, fisher, means, model_stock, regmean, task_vectors
 from graftwork.operators.merging.apply import PLAIN, Merged
 from graftwork.operators.merging.contract import Merge
 from graftwork.operators.merging.dare import drop
 from graftwork.operators.merging.policy import Policy
-from graftwork.operators.merging.readers import InMemory, TensorFile, to_bytes
+from graftwork.operators.merging.readers import Finite, InMemory, TensorFile, to_bytes
 from graftwork.operators.merging.slerp import slerp
 from graftwork.operators.merging.ties import agreeing, ties
-from graftwork.operators.merging.trim import cut, trimmed
+from graftwork.operators.merging.trim import cut, kept_count, trimmed
 
 IDENTITY: dict[str, dict[str, Any]] = {
     "mean": {},
@@ -43,6 +43,8 @@ IDENTITY: dict[str, dict[str, Any]] = {
     "dare": {"drop": 0.0},
 }
 """Values with which several copies of a model are that model."""
+MERGED = Policy(head="merge")
+"""Classifiers are merged in the rows that all have, whatever the merge does to them."""
 SYMMETRIC = ("mean", "fisher", "regmean", "task_arithmetic", "model_stock", "ties")
 
 
@@ -201,17 +203,50 @@ def test_a_head_that_grows_is_merged_where_all_have_rows(name: str) -> None:
     states = [state(1, classes=2), state(2, classes=3), state(3, classes=4)]
     base = state(0, classes=2)
     given = [statistics(merge.card.statistics, s) or {} for s in (1, 2, 3)]
-    head = merge_states(merge, states, base, given)["head.weight"]
+    head = merge_states(merge, states, base, given, MERGED)["head.weight"]
     assert head.shape == (4, 6)
     shared = 3 if name == "slerp" else 2  # the newest two have three rows in common
     assert torch.equal(head[shared:], states[2]["head.weight"][shared:])
     assert not torch.equal(head[0], states[2]["head.weight"][0])
     if name not in ("fisher", "ties", "slerp"):  # other rows have a say, or are shared
         fewer = [s | {"head.weight": s["head.weight"][:2]} for s in states]
-        expected = merge_states(merge, fewer, base, given)["head.weight"]
+        expected = merge_states(merge, fewer, base, given, MERGED)["head.weight"]
         torch.testing.assert_close(head[:2], expected)
     newest = merge_states(merge, states, base, given, Policy(head="newest"))["head.weight"]
     assert torch.equal(newest, states[2]["head.weight"])
+    # The rows of the first task alone would be scaled by what is added to a base.
+    plain = merge_states(merge, states, base, given)["head.weight"]
+    assert torch.equal(plain, newest if merge.card.base else head)
+
+
+@pytest.mark.parametrize("name", [name for name in MERGES if merging.load(name).card.base])
+def test_parts_of_later_tasks_are_not_measured_by_the_first_alone(name: str) -> None:
+    """A part per task, as ESN has: all keep the size that training gave them."""
+    merge = merging.build(name, {})
+    base = {"body": normal(4), "parts.0.w": normal(4, seed=1)}
+    states = [
+        {"body": normal(4, seed=5 + t)} | {f"parts.{i}.w": normal(4, seed=9 + i) for i in range(t)}
+        for t in (1, 2, 3)
+    ]
+    found = merge_states(merge, states, base)
+    assert all(torch.equal(found[f"parts.{i}.w"], states[2][f"parts.{i}.w"]) for i in range(3))
+    assert not torch.equal(found["body"], states[2]["body"])
+    scaled = merge_states(merge, states, base, policy=MERGED)
+    assert not torch.equal(scaled["parts.0.w"], states[2]["parts.0.w"])
+    assert torch.equal(scaled["parts.2.w"], states[2]["parts.2.w"])
+
+
+def test_rows_of_all_classes_have_one_measure_after_a_merge_of_task_vectors() -> None:
+    """Ten tasks of one class: the first row was scaled, and the nine others were not."""
+    rows = normal(10, 8, seed=1)
+    base = {"head.weight": torch.zeros(1, 8)}
+    states = [{"head.weight": rows[: task + 1]} for task in range(10)]
+    for name, scaled in (("task_arithmetic", 3.0), ("dare", 1.0), ("wise_ft", 0.5)):
+        merge = merging.build(name, {"drop": 0.0} if name == "dare" else {})
+        assert torch.equal(merge_states(merge, states, base)["head.weight"], rows)
+        found = merge_states(merge, states, base, policy=MERGED)["head.weight"]
+        torch.testing.assert_close(found[0], scaled * rows[0])
+        assert torch.equal(found[1:], rows[1:])
 
 
 def test_a_head_of_one_size_is_newest_if_it_is_named() -> None:
@@ -244,14 +279,40 @@ def test_a_tensor_of_some_models_only_is_taken_as_it_is(name: str) -> None:
             )  # fmt: skip
 
 
-def test_buffers_are_averaged_or_the_newest() -> None:
-    states, policy = [state(1), state(2)], Policy(buffers=frozenset({"layer.bias"}))
+def test_statistics_follow_a_mean_and_are_the_newest_otherwise() -> None:
+    states, policy = [state(1), state(2)], Policy(statistics=frozenset({"layer.bias"}))
     biases = [s["layer.bias"] for s in states]
-    average = merge_states(merging.build("ema", {"decay": 0.9}), states, policy=policy)
-    torch.testing.assert_close(average["layer.bias"], (biases[0] + biases[1]) / 2)
+
+    def bias(name: str, **values: Any) -> Tensor:
+        merge = merging.build(name, values)
+        given = [statistics(merge.card.statistics, s) or {} for s in (1, 2)]
+        for one in given:
+            one.pop("layer.bias", None)  # nothing is measured of a statistic
+        base = state(0) if merge.card.base else None
+        return merge_states(merge, states, base, given, policy)["layer.bias"]
+
+    for name in ("mean", "fisher", "regmean"):
+        torch.testing.assert_close(bias(name), (biases[0] + biases[1]) / 2)
+    torch.testing.assert_close(bias("ema", decay=0.9), 0.9 * biases[0] + 0.1 * biases[1])
+    assert torch.equal(bias("ema", decay=0), biases[1])
+    assert torch.equal(bias("ema", decay=1), biases[0])
+    assert torch.equal(bias("swa", start=1), biases[1])
+    torch.testing.assert_close(bias("slerp", alpha=0.3), 0.7 * biases[0] + 0.3 * biases[1])
+    assert torch.equal(bias("wise_ft"), biases[1])  # before training there are no statistics
     for name in ("task_arithmetic", "ties", "magmax", "dare", "model_stock"):
-        result = merge_states(merging.build(name, {}), states, state(0), policy=policy)
-        assert torch.equal(result["layer.bias"], biases[1])
+        assert torch.equal(bias(name), biases[1])
+
+
+@pytest.mark.parametrize("name", MERGES)
+def test_counters_and_empty_tensors_are_the_newest(name: str) -> None:
+    merge = merging.build(name, {})
+    states = [state(s) | {"nothing": torch.empty(0, 3)} for s in (1, 2)]
+    base = state(0) | {"nothing": torch.empty(0, 3)} if merge.card.base else None
+    given = [statistics(merge.card.statistics, s) or {} for s in (1, 2)]
+    policy = Policy(counters=frozenset({"layer.bias"}))
+    found = merge_states(merge, states, base, given, policy)
+    assert torch.equal(found["layer.bias"], states[1]["layer.bias"])
+    assert found["nothing"].shape == (0, 3)
 
 
 def test_what_has_no_start_is_averaged() -> None:
@@ -350,10 +411,17 @@ def test_slerp_goes_along_the_arc() -> None:
     torch.testing.assert_close(slerp(a, b, 0.3), slerp(b, a, 0.7))
 
 
-@pytest.mark.parametrize("factor", [1.0, 2.0, -1.0, 0.0])
-def test_slerp_of_parallel_or_zero_vectors_is_straight(factor: float) -> None:
+@pytest.mark.parametrize("factor", [1.0, 2.0, -1.0])
+def test_slerp_of_parallel_vectors_is_straight(factor: float) -> None:
     start = normal(6, seed=1)
     torch.testing.assert_close(slerp(start, factor * start, 0.25), (0.75 + 0.25 * factor) * start)
+
+
+def test_slerp_with_a_vector_without_direction_is_at_a_right_angle() -> None:
+    start, zero = normal(6, seed=1), torch.zeros(6)
+    torch.testing.assert_close(slerp(start, zero, 0.5), math.sqrt(0.5) * start)
+    torch.testing.assert_close(slerp(zero, start, 0.25), math.sin(math.pi / 8) * start)
+    assert torch.equal(slerp(zero, zero, 0.5), zero)
 
 
 # --- Fisher -----------------------------------------------------------------------------------
@@ -395,9 +463,23 @@ def test_normalising_takes_the_scale_out_of_a_fisher() -> None:
         merge_states(merge, states, statistics=given),
         rtol=1e-3, atol=1e-4,
     )  # fmt: skip
+    assert merging.build("fisher", {}) == merge  # as both references do
     plain = replace(merge, normalise=False)
     one = merge_states(plain, states, statistics=larger)["layer.weight"]
     assert not torch.allclose(one, merge_states(merge, states, statistics=larger)["layer.weight"])
+
+
+@pytest.mark.parametrize("normalise", [True, False])
+@pytest.mark.parametrize("floor", [0.0, 1e-6, 0.5])
+def test_equal_fishers_are_equal_whatever_the_number_of_classes(
+    normalise: bool, floor: float
+) -> None:
+    """Rows of later classes are merged with nothing, and have no say in how much a model counts."""
+    states = [{"w": torch.zeros(2, 3)}, {"w": torch.ones(400, 3)}]
+    ones = [{"w": torch.ones(s["w"].shape)} for s in states]
+    merge = merging.build("fisher", {"normalise": normalise, "floor": floor})
+    found = merge_states(merge, states, statistics=ones)["w"]
+    assert found[:2].tolist() == [[0.5] * 3] * 2 and bool((found[2:] == 1).all())
 
 
 # --- RegMean ----------------------------------------------------------------------------------
@@ -489,8 +571,16 @@ def test_exactly_k_entries_stay(share: float) -> None:
     """A recipe with `kthvalue` keeps one more (3 of 10 for 0.2) and fails for all of them."""
     base, model = torch.zeros(10), torch.arange(1.0, 11.0)
     found = ties([model], base, density=share)
-    assert int((found != 0).sum()) == round(10 * share)
+    assert int((found != 0).sum()) == int(10 * share)
     assert found.tolist() == [v if v > 10 - 10 * share + 1e-6 else 0 for v in model.tolist()]
+
+
+def test_a_share_of_a_tensor_is_rounded_down_to_one_at_least() -> None:
+    model = torch.arange(1.0, 11.0)
+    assert [kept_count(share, 10) for share in (0.01, 0.25, 0.29, 0.99, 1.0)] == [1, 2, 2, 9, 10]
+    for merge in (ties([model], torch.zeros(10), density=0.27), ties([model], model, density=0.27)):
+        assert int((merge != 0).sum()) in (2, 10)
+    assert ties([torch.empty(0)], torch.empty(0), density=0.2).shape == (0,)
 
 
 def test_ties_elects_signs_and_averages_what_agrees() -> None:
@@ -510,10 +600,8 @@ def test_ties_elects_signs_and_averages_what_agrees() -> None:
 
 def test_vectors_that_cancel_take_the_sign_of_the_majority() -> None:
     down = [torch.tensor([2.0, -1.0, -1.0]), torch.tensor([-2.0, -1.0, -1.0])]
-    assert agreeing(down, "mean").tolist() == [-2.0, -1.0, -1.0]
-    assert agreeing([-v for v in down], "mean").tolist() == [2.0, 1.0, 1.0]
-    draw = [torch.tensor([2.0]), torch.tensor([-2.0])]
-    assert agreeing(draw, "mean").tolist() == [2.0]
+    assert agreeing(down, "mean", lambda: -1.0).tolist() == [-2.0, -1.0, -1.0]
+    assert agreeing(down, "mean").tolist() == [2.0, -1.0, -1.0]
     # Of the whole model: another tensor decides.
     base = {"a": torch.zeros(1), "b": torch.zeros(3)}
     states = [{"a": torch.tensor([s * 2.0]), "b": torch.full((3,), -1.0)} for s in (1, -1)]
@@ -543,7 +631,7 @@ def test_trimming_the_model_is_topk_of_one_vector() -> None:
     ]
     flat = torch.cat([t.flatten() for t in base.values()])
     vectors = [torch.cat([t.flatten() for t in s.values()]) - flat for s in states]
-    count = round(0.3 * len(flat))
+    count = int(0.3 * len(flat))
     for vector in vectors:
         vector[vector.abs().argsort(descending=True)[count:]] = 0
     expected = flat + 0.55 * agreeing(vectors, "mean")
@@ -613,10 +701,56 @@ def test_dare_combines_as_it_is_told() -> None:
         expected = merging.build("task_arithmetic", {"scale": 0.7, "combine": same})
         close(found, merge_states(expected, models, base))
     found = merge_states(merging.build("dare", {"drop": 0.0, "combine": "ties"}), models, base)
-    close(found, merge_states(merging.build("ties", {"density": 1.0}), models, base))
+    tensor = {"trim": "tensor"}
+    close(found, merge_states(merging.build("ties", {"density": 1.0, **tensor}), models, base))
+    trims = merging.build("dare", {"drop": 0.0, "combine": "ties", "density": 0.3})
+    expected = merging.build("ties", {"density": 0.3, **tensor})
+    close(merge_states(trims, models, base), merge_states(expected, models, base))
     only = merge_states(merging.build("dare", {"only_matrices": True}), models, base)
     torch.testing.assert_close(only["b"], (models[0]["b"] + models[1]["b"]) / 2)
     assert not torch.allclose(only["w"], (models[0]["w"] + models[1]["w"]) / 2)
+
+
+# --- NaN and infinity -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("which", [0, 1])
+@pytest.mark.parametrize("wrong", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("name", MERGES)
+def test_what_is_not_finite_stays_visible(name: str, wrong: float, which: int) -> None:
+    """A merge that took the other model's entry, or the start, would look like a good one."""
+    states = [state(1), state(2)]
+    states[which] = states[which] | {"layer.weight": states[which]["layer.weight"].clone()}
+    states[which]["layer.weight"][2, 3] = wrong
+    found = merged(merging.build(name, {}), states)["layer.weight"]
+    if name == "wise_ft" and which == 0:
+        assert bool(torch.isfinite(found).all())  # it has the newest model only
+    else:
+        assert not math.isfinite(float(found[2, 3]))
+
+
+@pytest.mark.parametrize("name", ["fisher", "regmean"])
+def test_statistics_that_are_not_finite_stay_visible(name: str) -> None:
+    merge = merging.build(name, {})
+    given = [statistics(merge.card.statistics, s) or {} for s in (1, 2)]
+    given[0]["layer.weight"][0, 0] = torch.nan
+    found = merge_states(merge, [state(1), state(2)], None, given)["layer.weight"]
+    assert bool(found.isnan().any())
+
+
+def test_an_average_of_nothing_but_one_model_does_not_read_the_others() -> None:
+    bad, good = torch.tensor([torch.inf, 1.0]), torch.tensor([3.0, 4.0])
+    assert torch.equal(means.ema([bad, good], 0.0), good)
+    assert torch.equal(means.ema([good, bad], 1.0), good)
+
+
+def test_a_model_that_is_not_finite_is_named(tmp_path: Path) -> None:
+    for dtype in (torch.float32, torch.bfloat16, torch.float8_e4m3fn):
+        given = {"w": torch.tensor([1.0, torch.nan]).to(dtype), "n": torch.tensor([1])}
+        reader = Finite(InMemory(given), "ema: model 2 of 3")
+        assert int(reader.read("n")) == 1
+        with pytest.raises(Diverged, match="ema: model 2 of 3: w is NaN or infinite"):
+            reader.read("w")
 
 
 # --- files ------------------------------------------------------------------------------------
@@ -666,6 +800,32 @@ def test_files_of_other_programs_are_read_too(tmp_path: Path) -> None:
     (tmp_path / "x").write_bytes(len(text).to_bytes(8, "little") + text + content)
     file = TensorFile(tmp_path / "x")
     assert file.read("odd").tolist() == [1, 2, 3] and file.read("w").tolist() == [[1.5], [-2]]
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64],
+    ids=str,
+)
+def test_files_of_rarer_types_are_merged(dtype: torch.dtype, tmp_path: Path) -> None:
+    values = [[2, 6], [4, 8]]
+    for number, own in enumerate(values):
+        save_file({"w": torch.tensor(own).to(dtype)}, tmp_path / f"{number}.safetensors")
+    models = [TensorFile(tmp_path / f"{number}.safetensors") for number in range(2)]
+    found = dict(Merged(means.Mean(), models))
+    assert found["w"].dtype == dtype
+    # Of integers there is no mean: the newest model has them.
+    assert found["w"].float().tolist() == ([3, 7] if dtype.is_floating_point else [4, 8])
+    path = tmp_path / "merged.safetensors"
+    path.write_bytes(to_bytes({"w": models[0].specs["w"]}, found.items()))
+    assert torch.equal(load_file(path)["w"].float(), found["w"].float())
+
+
+def test_a_type_that_cannot_be_merged_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "complex.safetensors"
+    save_file({"w": torch.ones(2), "z": torch.ones(2, dtype=torch.complex64)}, path)
+    with pytest.raises(IncompatibleError, match="z is of type C64, which cannot be merged; store"):
+        TensorFile(path)
 
 
 def test_a_merge_reads_each_tensor_when_its_turn_comes(tmp_path: Path) -> None:

@@ -490,7 +490,7 @@ def test_bad_images_are_named(call: Command, tmp_path: Path) -> None:
     stopped = call("pngs/slda", "photos", "--output", "out.csv")
     assert (stopped.code, stopped.out) == (9, "")
     wrong = [line for line in stopped.err.splitlines() if line.startswith("error: ")]
-    assert wrong[0] == "error: photos/03.png: not JPEG, PNG or WEBP"
+    assert wrong[0] == "error: photos/03.png: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text"
     assert wrong[1].startswith("error: photos/04.png: truncated or damaged")
     assert wrong[2] == "error: unusable images; --on-bad-image skip leaves them out"
     assert [path.name for path in tmp_path.iterdir()] == ["photos"]
@@ -499,7 +499,10 @@ def test_bad_images_are_named(call: Command, tmp_path: Path) -> None:
     document = json.loads(skipping.out)
     assert document["images"] == len(document["predictions"]) == 11
     assert [s["image"] for s in document["skipped"]] == ["photos/03.png", "photos/04.png"]
-    assert "skipped: photos/03.png: not JPEG, PNG or WEBP" in skipping.err
+    assert (
+        "skipped: photos/03.png: not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text"
+        in skipping.err
+    )
 
 
 @pytest.mark.parametrize(
@@ -508,7 +511,7 @@ def test_bad_images_are_named(call: Command, tmp_path: Path) -> None:
         (["pngs/sdla", "photos"], 2, 'unknown run "pngs/sdla"; did you mean "pngs/slda"?'),
         (["0" * 32, "photos"], 2, f'unknown run "{"0" * 32}"; there are: '),
         (["pngs/slda", "photos/deep/none"], 9, "photos/deep/none: not found"),
-        (["pngs/slda", "photos/*.jpg"], 9, "photos/*.jpg: no images found (JPEG, PNG, WEBP; "),
+        (["pngs/slda", "photos/*.jpg"], 9, "photos/*.jpg: no images found (PNG, JPEG, WEBP, BMP, "),
         (["pngs/slda", "http://x/y.png"], 2, 'protocol "http" not supported'),
         (["pngs/slda", "photos", "--output", "x.txt"], 2, "--output x.txt: must end in .parquet"),
         (["pngs/slda"], 2, "missing argument 'IMAGES'; see graftwork predict -h"),
@@ -584,9 +587,26 @@ def micro(tmp_path: Path) -> Path:
     folder = tmp_path / "data"
     folder.mkdir()
     (folder / "model.json").write_text(json.dumps(about))
-    means = torch.randn(3, loading.width(network), generator=torch.Generator().manual_seed(0))
+    means = torch.randn(3, network.num_features, generator=torch.Generator().manual_seed(0))
     save_file({"prototypes": means}, folder / "state.safetensors")
     return folder
+
+
+def test_served_images_become_pixels_as_those_of_a_pipeline_do(micro: Path, tmp_path: Path) -> None:
+    values = np.random.default_rng(0).integers(0, 256, (32, 32), dtype=np.uint8)
+    grey = Image.fromarray(values)
+    grey.save(tmp_path / "a.png")
+    Image.fromarray(values.astype(np.uint16) * 257).save(tmp_path / "b.png")
+    Image.fromarray(values.astype(np.uint16) * 256).save(tmp_path / "c.tif")
+    grey.save(tmp_path / "d.bmp")
+    Image.merge("LA", [grey, grey]).save(tmp_path / "e.png")
+    Image.fromarray(values.astype(np.float32)).save(tmp_path / "f.tiff")
+    predictor = serving.Predictor(micro)
+    [shard] = inputs.find([str(tmp_path / "*.[pbt]*")]).shards()
+    *alike, refused = inference.predict(predictor, shard, 3)
+    assert len(alike) == 5
+    assert {prediction.best for prediction in alike} == {alike[0].best}
+    assert refused.problem.startswith("floating point (mode F), which has no range")
 
 
 def test_ray_gives_the_same_in_the_same_order(micro: Path, tmp_path: Path) -> None:
@@ -600,4 +620,6 @@ def test_ray_gives_the_same_in_the_same_order(micro: Path, tmp_path: Path) -> No
     shards = list(remote.predict(micro, wanted.shards(2), 2, **given))
     assert [len(shard) for shard in shards] == [2, 2, 2, 2, 1]
     assert [p for shard in shards for p in shard] == alone
-    assert [p.problem for p in alone].count("not JPEG, PNG or WEBP") == 1
+    assert [p.problem for p in alone].count(
+        "not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but text"
+    ) == 1

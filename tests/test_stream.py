@@ -83,7 +83,13 @@ def dataset(
 ) -> Dataset:
     splits = {n: split(n, m, classes, domains) for n, m in (("train", train), ("test", test))}
     one = splits["train"]
-    return Dataset(classes=one.classes, domains=one.domain_names, bad_images=(), **splits)
+    return Dataset(
+        classes=one.classes,
+        domains=one.domain_names,
+        bad_images=(),
+        train=splits["train"],
+        test=splits["test"],
+    )
 
 
 def task(*classes: int, domains: Sequence[int] = (0,)) -> StreamTask:

@@ -204,7 +204,7 @@ def test_targets_and_queries_are_handed_through() -> None:
     ("image", "reason"),
     [
         (IMAGES[3][:-40], "truncated or damaged"),
-        (b"GIF89a", "not JPEG, PNG or WEBP"),
+        (b"%PDF-1.7", "not PNG, JPEG, WEBP, BMP, TIFF, GIF or PPM, but PDF"),
         (png(99, (40, 41)), "40x41 = 1640 pixels, more than max_pixels 1600"),
     ],
 )

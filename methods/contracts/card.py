@@ -41,6 +41,10 @@ class Card:
             (`Independent`, a special case of `trained`).
         shared: of an independent method, names of stored tensors that the first task trains and
             every later one starts from; the later ones then wait for the first.
+        apart: every task trains weights of its own, which later ones leave as they are, whatever
+            classes recur: a merge over tasks has nothing to merge.
+        linear_layers: the linear maps that predict are weights as they stand, of whose inputs
+            RegMean can take Gram matrices.
         images: reads images; otherwise their frozen features (`query`) are all that it is given.
         network: `vit` for a timm ViT, `clip` for a CLIP with both towers; what is fitted on
             features of a `vit` takes those of a CLIP's image tower as well.
@@ -77,6 +81,8 @@ class Card:
     query: bool = False
     independent: bool = False
     shared: tuple[str, ...] = ()
+    apart: bool = False
+    linear_layers: bool = True
     images: bool = True
     network: Literal["vit", "clip"] = "vit"
     reference: bool = False

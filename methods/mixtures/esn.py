@@ -69,6 +69,8 @@ class ESN(Decayed, Epochs):
         "class-incremental, T * C * (D + 3) if domain-incremental",
         uses_seed=True,
         growth="tasks",
+        apart=True,
+        linear_layers=False,
         independent=True,
         shared=("prompt",),
         contract="trained",
@@ -175,6 +177,7 @@ class ESNLearner(Learner):
         method: hyper-parameters.
     """
 
+    learned_buffers, counting_buffers = ("prompt",), ("temperatures",)
     prompt: Tensor
     """[1, L, D]."""
     temperatures: Tensor

@@ -62,6 +62,7 @@ class MagMax(Changes):
         summary="Fine-tunes in sequence; predicts with the changes of largest magnitude.",
         memory="backbone, twice, however many tasks; C * D + C floats of classifier",
         uses_seed=True,
+        linear_layers=False,
         contract="trained",
     )
 
@@ -84,6 +85,7 @@ class MagMaxLearner(Learner):
         method: hyper-parameters.
     """
 
+    learned_buffers = ("tau",)
     tau: Tensor
     """Change of largest magnitude of every weight [P]."""
     start: Tensor

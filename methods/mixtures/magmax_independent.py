@@ -36,6 +36,7 @@ class MagMaxIndependent(magmax.Changes):
         memory="backbone, once, however many tasks; classifiers of C * (D + 3) floats if "
         "class-incremental, T * C * (D + 3) if domain-incremental",
         uses_seed=True,
+        linear_layers=False,
         growth="tasks",
         independent=True,
         contract="trained",
@@ -90,6 +91,7 @@ class MagMaxJoined(Learner):
         method: hyper-parameters.
     """
 
+    learned_buffers = ("tau",)
     tau: Tensor
     """Change of largest magnitude of every weight [P]."""
 

@@ -94,6 +94,7 @@ class Fusion(nn.Module):
         method: hyper-parameters.
     """
 
+    counting_buffers = ("counts",)
     prototypes: Tensor
     counts: Tensor
 

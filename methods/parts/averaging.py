@@ -91,5 +91,6 @@ def _wide(average: Tensor) -> None:
 
 
 def max_magnitude(kept: Tensor, new: Tensor) -> Tensor:
-    """Entry by entry the one of larger magnitude; of equal ones the new."""
-    return torch.where(new.abs() >= kept.abs(), new, kept)
+    """Entry by entry the one of larger magnitude; of equal ones the new; NaN stays."""
+    # A comparison with NaN is false, which would drop it without a word.
+    return torch.where((kept.abs() > new.abs()) | kept.isnan(), kept, new)

@@ -79,6 +79,7 @@ class SlowLearner(Learner, Generic[M]):
         method: hyper-parameters.
     """
 
+    learned_buffers = ("aligned_weight", "aligned_bias")
     head: nn.Linear
     aligned_weight: Tensor
     aligned_bias: Tensor

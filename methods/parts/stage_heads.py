@@ -26,6 +26,7 @@ class StageHeads(nn.Module):
         task: the newest one.
     """
 
+    learned_buffers = ("weight", "bias")
     weight: Tensor
     """[R, D]."""
     bias: Tensor

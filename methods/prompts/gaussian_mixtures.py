@@ -28,6 +28,8 @@ class Mixtures(nn.Module):
         centroids: K; an entry has a single component with a covariance.
     """
 
+    # Clusters come in the order in which they were found.
+    counting_buffers = ("mean", "spread")
     count: Tensor
     """Rows of each component [E, K] int64; 0 for one that is not there."""
     mean: Tensor

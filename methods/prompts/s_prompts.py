@@ -59,6 +59,7 @@ class SPrompts(Decayed, Epochs):
         memory="T * (L + K) * D floats; classifiers of T * C * (D + 1) floats if "
         "domain-incremental, C * (D + 1) if class-incremental",
         growth="tasks",
+        apart=True,
         version=3,
         uses_seed=True,
         query=True,
@@ -96,6 +97,8 @@ class SPromptsLearner(Learner):
         method: hyper-parameters.
     """
 
+    # Clusters come in the order in which they were found.
+    counting_buffers = ("centres",)
     centres: Tensor
     rows: Tensor
     """Task and column of each row of the classifiers [R, 2]; -1 for a row that is not used."""

@@ -46,6 +46,7 @@ class EASE(Decayed, Epochs):
         "A class that occurs again is averaged over the subspaces that it was trained in.",
         memory="T * (adapter + C * D + C) floats; T forward passes per image",
         growth="tasks",
+        apart=True,
         uses_seed=True,
         contract="trained",
     )

@@ -14,13 +14,12 @@ from timm.data.config import resolve_model_data_config
 from torch import Tensor, nn
 
 from graftwork.methods.networks import network as networks
-from graftwork.methods.networks import vit as seams
 from graftwork.methods.networks.clip import Clip
 from graftwork.operators.backbones import clip, shipped
 from graftwork.operators.backbones.weights import (
     _check_names,
-    _load_strictly,
     fingerprint,
+    load_timm,
     read_weights,
     tower_fingerprints,
 )
@@ -51,13 +50,13 @@ def load(model: str, weights: str, pooling: str, image_size: int | None = None) 
         model: timm name with its tag, or `open_clip:` and a name of open_clip.
         weights: path or URL of safetensors or of a `.pth` that holds tensors only; "random" for
             an initialisation from seed 0; "" for the weights that timm's tag names.
-        pooling: "token" or "avg", checked against the model.
+        pooling: "token", "avg" or "map", checked against the model.
         image_size: pixels of the square that a ViT shall see, if not its own: its position
             embeddings are resampled, as timm does it.
 
     Raises:
         ConfigError: unknown model, or its pretrained weights are not to be had.
-        IncompatibleError: the weights do not fit the model, it lacks a class token, or it cannot
+        IncompatibleError: the weights do not fit the model, it pools in another way, or it cannot
             be had in this size.
     """
     if model.startswith(clip.PREFIX):
@@ -90,11 +89,8 @@ def load(model: str, weights: str, pooling: str, image_size: int | None = None) 
                 advice="give a file of its weights",
             ) from error
     if weights not in ("", "random"):
-        _load_strictly(network, read_weights(weights), model, weights, image_size)
-    if pooling == "token" and not getattr(network, "num_prefix_tokens", 0):
-        raise IncompatibleError(
-            f"{model} has no class token; set features.pooling: avg", key="features.pooling"
-        )
+        network = load_timm(network, read_weights(weights), model, weights, size)
+    check_pooling(network, model, pooling)
     return network.eval().requires_grad_(False)
 
 
@@ -229,19 +225,22 @@ def _check_fingerprint(model: str, wanted: str, known: tuple[str, ...]) -> None:
         raise ChangedWeights(model, wanted, known[0])
 
 
-def width(network: nn.Module) -> int:
-    """D of the pooled features."""
-    return int(network.num_features)  # type: ignore[arg-type]
+def check_pooling(network: nn.Module, model: str, pooling: str) -> None:
+    """Refuses a pooling that is not the network's, where it has no other meaning either.
 
-
-def attachable(network: nn.Module) -> tuple[str, str]:
-    """Reason against attaching methods to a network (empty if none), and what they read of it."""
-    if isinstance(network, Clip):
-        return "", "token"
-    try:
-        return "", seams.pooling(seams.check(network))
-    except TypeError as error:
-        return str(error), ""
+    Raises:
+        IncompatibleError: with the pooling to ask for instead.
+    """
+    own = own_pooling(network)
+    # The mean of tokens is known of every network; of the others each has one.
+    if pooling == "avg" or pooling == own:
+        return
+    other = own if own in ("token", "map") else "avg"
+    without = pooling == "token" and not getattr(network, "num_prefix_tokens", 0)
+    what = "has no class token" if without else f"pools {own or 'in its own way'}"
+    raise IncompatibleError(
+        f"{model} {what}; set features.pooling: {other}", key="features.pooling", value=pooling
+    )
 
 
 def data_config(network: nn.Module, image_size: int | None = None) -> dict[str, Any]:
@@ -262,16 +261,39 @@ def embedder(network: nn.Module, pooling: str) -> Callable[[Tensor], Tensor]:
 
 
 def pooled_features(network: nn.Module, images: Tensor, pooling: str) -> Tensor:
-    """Features [B, D]: the class token, or the mean of the patch tokens, after the final norm.
+    """Features [B, D]: the network's own pooling, which "token" is, or the mean of patch tokens.
 
     Args:
         images: [B, 3, height, width], normalised.
+        pooling: "avg" is the mean of all tokens but class and register tokens, after the final
+            norm, of a network that pools otherwise; for one without such tokens its own pooling.
+
+    Raises:
+        IncompatibleError: the mean of tokens is asked for where they cannot be told apart.
     """
     if isinstance(network, Clip):
         return networks.feature(network, images)
     tokens = network.forward_features(images)  # type: ignore[operator]
-    if pooling == getattr(network, "global_pool", None) or tokens.ndim == 4:
+    own = own_pooling(network)
+    if pooling == own or not _has_tokens(network, tokens):
+        if pooling != own and own in ("token", "map"):
+            raise IncompatibleError(
+                f"{type(network).__name__} has no tokens to take a mean of; "
+                f"set features.pooling: {own}",
+                key="features.pooling",
+                value=pooling,
+            )
         return network.forward_head(tokens, pre_logits=True)  # type: ignore[operator]
-    if pooling == "token":
-        return tokens[:, 0]
     return tokens[:, network.num_prefix_tokens :].mean(dim=1)  # type: ignore[index]
+
+
+def own_pooling(network: nn.Module) -> str:
+    """How timm pools a network, as it calls it; empty where that is no word of a transformer's."""
+    own = getattr(network, "global_pool", "")
+    return own if isinstance(own, str) else ""
+
+
+def _has_tokens(network: nn.Module, tokens: Any) -> bool:
+    """Tells whether these are tokens [B, N, D] with a known number of class and register tokens."""
+    known = hasattr(network, "num_prefix_tokens")
+    return known and isinstance(tokens, Tensor) and tokens.ndim == 3

@@ -61,12 +61,12 @@ def resolve(
             `open_clip:` and open_clip's name.
         weights: path or URL, "random", "builtin" (shipped with this package), or None for the
             weights that timm's tag names.
-        pooling: "token" or "avg".
+        pooling: "token", "avg" or "map".
         image_size: pixels of the square that a ViT shall see, if not its own.
 
     Raises:
         ConfigError: unknown model, or weights that cannot be found.
-        IncompatibleError: the weights do not fit the model.
+        IncompatibleError: the weights do not fit the model, or it gives no vector for an image.
     """
     location = place(model, weights)
     try:
@@ -87,23 +87,25 @@ def resolve(
     if (known := memo.get(preimage)) is not None:
         return Backbone(**json.loads(known) | {"weights": location})
     from graftwork.operators.backbones import loading
+    from graftwork.operators.backbones.examine import examine
 
     # It imports torch.
     from graftwork.operators.backbones.weights import fingerprint, tower_fingerprints
 
     network = loading.load(model, location, pooling, image_size)
-    refused, natural_pooling = loading.attachable(network)
+    data_config = loading.data_config(network, image_size)
+    seen = examine(network, model, pooling, data_config["input_size"])
     image_fingerprint, text_fingerprint = tower_fingerprints(network) or ("", "")
     backbone = Backbone(
         model=model,
         weights=location,
         pooling=pooling,
         fingerprint=fingerprint(network),
-        width=loading.width(network),
-        data_config=loading.data_config(network, image_size),
+        width=seen.width,
+        data_config=data_config,
         image_size=image_size,
-        refused=refused,
-        natural_pooling=natural_pooling,
+        refused=seen.refused,
+        natural_pooling=seen.natural_pooling,
         image_fingerprint=image_fingerprint,
         text_fingerprint=text_fingerprint,
     )

@@ -8,6 +8,7 @@ import warnings
 from collections.abc import Callable
 
 import fsspec
+import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load as load_safetensors
@@ -82,6 +83,59 @@ def _read_pickle(place: str, data: bytes) -> dict[str, Tensor]:
             "is not a dictionary of tensors", key="backbone.weights", value=place
         )
     return state
+
+
+def load_timm(
+    network: nn.Module, state: dict[str, Tensor], model: str, place: str, size: dict[str, int]
+) -> nn.Module:
+    """The network with these weights, read as they stand or as timm reads other people's files.
+
+    Args:
+        network: as timm makes it, without a classifier.
+        model: timm's name of it.
+        place: of the weights, for people.
+        size: `img_size`, where the network shall see other images than its own.
+
+    Raises:
+        IncompatibleError: names or shapes differ.
+    """
+    state = {
+        name.removeprefix("module.").removeprefix("_orig_mod."): t for name, t in state.items()
+    }
+    try:
+        _load_strictly(network, state, model, place, size.get("img_size"))
+    except IncompatibleError:
+        if _of_another_size(network, state, size):
+            raise
+        read = _as_timm_reads(state, model, size)
+        if read is None:
+            raise
+        return read
+    return network
+
+
+def _of_another_size(network: nn.Module, state: dict[str, Tensor], size: dict[str, int]) -> bool:
+    """Tells whether tensors of one name have other sizes, which timm would resample unasked."""
+    own = network.state_dict()
+    asked = {"pos_embed"} if size else set[str]()
+    return any(own[n].numel() != state[n].numel() for n in (own.keys() & state.keys()) - asked)
+
+
+def _as_timm_reads(state: dict[str, Tensor], model: str, size: dict[str, int]) -> nn.Module | None:
+    """The network after timm's own translation of a file, None if that does not fit either.
+
+    timm translates the names that authors gave, and leaves out what only their training needs: the
+    mask token of Meta's DINOv2, for example. It loads strictly, too.
+    """
+    overlay = {"state_dict": dict(state)}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        try:
+            return timm.create_model(
+                model, pretrained=True, num_classes=0, pretrained_cfg_overlay=overlay, **size
+            )
+        except Exception:  # translations meet tensors that they were not written for
+            return None
 
 
 def _load_strictly(

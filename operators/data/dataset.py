@@ -2,8 +2,8 @@
 
 Samples stand in source order: files in the order given (a glob's matches sorted), rows in their
 order; of a folder the class folders sorted by name, then the files. Appended images therefore
-leave all earlier ones where they are. An image is known by the sha256 of its encoded bytes; no
-path takes part in any key.
+leave all earlier ones where they are. An image is known by `codec.digest`, the sha256 of its
+encoded bytes; no path takes part in any key.
 
 Shapes: N samples of a split.
 """
@@ -12,7 +12,7 @@ import io
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -33,6 +33,8 @@ from graftwork.operators.data.index_file import (
 from graftwork.operators.data.parts import Examine, here
 from graftwork.operators.data.sources import Places
 from graftwork.operators.errors import BadDataError, together
+from graftwork.operators.files import kinds
+from graftwork.operators.files.kinds import LeftOut
 from graftwork.operators.keys import digest
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.features import DatasetParameters
@@ -42,7 +44,7 @@ from graftwork.operators.store.memo import Memo
 
 __all__ = ["Dataset", "Split", "SplitIndex", "index", "read_index"]
 
-VERSION = 2
+VERSION = 3
 """Raised when the memo's content changes its meaning; the stage has a version of its own."""
 ROWS = pa.schema(
     [
@@ -132,7 +134,9 @@ class Dataset:
     Args:
         classes: class names; the numbers as text where the data has none.
         domains: domain names, sorted; ("",) without a domain column.
-        bad_images: what was skipped: file, row (None for image files), reason.
+        bad_images: what was skipped: split, file, row (None for image files), reason.
+        left_out: by split, what its folders hold and is not used; empty for what was recorded.
+        notes: what contradicts itself, for people.
     """
 
     classes: tuple[str, ...]
@@ -140,6 +144,8 @@ class Dataset:
     train: Split
     test: Split
     bad_images: tuple[dict[str, Any], ...]
+    left_out: Mapping[str, tuple[LeftOut, ...]] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def index(
@@ -209,6 +215,7 @@ def _held_out(dataset: Dataset, share: float) -> Dataset:
         dataset,
         train=part("train", np.flatnonzero(~held)),
         test=part("test", np.flatnonzero(held)),
+        left_out={"train": dataset.left_out.get("train", ())},
     )
 
 
@@ -246,7 +253,7 @@ def _build(
         threads=threads or os.cpu_count() or 1,
         examine=examine,
     )
-    bad = [entry for split in SPLITS for entry in scans[split].bad_images()]
+    bad = [{"split": split, **e} for split in SPLITS for e in scans[split].bad_images()]
     if bad and description["on_bad_image"] != "skip":
         raise together(scan.explain(bad))
     good = {split: scans[split].good() for split in SPLITS}
@@ -268,7 +275,20 @@ def _build(
         )
         for split in SPLITS
     }
-    return Dataset(classes=classes, domains=domains, bad_images=tuple(bad), **splits)
+    return Dataset(
+        classes=classes,
+        domains=domains,
+        bad_images=tuple(bad),
+        left_out=_left_out(found),
+        notes=scan.notes(tables, description["classes"]),
+        **splits,
+    )
+
+
+def _left_out(found: Mapping[str, list[sources.Source]]) -> dict[str, tuple[LeftOut, ...]]:
+    return {
+        split: kinds.together(source.left_out for source in its) for split, its in found.items()
+    }
 
 
 def encode_rows(dataset: Dataset, facts: Mapping[str, Any]) -> bytes:
@@ -326,6 +346,7 @@ def _to_memo(dataset: Dataset) -> bytes:
         "classes": dataset.classes,
         "domains": dataset.domains,
         "bad_images": dataset.bad_images,
+        "notes": dataset.notes,
     }
     return encode_rows(dataset, facts)
 
@@ -354,4 +375,11 @@ def _from_memo(
         for split in SPLITS
     }
     bad = tuple(facts["bad_images"])
-    return Dataset(classes=classes, domains=domains, bad_images=bad, **splits)
+    return Dataset(
+        classes=classes,
+        domains=domains,
+        bad_images=bad,
+        left_out=_left_out(found),
+        notes=tuple(facts["notes"]),
+        **splits,
+    )

@@ -7,6 +7,7 @@ from typing import Any
 from graftwork.operators.data import builtin, sources
 from graftwork.operators.errors import BadDataError, ConfigError
 from graftwork.operators.files import access
+from graftwork.operators.names import normal
 
 SPLITS = ("train", "test")
 
@@ -69,9 +70,10 @@ def _class_names(given: Any) -> list[str] | None:
         return None
     if not (isinstance(given, (list, tuple)) and given and all(type(n) is str for n in given)):
         raise ConfigError("must be a list of names, or a JSON file with one", key="dataset.classes")
+    given = [normal(name) for name in given]
     if doubled := sorted({n for n in given if given.count(n) > 1}):
         raise ConfigError(f'"{doubled[0]}" occurs twice', key="dataset.classes")
-    return list(given)
+    return given
 
 
 def locate(description: Mapping[str, Any], split: str) -> list[sources.Source]:

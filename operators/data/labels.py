@@ -11,7 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 
 from graftwork.operators.data.sources import Places
-from graftwork.operators.data.tables import Column
+from graftwork.operators.names import folded
+from graftwork.operators.parquet.values import Column
 
 Columns = Mapping[str, Column]
 """Split -> its column."""
@@ -19,16 +20,21 @@ Columns = Mapping[str, Column]
 
 def join(columns: Sequence[Column]) -> Column | None:
     """One column of several sources; None if some hold strings and some hold integers."""
-    kinds = {column.names is None for column in columns}
+    kinds = _kinds(columns)
     if len(kinds) > 1:
         return None
     values, names = [c.values for c in columns], None
-    if not kinds.pop():
+    if kinds == {False}:
         names = tuple(sorted({name for c in columns for name in c.names or ()}))
         values = [_renumber(c, names) for c in columns]
     return Column(
         values=np.concatenate(values), names=names, null=np.concatenate([c.null for c in columns])
     )
+
+
+def _kinds(columns: Iterable[Column]) -> set[bool]:
+    """Whether columns hold integers; what has no value goes with both, whatever its type."""
+    return {column.names is None for column in columns if not column.null.all()}
 
 
 def class_ids(
@@ -54,12 +60,12 @@ def class_ids(
         Class names; int32 [N] per split; problems (with any, the numbers mean nothing).
     """
     problems = _nulls(labels, places, "label")
-    kinds = {column.names is None for column in labels.values()}
+    kinds = _kinds(labels.values())
     if len(kinds) > 1:
         return (), {}, [*problems, "labels are integers in one split and strings in the other"]
     if problems:
         return (), {}, problems
-    if not kinds.pop():
+    if kinds == {False}:
         names = tuple(given) if given else _union(labels)
         known = set(names)
         for split, column in labels.items():
@@ -106,12 +112,12 @@ def domain_ids(
         Domain names; int32 [N] per split; problems.
     """
     problems = _nulls(domains, places, "domain")
-    kinds = {column.names is None for column in domains.values()}
+    kinds = _kinds(domains.values())
     if len(kinds) > 1:
         problems.append("domains are integers in one split and strings in the other")
     if problems:
         return (), {}, problems
-    if kinds.pop():
+    if kinds == {True}:
         distinct = np.unique(np.concatenate([c.values for c in domains.values()]))
         names = tuple(map(str, distinct.tolist()))
         ids = {split: np.searchsorted(distinct, c.values) for split, c in domains.items()}
@@ -181,8 +187,12 @@ def _incomplete(
 def _tested(classes: np.ndarray, names: Sequence[str]) -> list[str]:
     if not len(classes):
         return []
-    more = _more(len(classes), "classes")
-    return [f"test has images of {called(int(classes[0]), names)}, train has none{more}"]
+    more, first = _more(len(classes), "classes"), int(classes[0])
+    missing = set(classes.tolist())
+    own = [name for number, name in enumerate(names) if number not in missing]
+    near = [name for name in own if folded(name) == folded(names[first])] if names else []
+    hint = f' but has "{near[0]}"' if near else ""
+    return [f"test has images of {called(first, names)}, train has none{hint}{more}"]
 
 
 def _untrained(first: int, count: int, names: Sequence[str]) -> str:

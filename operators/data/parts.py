@@ -8,7 +8,6 @@ a folder, on its last image) alone, so that what is appended moves no part befor
 Shapes: n images of a part.
 """
 
-import hashlib
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -217,7 +216,7 @@ def _look_at(
 ) -> tuple[bytes, dict[int, str], int]:
     digests, bad = [], {}
     for position, data in enumerate(chunk):
-        digests.append(hashlib.sha256(data if isinstance(data, bytes) else b"").digest())
+        digests.append(codec.digest(data if isinstance(data, bytes) else b""))
         try:
             if isinstance(data, str):
                 raise BadDataError(data)

@@ -16,14 +16,16 @@ import numpy as np
 from graftwork.operators.data import builtin, labels, parts, sources, tables
 from graftwork.operators.data.parts import Examine, Part
 from graftwork.operators.data.sources import MARK, Places, Source
-from graftwork.operators.data.tables import Column
 from graftwork.operators.errors import BadDataError, together
+from graftwork.operators.files.listing import class_of
 from graftwork.operators.images import codec
 from graftwork.operators.images.prefetch import prefetch
 from graftwork.operators.keys import digest
+from graftwork.operators.parquet.names import disagreement
+from graftwork.operators.parquet.values import Column
 from graftwork.operators.store.memo import Memo
 
-VERSION = 1
+VERSION = 2
 _LISTED = 20
 _AT_ONCE = 8
 """Footers of files, and entries of the memo, that are read at once: mostly they are waited for."""
@@ -43,6 +45,7 @@ class Table:
             them; None for another.
         label: label column.
         domain: domain column; a single empty name where there is none.
+        claims: of each file that names its integers, its place and these names.
     """
 
     places: Places
@@ -51,6 +54,7 @@ class Table:
     groups: tuple[np.ndarray | None, ...]
     label: Column
     domain: Column
+    claims: tuple[tuple[str, tuple[str, ...]], ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -59,7 +63,7 @@ class Scan:
 
     Args:
         places: of the N images.
-        digests: uint8 [N, 32], sha256 of the encoded bytes.
+        digests: uint8 [N, 32], `codec.digest` of each.
         bad: position -> reason, for images that cannot be used.
     """
 
@@ -134,9 +138,8 @@ def columns(
         groups, by_label, by_domain = zip(*columns, strict=True)
         label, domain = labels.join(by_label), labels.join(by_domain)
         if label is None or domain is None:
-            what = "labels" if label is None else "domains"
-            what += " are integers in one file, strings in another"
-            problems.append(BadDataError(what, key=f"dataset.{split}"))
+            what, mixed = ("labels", by_label) if label is None else ("domains", by_domain)
+            problems.append(_mixed(what, split, mixed, its_sources))
             continue
         sizes = [len(column.values) for column in by_label]
         number = np.repeat(np.arange(len(columns), dtype=np.int32), sizes)
@@ -150,9 +153,41 @@ def columns(
             row=np.zeros_like(rows) if folder else rows,
         )
         result[split] = Table(
-            places=places, source=number, row=rows, groups=groups, label=label, domain=domain
+            places=places,
+            source=number,
+            row=rows,
+            groups=groups,
+            label=label,
+            domain=domain,
+            claims=tuple(
+                (source.url, own.claimed)
+                for source, own in zip(its_sources, by_label, strict=True)
+                if own.claimed
+            ),
         )
     return result, problems
+
+
+def _mixed(
+    what: str, split: str, columns: Sequence[Column], its_sources: Sequence[Source]
+) -> BadDataError:
+    """Complaint about files of which some hold integers and others strings, naming two."""
+    first = {
+        column.names is None: source.url
+        for column, source in reversed(list(zip(columns, its_sources, strict=True)))
+        if len(column.values)
+    }
+    where = f"integers in {first[True]}, strings in {first[False]}"
+    return BadDataError(f"{what} are {where}", key=f"dataset.{split}")
+
+
+def notes(splits: Mapping[str, Table], given: Sequence[str] | None) -> tuple[str, ...]:
+    """Contradictions between the names that files and the spec give to integer labels."""
+    claims = [claim for table in splits.values() for claim in table.claims]
+    if given:
+        claims.append(("dataset.classes", tuple(given)))
+    found = disagreement(claims)
+    return (found,) if found else ()
 
 
 def _columns_or_problem(source: Source, description: Mapping[str, Any]) -> _Columns | BadDataError:
@@ -180,7 +215,7 @@ def _columns(source: Source, description: Mapping[str, Any]) -> _Columns:
         null = np.zeros(len(values), dtype=bool)
         return None, Column(values=values, names=None, null=null), _constant(len(values))
     number = {name: i for i, name in enumerate(source.classes)}
-    values = np.array([number[f.split("/", 1)[0]] for f in source.files], dtype=np.int64)
+    values = np.array([number[class_of(file)] for file in source.files], dtype=np.int64)
     null = np.zeros(len(values), dtype=bool)
     label = Column(values=values, names=source.classes, null=null)
     return None, label, _constant(len(values))

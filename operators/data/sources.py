@@ -4,7 +4,6 @@ A source is a Parquet file, a folder with one folder per class, or a built-in da
 folders are local or behind an fsspec URL. Reading streams: one record batch is in memory.
 """
 
-import glob
 import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -23,7 +22,9 @@ from graftwork.operators.files.access import (
     open_file,
     reason,
 )
+from graftwork.operators.files.kinds import LeftOut
 from graftwork.operators.files.listing import MARK, list_folder, mark
+from graftwork.operators.files.spelling import matches, spelled
 from graftwork.operators.images.prefetch import prefetch
 from graftwork.operators.keys import canonical
 
@@ -46,7 +47,8 @@ class Source:
         files: names of a folder's images relative to `url`, in order.
         marks: of a folder's images, `MARK` bytes each, that change when the image may have changed.
         sizes: of a folder's images in bytes, int64 [files].
-        classes: names of a folder's class folders, sorted, empty ones too.
+        classes: names of a folder's classes as `Listing` has them.
+        left_out: what else lies in a folder.
         identity: JSON value that changes when the content may have changed.
     """
 
@@ -56,6 +58,7 @@ class Source:
     marks: bytes = b""
     sizes: np.ndarray = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
     classes: tuple[str, ...] = ()
+    left_out: tuple[LeftOut, ...] = ()
     identity: Mapping[str, Any]
 
 
@@ -225,10 +228,11 @@ def place_name(hints: Mapping[str, Any], position: int) -> str:
 def _find(url: str) -> list[Source]:
     try:
         if "://" not in url:
+            url = spelled(url)
             if os.path.isdir(url):
                 return [_folder(url)]
             if not os.path.lexists(url) and any(c in url for c in "*?["):
-                return _matches(url, sorted(glob.glob(url, recursive=True)))
+                return _matches(url, matches(url))
             return [_table(url)]
         with as_os_errors():
             filesystem, path = file_system(url)
@@ -262,17 +266,18 @@ def _table(url: str) -> Source:
 
 def _folder(url: str) -> Source:
     filesystem, path = file_system(url) if "://" in url else (None, url)
-    classes, found = list_folder(url, filesystem, path)
-    marks = b"".join(each for _, each, _ in found)
-    content = hashlib.sha256(canonical(classes).encode() + marks).hexdigest()
+    found = list_folder(url, filesystem, path)
+    marks = b"".join(each for _, each, _ in found.files)
+    content = hashlib.sha256(canonical(found.classes).encode() + marks).hexdigest()
     return Source(
         kind="files",
         url=url,
-        files=tuple(name for name, _, _ in found),
+        files=tuple(name for name, _, _ in found.files),
         marks=marks,
-        sizes=np.array([size for _, _, size in found], dtype=np.int64),
-        classes=classes,
-        identity={"url": url, "files": len(found), "digest": content},
+        sizes=np.array([size for _, _, size in found.files], dtype=np.int64),
+        classes=found.classes,
+        left_out=found.left_out,
+        identity={"url": url, "files": len(found.files), "digest": content},
     )
 
 

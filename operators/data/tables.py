@@ -7,7 +7,6 @@ refused, because reading one can run code that another library registered for it
 import difflib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -17,21 +16,10 @@ import pyarrow.parquet as pq
 
 from graftwork.operators.errors import BadDataError, together
 from graftwork.operators.files import access
-
-
-@dataclass(frozen=True, kw_only=True)
-class Column:
-    """Values of a column of labels or domains.
-
-    Args:
-        values: int64 [N]: the values themselves, or positions in `names`.
-        names: the strings that occur, for a column of strings; None for one of integers.
-        null: bool [N], where the column has no value (`values` is then 0).
-    """
-
-    values: np.ndarray
-    names: tuple[str, ...] | None
-    null: np.ndarray
+from graftwork.operators.names import normal
+from graftwork.operators.parquet import values
+from graftwork.operators.parquet.names import claimed
+from graftwork.operators.parquet.values import KINDS, Column
 
 
 def read_columns(
@@ -42,13 +30,14 @@ def read_columns(
     Args:
         url: a Parquet file.
         image: name of the image column.
-        columns: names of columns of integers or strings, by their key under `dataset` in a spec.
+        columns: names of columns of labels, by their key under `dataset` in a spec.
 
     Returns:
         Rows, and bytes of images, of every row group, int64 [groups, 2]; and the columns.
 
     Raises:
-        BadDataError: not a Parquet file, or all columns that are missing or have another type.
+        BadDataError: not a Parquet file; all columns that are missing, occur twice or have another
+            type; or a value that is no label.
     """
     problems: list[BadDataError] = []
 
@@ -57,23 +46,48 @@ def read_columns(
 
     with _opened(url) as file:
         schema = file.schema_arrow
-        for key, name in {"image": image, **columns}.items():
-            if name not in schema.names:
-                wrong(key, f'no column "{name}"; there are: {_names(name, schema)}')
-            elif key == "image" and _leaf(schema, image) is None:
-                kind = schema.field(image).type
+        rows = file.metadata.num_rows
+        for key, wanted in {"image": image, **columns}.items():
+            name = spelled(schema, wanted)
+            if (count := schema.names.count(name)) != 1:
+                missing = f'no column "{name}"; there are: {_names(name, schema)}'
+                twice = f'column "{name}" occurs {count} times; rename all but one'
+                wrong(key, twice if count else missing)
+                continue
+            kind = schema.field(name).type
+            if not rows:  # an empty file may have columns of any type
+                continue
+            if key == "image" and _leaf(schema, image) is None:
                 wrong(
                     key, f'column "{name}" is {kind}; images are binary, or struct {{bytes, path}}'
                 )
-            elif key != "image" and not _countable(schema.field(name).type):
-                kind = schema.field(name).type
-                wrong(key, f'column "{name}" is {kind}; integers or strings are needed')
+            elif key != "image" and name == spelled(schema, image):
+                wrong(key, f'column "{name}" holds the images; name another')
+            elif key != "image" and not values.usable(kind):
+                wrong(key, f'column "{name}" is {kind}; {KINDS} are needed')
         if problems:
             raise together(problems)
-        names = list(columns.values())
+        names = [spelled(schema, name) for name in columns.values()]
+        if not rows:
+            return np.zeros((0, 2), dtype=np.int64), [values.empty() for _ in names]
         table = file.read(columns=names)
         groups = _groups(file, image)
-    return groups, [_column(table[name]) for name in names]
+    found = []
+    for key, name in zip(columns, names, strict=True):
+        try:
+            found.append(values.column(table[name], name, claimed(schema.metadata, name)))
+        except BadDataError as error:
+            where = f"{url} {error.value}"
+            problems.append(BadDataError(error.what, key=f"dataset.{key}", value=where))
+    if problems:
+        raise together(problems)
+    return groups, found
+
+
+def spelled(schema: pa.Schema, name: str) -> str:
+    """The name of a column as the file spells it, if only its Unicode form differs."""
+    same = [own for own in schema.names if normal(own) == normal(name)]
+    return name if name in schema.names or len(set(same)) != 1 else same[0]
 
 
 def _groups(file: pq.ParquetFile, image: str) -> np.ndarray:
@@ -156,7 +170,8 @@ def _opened(url: str) -> Iterator[pq.ParquetFile]:
 
 def _leaf(schema: pa.Schema, image: str) -> str | None:
     """The Parquet column with the bytes of the images; None if there is no such column."""
-    if image not in schema.names:
+    image = spelled(schema, image)
+    if schema.names.count(image) != 1:
         return None
     kind = schema.field(image).type
     if _binary(kind):
@@ -168,28 +183,3 @@ def _leaf(schema: pa.Schema, image: str) -> str | None:
 
 def _binary(kind: pa.DataType) -> bool:
     return pa.types.is_binary(kind) or pa.types.is_large_binary(kind)
-
-
-def _countable(kind: pa.DataType) -> bool:
-    if pa.types.is_dictionary(kind):
-        kind = kind.value_type
-    return pa.types.is_integer(kind) or pa.types.is_string(kind) or pa.types.is_large_string(kind)
-
-
-def _column(chunks: pa.ChunkedArray) -> Column:
-    kind = chunks.type
-    array: Any = chunks.combine_chunks()
-    null = array.is_null().to_numpy(zero_copy_only=False)
-    if pa.types.is_integer(kind):
-        values = array.fill_null(0).to_numpy(zero_copy_only=False)
-        if values.dtype == np.uint64:  # beyond int64 it stays too large to be a class
-            values = np.minimum(values, np.uint64(np.iinfo(np.int64).max))
-        return Column(values=values.astype(np.int64), names=None, null=null)
-    if not pa.types.is_dictionary(kind):
-        array = array.dictionary_encode()
-    codes = array.indices.fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    # A dictionary may hold strings that no row uses: those are no classes.
-    used = np.unique(codes[~null])
-    names = tuple(map(str, array.dictionary.take(pa.array(used)).to_pylist()))
-    values = np.where(null, 0, np.searchsorted(used, codes))
-    return Column(values=values, names=names, null=null)

@@ -1,7 +1,8 @@
 """Ensembles of scores: rules that combine what several models predict for an image.
 
 Each row is decided on its own. A class that a model cannot give has the score minus infinity in
-its logits and 0 among its probabilities, and is averaged over the models that can give it.
+its logits and 0 among its probabilities, and is averaged over the models that can give it. A row in
+which any model has NaN or infinity is NaN: without that model it would be another ensemble.
 
 Shapes: E models, N rows, K classes of all models together, K_e those of one model.
 """
@@ -50,7 +51,7 @@ def scaled(stack: Tensor, scale: Scale, temperature: float = 1.0) -> Tensor:
             norm 1.
         temperature: divides the scores afterwards.
     """
-    able = stack.isfinite()
+    able = stack != NEVER
     count = able.sum(dim=2, keepdim=True)
     filled = stack.masked_fill(~able, 0.0)
     if scale == "standardise":
@@ -64,31 +65,40 @@ def scaled(stack: Tensor, scale: Scale, temperature: float = 1.0) -> Tensor:
     return (filled / temperature).masked_fill(~able, NEVER)
 
 
+def wrong(stack: Tensor) -> Tensor:
+    """Rows [E, N] in which a model's scores [E, N, K] are of no use.
+
+    They hold NaN or infinity, or minus infinity for every class.
+    """
+    able = stack != NEVER
+    return (able & ~stack.isfinite()).any(dim=2) | ~able.any(dim=2)
+
+
 def mean_logit(stack: Tensor) -> Tensor:
     """Means [N, K] of logits [E, N, K]; up to normalisation the geometric mean of probabilities."""
-    return _mean(stack, stack.isfinite())
+    return _checked(_mean(stack, stack != NEVER), stack)
 
 
 def mean_prob(stack: Tensor) -> Tensor:
     """Means [N, K] of the models' probabilities, each over all of its classes."""
-    return _mean(stack.softmax(dim=2), stack.isfinite())
+    return _checked(_mean(stack.softmax(dim=2), stack != NEVER), stack)
 
 
 def max_logit(stack: Tensor) -> Tensor:
     """Largest logits [N, K] over the models."""
-    return stack.amax(dim=0)
+    return _checked(stack.amax(dim=0), stack)
 
 
 def max_prob(stack: Tensor) -> Tensor:
     """Largest probabilities [N, K] over the models."""
-    return _never_where_none(stack.softmax(dim=2).amax(dim=0), stack)
+    return _checked(_never_where_none(stack.softmax(dim=2).amax(dim=0), stack), stack)
 
 
 def vote(stack: Tensor) -> Tensor:
     """Votes [N, K] of the models' favourites, plus less than one by the rank of the mean score."""
     votes = torch.nn.functional.one_hot(stack.argmax(dim=2), stack.shape[2]).sum(dim=0)
     rank = mean_logit(stack).argsort(dim=1, stable=True).argsort(dim=1, stable=True)
-    return _never_where_none(votes + rank / stack.shape[2], stack)
+    return _checked(_never_where_none(votes + rank / stack.shape[2], stack), stack)
 
 
 def energy_route(stack: Tensor, temperature: float = 1.0, by_size: bool = False) -> Tensor:
@@ -100,9 +110,9 @@ def energy_route(stack: Tensor, temperature: float = 1.0, by_size: bool = False)
     """
     energy = temperature * (stack / temperature).logsumexp(dim=2)
     if by_size:
-        energy = energy - temperature * stack.isfinite().sum(dim=2).log()
+        energy = energy - temperature * (stack != NEVER).sum(dim=2).log()
     chosen = energy.argmax(dim=0)
-    return stack[chosen, torch.arange(stack.shape[1])]
+    return _checked(stack[chosen, torch.arange(stack.shape[1])], stack)
 
 
 def _mean(values: Tensor, able: Tensor) -> Tensor:
@@ -112,4 +122,9 @@ def _mean(values: Tensor, able: Tensor) -> Tensor:
 
 
 def _never_where_none(values: Tensor, stack: Tensor) -> Tensor:
-    return values.masked_fill(~stack.isfinite().any(dim=0), NEVER)
+    return values.masked_fill((stack == NEVER).all(dim=0), NEVER)
+
+
+def _checked(values: Tensor, stack: Tensor) -> Tensor:
+    """The scores [N, K], NaN in rows that any model left without a result."""
+    return values.masked_fill(wrong(stack).any(dim=0)[:, None], torch.nan)

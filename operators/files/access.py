@@ -10,6 +10,7 @@ from typing import Any, BinaryIO
 
 from graftwork.operators.errors import ConfigError, GraftworkError
 from graftwork.operators.files import urls
+from graftwork.operators.files.spelling import spelled
 
 ROWS_IN_MEMORY = 256
 
@@ -52,7 +53,7 @@ def open_file(url: str) -> BinaryIO:
     """
     if "://" not in url:
         # Without waiting, as one does for the other end of a named pipe.
-        file = open(url, "rb", opener=_at_once)  # noqa: SIM115 (the caller closes it)
+        file = open(spelled(url), "rb", opener=_at_once)  # noqa: SIM115 (the caller closes it)
         if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
             file.close()
             raise OSError(errno.EINVAL, "no file, but a pipe or a device")

@@ -33,7 +33,7 @@ def prepare(
     """Decodes, resizes and crops.
 
     Args:
-        images: encoded images (JPEG, PNG, WEBP) of any sizes.
+        images: encoded images of any sizes.
         preprocessing: `mean` and `std` are left to `normalise`.
         max_pixels: largest width times height of an image; None for `images.MAX_PIXELS`.
 

@@ -95,7 +95,7 @@ class _Group:
         base: Reader | None,
         statistics: Sequence[Reader] | None,
     ) -> None:
-        self.name, self._entry = entry.name, entry
+        self.name, self.learned, self._entry = entry.name, entry.learned, entry
         self._models, self._base, self._statistics = models, base, statistics
 
     @property

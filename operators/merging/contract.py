@@ -1,6 +1,6 @@
 """Contract of merges: a card, and a function from one tensor of all models to the merged one.
 
-Shapes: a tensor has the same shape in all models here; `keys.py` saw to it.
+Shapes: a tensor has the same shape in all models here; `policy.py` saw to it.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -24,7 +24,7 @@ class MergeCard:
         base: whether it needs the state before training.
         statistics: of training images for each model, if any: diagonal Fisher information, or the
             Gram matrices of the inputs of linear layers.
-        averages: whether it is a weighted mean, which buffers may take part in.
+        averages: whether it is a weighted mean, which statistics take part in, too.
         ordered: whether the order of the models matters.
     """
 
@@ -44,6 +44,8 @@ class Group(Protocol):
     """One tensor of all models, read when it is asked for, and not to be changed."""
 
     name: str
+    learned: bool
+    """Whether these are weights that training set; otherwise statistics of images."""
 
     @property
     def models(self) -> Sequence[Tensor]:

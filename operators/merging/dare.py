@@ -9,7 +9,7 @@ from torch import Tensor
 
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.operators.merging.contract import Group, Groups, MergeCard
-from graftwork.operators.merging.ties import agreeing
+from graftwork.operators.merging.ties import agreeing, trimmed_to
 from graftwork.operators.seeds import derive
 
 
@@ -29,17 +29,19 @@ def dare(
     share: float,
     scale: float,
     combine: Literal["mean", "sum", "ties"],
+    density: float = 1.0,
 ) -> Tensor:
     """base + scale * the mean, sum or agreeing part of (model - base) after dropping.
 
     Args:
         generators: one of each model, so that no draw depends on another tensor or model.
         share: of entries that are dropped.
+        density: share of entries that TIES keeps of each vector after that.
     """
     pairs = zip(models, generators, strict=True)
     vectors = [drop(model - base, share, generator) for model, generator in pairs]
     if combine == "ties":
-        return agreeing(vectors, "mean").mul_(scale).add_(base)
+        return agreeing(trimmed_to(vectors, density), "mean").mul_(scale).add_(base)
     total = vectors[0]
     for vector in vectors[1:]:
         total += vector
@@ -58,6 +60,9 @@ class Dare:
         scale: factor of the merged task vector.
         combine: the mean or the sum of what is left, or per entry the mean of what has the elected
             sign (TIES).
+        density: of "ties", the share of entries of each tensor of what dropping left that stays,
+            the largest ones; 1 does not trim, as in mergekit's `dare_ties`, 0.2 as in the code of
+            DARE's authors, which trims the whole model as one vector.
         only_matrices: leave tensors with one axis as they are.
         seed: of the draws; each tensor of each model has draws of its own.
     """
@@ -67,6 +72,7 @@ class Dare:
     drop: float = 0.5
     scale: float = 1.0
     combine: Literal["mean", "sum", "ties"] = "mean"
+    density: float = 1.0
     only_matrices: bool = False
     seed: int = 0
 
@@ -86,6 +92,7 @@ class Dare:
             {
                 "drop": (0 <= self.drop < 1, "at least 0 and below 1"),
                 "scale": (self.scale > 0, "above 0"),
+                "density": (0 < self.density <= 1, "above 0 and at most 1"),
                 "seed": (self.seed >= 0, "at least 0"),
             },
         )
@@ -99,7 +106,13 @@ class Dare:
             ]
             share = 0.0 if self.only_matrices and base.ndim < 2 else self.drop
             return dare(
-                models, base, generators, share=share, scale=self.scale, combine=self.combine
+                models,
+                base,
+                generators,
+                share=share,
+                scale=self.scale,
+                combine=self.combine,
+                density=self.density,
             )
 
         return merge

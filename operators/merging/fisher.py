@@ -1,5 +1,6 @@
 """Fisher merging: means weighted by how much each entry matters to each model."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -10,9 +11,6 @@ from torch import Tensor
 from graftwork.methods.contracts.hyperparameters import require
 from graftwork.operators.merging.contract import Group, Groups, MergeCard
 from graftwork.operators.merging.means import mean
-
-LEAST = 1e-12
-"""Floor of every entry that is above 0 after normalisation, whatever the others are."""
 
 
 def fisher(
@@ -39,7 +37,7 @@ def fisher(
         norm = share if norm is None else norm.add_(share)
         plain = model.to(torch.float64, copy=True) if plain is None else plain.add_(model)
     assert total is not None and norm is not None and plain is not None, "no model"
-    merged = torch.where(norm > 0, total / norm, plain / len(models))
+    merged = torch.where(norm == 0, plain / len(models), total / norm)
     return merged.to(models[0].dtype)
 
 
@@ -56,21 +54,26 @@ class Fisher:
             all of them weighted by their probabilities (both the true Fisher), or of the true
             label (the empirical one).
         images: so many training images of each model's newest task, fewer where there are fewer.
-        floor: smallest value, as a share of the mean over the whole model. Biases of keys have no
-            gradient at all.
-        normalise: divide by the mean over the whole model, so that no task outweighs the others.
+        floor: smallest value, as a share of the mean over all that is merged of the model. Biases
+            of keys have no gradient at all.
+        normalise: divide each model's by its norm over all that is merged, as both authors' code
+            and fusion_bench do, so that no task outweighs the others.
     """
 
+    # Differs from the authors' code, which floors at 1e-6 whatever the scale, and only the model
+    # that it calls the target, and from fusion_bench, which adds 1e-6: a scale follows from the
+    # loss, and half of the entries may be below.
     labels: Literal["model_sample", "model_expectation", "ground_truth"] = "model_sample"
     images: int = 256
     floor: float = 1e-6
-    normalise: bool = False
+    normalise: bool = True
 
     card: ClassVar[MergeCard] = MergeCard(
         title="Fisher merging",
         paper="https://arxiv.org/abs/2111.09832",
         summary="The mean of all models, weighted by diagonal Fisher information.",
         statistics="fisher",
+        version=2,
     )
 
     def __post_init__(self) -> None:
@@ -83,12 +86,9 @@ class Fisher:
         )
 
     def merger(self, groups: Groups) -> Callable[[Group], Tensor]:
-        means = whole_means(groups)
-        weights = [1 / value if self.normalise and value else 1.0 for value in means]
-        floors = [
-            max(self.floor * value, LEAST / weight) if self.floor else 0.0
-            for value, weight in zip(means, weights, strict=True)
-        ]
+        sizes = whole_sizes(groups)
+        weights = [1 / size.norm if self.normalise and size.norm else 1.0 for size in sizes]
+        floors = [self.floor * size.mean for size in sizes]
 
         def merge(group: Group) -> Tensor:
             if group.statistics is None:  # not trained, such as a frozen scale
@@ -98,18 +98,37 @@ class Fisher:
         return merge
 
 
-def whole_means(groups: Groups) -> list[float]:
-    """Mean Fisher information of each model over all measured tensors."""
+@dataclass(frozen=True)
+class Size:
+    """Size of a model's Fisher information over all entries that are merged: mean and L2 norm."""
+
+    mean: float
+    norm: float
+
+
+def whole_sizes(groups: Groups) -> list[Size]:
+    """Sizes of the Fisher information of each model over all measured tensors.
+
+    Rows that only some models have, such as those of later classes, are merged with nothing and do
+    not count: all models are measured on the same entries.
+    """
     totals: list[float] = []
-    size = 0
+    squares: list[float] = []
+    count = 0
     for group in _measured(groups):
-        statistics = group.statistics
+        statistics, rows = group.statistics, group.models[-1]
         assert statistics is not None
         totals = totals or [0.0] * len(statistics)
+        squares = squares or [0.0] * len(statistics)
         for number, tensor in enumerate(statistics):
-            totals[number] += float(tensor.sum(dtype=torch.float64))
-        size += statistics[0].numel()
-    return [total / size for total in totals]
+            shared = tensor[: len(rows)] if tensor.ndim else tensor
+            totals[number] += float(shared.sum(dtype=torch.float64))
+            squares[number] += float(shared.double().square().sum())
+        count += rows.numel()
+    return [
+        Size(total / count, math.sqrt(square))
+        for total, square in zip(totals, squares, strict=True)
+    ]
 
 
 def _measured(groups: Groups) -> Iterator[Group]:

@@ -26,7 +26,8 @@ def ema(models: Iterable[Tensor], decay: float) -> Tensor:
     tensors = iter(models)
     average = next(tensors).clone()
     for tensor in tensors:
-        average.lerp_(tensor, 1 - decay)
+        # At both ends what is left out must not count: 0 times infinity is NaN.
+        average = lerp(average, tensor, 1 - decay)
     return average
 
 

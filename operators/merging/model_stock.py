@@ -1,5 +1,6 @@
 """Model Stock: how far to go from the start to the mean follows from the angles."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
@@ -23,7 +24,7 @@ def mean_cosine(vectors: Sequence[Tensor]) -> float:
     count, square, units = len(vectors), 0.0, None
     for vector in vectors:
         norm = torch.linalg.vector_norm(vector, dtype=torch.float64)
-        if norm > 0:
+        if norm != 0:  # NaN is not passed over
             unit = vector / norm.to(vector.dtype)
             square += 1.0
             units = unit if units is None else units.add_(unit)
@@ -41,7 +42,10 @@ def model_stock(models: Sequence[Tensor], base: Tensor) -> Tensor:
         vectors.append(model - base)
         total += model
     total /= len(vectors)
-    return lerp(base, total, ratio(mean_cosine(vectors), len(vectors)))
+    cosine = mean_cosine(vectors)
+    if not math.isfinite(cosine):
+        return total  # NaN or infinite as a model is: no share of it is right
+    return lerp(base, total, ratio(cosine, len(vectors)))
 
 
 @dataclass(frozen=True, kw_only=True)

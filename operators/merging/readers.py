@@ -13,6 +13,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from graftwork.operators.errors import Diverged, IncompatibleError
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -20,6 +22,11 @@ DTYPES = {
     "BF16": torch.bfloat16,
     "I64": torch.int64,
     "I32": torch.int32,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
     "I16": torch.int16,
     "I8": torch.int8,
     "U8": torch.uint8,
@@ -69,6 +76,7 @@ class TensorFile:
     """A safetensors file, mapped into memory: what is not read takes none.
 
     Raises:
+        IncompatibleError: a tensor of a type that is not merged, such as complex numbers.
         ValueError: the file is shorter than its header says.
     """
 
@@ -78,6 +86,13 @@ class TensorFile:
             header = json.loads(file.read(size))
             total = file.seek(0, os.SEEK_END)
         header.pop("__metadata__", None)
+        strange = {n: e["dtype"] for n, e in header.items() if e["dtype"] not in DTYPES}
+        if strange:
+            name, dtype = min(strange.items())
+            raise IncompatibleError(
+                f"{path}: {name} is of type {dtype}, which cannot be merged; "
+                f"store it as one of {', '.join(DTYPES)}"
+            )
         self.specs = {
             name: Spec(DTYPES[entry["dtype"]], tuple(entry["shape"]))
             for name, entry in header.items()
@@ -93,6 +108,35 @@ class TensorFile:
         if start % spec.dtype.itemsize:
             content = content.clone()
         return content.view(spec.dtype).view(spec.shape)
+
+
+class Finite:
+    """Tensors of which none holds NaN or infinity: some merges would pass them over.
+
+    Args:
+        reader: the tensors.
+        what: whose they are.
+
+    Raises:
+        Diverged: on reading one that does.
+    """
+
+    def __init__(self, reader: Reader, what: str) -> None:
+        self._reader, self._what, self.specs = reader, what, reader.specs
+
+    def read(self, name: str) -> Tensor:
+        tensor = self._reader.read(name)
+        if not is_finite(tensor):
+            raise Diverged(f"{self._what}: {name} is NaN or infinite; lower its learning rate")
+        return tensor
+
+
+def is_finite(tensor: Tensor) -> bool:
+    """Tells whether a tensor of any type holds neither NaN nor infinity."""
+    if not tensor.is_floating_point():
+        return True
+    # Types of one byte cannot be asked.
+    return bool(torch.isfinite(tensor.float() if tensor.itemsize == 1 else tensor).all())
 
 
 class Mean:

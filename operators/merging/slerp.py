@@ -18,14 +18,14 @@ def slerp(start: Tensor, end: Tensor, alpha: float, straight_above: float = 0.99
 
     Args:
         alpha: 0 is the start, 1 the end.
-        straight_above: for |cosine| above this, or without a direction, along the straight line.
+        straight_above: for |cosine| above this along the straight line.
     """
     if alpha in (0, 1):
         return lerp(start, end, alpha)
     norms = [float(torch.linalg.vector_norm(t, dtype=torch.float64)) for t in (start, end)]
-    if not all(norms):
-        return lerp(start, end, alpha)
-    cosine = float(start.flatten() @ end.flatten()) / (norms[0] * norms[1])
+    # A vector without a direction stands at a right angle to all others, as in mergekit.
+    length = norms[0] * norms[1]
+    cosine = float(start.flatten() @ end.flatten()) / length if length else 0.0
     if abs(cosine) > straight_above:
         return lerp(start, end, alpha)
     angle = math.acos(cosine)
@@ -36,6 +36,8 @@ def slerp(start: Tensor, end: Tensor, alpha: float, straight_above: float = 0.99
 @dataclass(frozen=True, kw_only=True)
 class Slerp:
     """Interpolates on the arc between two models, the newest of a series, each tensor for itself.
+
+    Statistics of images, such as class means, are interpolated along the straight line.
 
     Shoemake, https://doi.org/10.1145/325334.325242; for weights as in mergekit,
     https://arxiv.org/abs/2403.13257.
@@ -52,6 +54,7 @@ class Slerp:
         title="SLERP",
         paper="https://doi.org/10.1145/325334.325242",
         summary="Interpolates between two models along an arc.",
+        version=2,
         most=2,
         ordered=True,
     )
@@ -68,6 +71,8 @@ class Slerp:
     def merger(self, groups: Groups) -> Callable[[Group], Tensor]:
         def merge(group: Group) -> Tensor:
             start, end = group.models
+            if not group.learned:  # a covariance on an arc would be larger than both
+                return lerp(start, end, self.alpha)
             return slerp(start, end, self.alpha, self.straight_above)
 
         return merge

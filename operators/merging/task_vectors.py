@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from graftwork.methods.contracts.hyperparameters import require
+from graftwork.methods.parts.averaging import max_magnitude
 from graftwork.operators.merging.contract import Group, Groups, MergeCard
 
 
@@ -27,8 +28,7 @@ def magmax(models: Iterable[Tensor], base: Tensor, scale: float) -> Tensor:
     """base + scale * per entry the (model - base) of largest magnitude; ties go to the later."""
     largest = torch.zeros_like(base)
     for model in models:
-        vector = model - base
-        largest = torch.where(vector.abs() >= largest.abs(), vector, largest)
+        largest = max_magnitude(largest, model - base)
     return largest.mul_(scale).add_(base)
 
 

@@ -22,8 +22,7 @@ def agreeing(
 
     Args:
         vectors: trimmed task vectors of one shape.
-        majority: sign for entries whose vectors cancel; that of the sum of all elected signs of
-            these vectors if not given.
+        majority: sign for entries whose vectors cancel; + if not given, as in mergekit.
     """
     signs = vectors[0].clone()
     for vector in vectors[1:]:
@@ -32,8 +31,9 @@ def agreeing(
     undecided = signs == 0
     undecided &= torch.stack([vector != 0 for vector in vectors]).any(dim=0)
     if bool(undecided.any()):
-        signs[undecided] = sign_of(float(signs.sum())) if majority is None else majority()
-    total = torch.zeros_like(signs)
+        signs[undecided] = 1.0 if majority is None else majority()
+    # No vector agrees with NaN, which would then be gone.
+    total = torch.zeros_like(signs).masked_fill_(signs.isnan(), torch.nan)
     if combine == "max":
         for vector in vectors:
             total = torch.maximum(total, vector * signs)
@@ -47,7 +47,7 @@ def agreeing(
 
 
 def sign_of(total: float) -> float:
-    """1 or -1; a draw is 1, as in mergekit."""
+    """1 or -1; a draw is 1."""
     return -1.0 if total < 0 else 1.0
 
 
@@ -69,15 +69,23 @@ def ties(
             tensors.
         majority: see `agreeing`.
     """
-    vectors = [model - base for model in models]
-    if density < 1:
-        cuts = cuts or [_cut(vector, density) for vector in vectors]
-        vectors = [trimmed(vector, at) for vector, at in zip(vectors, cuts, strict=True)]
+    vectors = trimmed_to([model - base for model in models], density, cuts)
     return agreeing(vectors, combine, majority).mul_(scale).add_(base)
 
 
-def _cut(vector: Tensor, density: float) -> Cut:
-    return cut(lambda: iter([vector]), kept_count(density, vector.numel()))
+def trimmed_to(
+    vectors: Sequence[Tensor], density: float, cuts: Sequence[Cut] | None = None
+) -> Sequence[Tensor]:
+    """Each vector with its largest entries alone.
+
+    Args:
+        density: share of entries that stays.
+        cuts: where, if that was decided for a whole of which these are parts.
+    """
+    if density >= 1:
+        return vectors
+    cuts = cuts or [cut(lambda v=v: iter([v]), kept_count(density, v.numel())) for v in vectors]
+    return [trimmed(vector, at) for vector, at in zip(vectors, cuts, strict=True)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,7 +97,8 @@ class Ties:
     Args:
         density: share of entries of a task vector that stays; exactly so many, the largest.
         scale: factor of the merged task vector.
-        trim: over the whole model as one vector (the paper), or each tensor for itself (mergekit).
+        trim: over the whole model as one vector, where entries that cancel take the sign of the
+            whole's majority (the paper), or each tensor for itself, where they take + (mergekit).
         combine: of the entries with the elected sign the mean, the sum, or the largest.
     """
 
@@ -145,10 +154,8 @@ class Ties:
 
     def _trimmed(self, group: Group, cuts: dict[str, list[Cut]] | None) -> list[Tensor]:
         base = group.base
-        vectors = [model - base for model in group.models]
-        if cuts is None:
-            return vectors
-        return [trimmed(v, at) for v, at in zip(vectors, cuts[group.name], strict=True)]
+        own = None if cuts is None else cuts[group.name]
+        return list(trimmed_to([model - base for model in group.models], self.density, own))
 
 
 def global_cuts(groups: Groups, density: float) -> dict[str, list[Cut]]:

@@ -28,8 +28,9 @@ class Cut:
 
 
 def kept_count(density: float, size: int) -> int:
-    """k: the share of a vector's entries that stays, at least one."""
-    return max(1, round(density * size))
+    """k: the share of a vector's entries that stays, rounded down, but at least one of any."""
+    # As in mergekit. The authors of TIES keep one more: all that are not below the k-th smallest.
+    return min(size, max(1, int(density * size)))
 
 
 def cut(parts: Callable[[], Iterator[Tensor]], count: int) -> Cut:
@@ -37,8 +38,10 @@ def cut(parts: Callable[[], Iterator[Tensor]], count: int) -> Cut:
 
     Args:
         parts: the vector in pieces of any shape, float32 or float64; asked for several times.
-        count: at least 1 and at most its length.
+        count: at most its length; 0 only of a vector that is empty.
     """
+    if not count:
+        return Cut(0.0, 0)
     prefix, left, shift, kind = 0, count, 0, torch.float32
     passes = 1
     while passes:
@@ -65,9 +68,9 @@ def cut(parts: Callable[[], Iterator[Tensor]], count: int) -> Cut:
 
 
 def trimmed(vector: Tensor, at: Cut) -> Tensor:
-    """The vector with zeros where nothing stays."""
+    """The vector with zeros where nothing stays; NaN stays NaN."""
     magnitude = vector.abs()
-    keep = magnitude > at.threshold
+    keep = ~(magnitude <= at.threshold)
     if at.equal and at.threshold:  # zeros that stay are zeros
         equal = (magnitude == at.threshold).flatten().nonzero().flatten()[: at.equal]
         keep.view(-1)[equal] = True

@@ -53,14 +53,15 @@ class MergeParameters:
         learner: the newest model, whose layout the result has.
         start: what the oldest model knew of its task.
         merge: the merge.
-        head: what happens to classifiers.
+        head: what happens to classifiers; None takes the newest where the state before training
+            lacks rows.
         over: what the models differ in: "tasks", "seeds" or "methods".
     """
 
     learner: LearnerRef = field(metadata=INLINE)
     start: Columns
     merge: MethodRef
-    head: Literal["merge", "newest"]
+    head: Literal["merge", "newest"] | None = field(default=None, metadata=OPTIONAL)
     over: str
 
 

@@ -4,7 +4,6 @@ Nothing is opened here but the footers of Parquet files; what is found is cut in
 any process can read on its own.
 """
 
-import glob
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -14,7 +13,9 @@ from typing import Any
 from graftwork.operators.data import sources
 from graftwork.operators.errors import BadDataError
 from graftwork.operators.files import access
-from graftwork.operators.files.listing import EXTENSIONS, images_below
+from graftwork.operators.files.kinds import FORMATS, LeftOut, is_image, said, together
+from graftwork.operators.files.listing import images_below
+from graftwork.operators.files.spelling import matches, spelled
 
 TABLES = (".parquet", ".pq")
 SHARD = 64
@@ -59,10 +60,12 @@ class Inputs:
     Args:
         entries: image files as (shown, absolute place), and tables.
         column: of the images in tables.
+        left_out: what else lies in the folders.
     """
 
     entries: tuple[tuple[str, str] | Table, ...]
     column: str
+    left_out: tuple[LeftOut, ...] = ()
 
     def __len__(self) -> int:
         return sum(e.rows if isinstance(e, Table) else 1 for e in self.entries)
@@ -106,15 +109,16 @@ def find(words: Iterable[str], column: str = "image") -> Inputs:
         ConfigError: a URL that may not be used.
     """
     entries: list[tuple[str, str] | Table] = []
+    left_out: list[tuple[LeftOut, ...]] = []
     for word in words:
-        found = list(_find(word, column))
+        found = list(_find(word, column, left_out))
         if not found:
             raise BadDataError(
-                f"{word}: no images found (JPEG, PNG, WEBP; of Parquet files name the files "
-                "or a glob)"
+                f"{word}: no images found ({', '.join(FORMATS)}; of Parquet files name the files "
+                f"or a glob){said(together(left_out))}"
             )
         entries += found
-    return Inputs(entries=tuple(entries), column=column)
+    return Inputs(entries=tuple(entries), column=column, left_out=together(left_out))
 
 
 def name(place: Place) -> str:
@@ -132,39 +136,49 @@ def _of_files(files: Sequence[tuple[str, str]]) -> Iterator[Shard]:
         )
 
 
-def _find(word: str, column: str) -> Iterator[tuple[str, str] | Table]:
+def _find(
+    word: str, column: str, left_out: list[tuple[LeftOut, ...]]
+) -> Iterator[tuple[str, str] | Table]:
     url = access.absolute(word)
     try:
         if "://" not in url:
+            if url != (there := spelled(url)):
+                url = word = there
             if not os.path.lexists(url) and any(c in url for c in "*?["):
                 shown = word.removeprefix("file://")
-                for match in sorted(glob.glob(shown, recursive=True)):
-                    yield from _entry(match, column, None, of_glob=True)
+                for match in matches(shown):
+                    yield from _entry(match, column, None, left_out, of_glob=True)
                 return
             if not os.path.lexists(url):
                 raise BadDataError(f"{word}: not found")
-            yield from _entry(word.removeprefix("file://"), column, None)
+            yield from _entry(word.removeprefix("file://"), column, None, left_out)
             return
         with access.as_os_errors():
             filesystem, path = access.file_system(url)
             if any(c in path for c in "*?["):
                 for match in sorted(map(str, filesystem.glob(path))):
                     full = filesystem.unstrip_protocol(match)
-                    yield from _entry(full, column, filesystem, of_glob=True)
+                    yield from _entry(full, column, filesystem, left_out, of_glob=True)
                 return
-            yield from _entry(word, column, filesystem)
+            yield from _entry(word, column, filesystem, left_out)
     except OSError as error:
         raise BadDataError(f"{word}: {access.reason(error)}") from error
 
 
 def _entry(
-    shown: str, column: str, filesystem: Any, of_glob: bool = False
+    shown: str,
+    column: str,
+    filesystem: Any,
+    left_out: list[tuple[LeftOut, ...]],
+    of_glob: bool = False,
 ) -> Iterator[tuple[str, str] | Table]:
     """One file, or the images below one folder."""
     url = access.absolute(shown)
     path = access.file_system(url)[1] if filesystem else url
     if filesystem.isdir(path) if filesystem else os.path.isdir(url):
-        for name in images_below(filesystem, path):
+        names, others = images_below(filesystem, path)
+        left_out.append(others)
+        for name in names:
             yield f"{shown.rstrip('/')}/{name}", f"{url.rstrip('/')}/{name}"
         return
     suffix = PurePosixPath(url).suffix.lower()
@@ -178,5 +192,5 @@ def _entry(
             hint = "name another with --image-column" if error.key == "dataset.image" else ""
             raise BadDataError(error.what, value=error.value, advice=hint) from error
         yield Table(shown=shown, url=url, rows=int(groups[:, 0].sum()))
-    elif suffix in EXTENSIONS or not of_glob:
+    elif is_image(url) or not of_glob:
         yield shown, url

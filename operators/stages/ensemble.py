@@ -6,7 +6,7 @@ scores cached features again.
 Shapes: N rows, K classes seen, K_e those of one model.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import TypeVar
@@ -18,7 +18,7 @@ from torch import Tensor
 from graftwork.operators import ensembling
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.ensembling.rules import RuleOf
-from graftwork.operators.ensembling.scores import align
+from graftwork.operators.ensembling.scores import align, wrong
 from graftwork.operators.errors import DamagedStage, Diverged
 from graftwork.operators.evaluation.fitted_scores import FittedScores
 from graftwork.operators.formats import predictions, selection
@@ -37,7 +37,7 @@ def run(work: Assignment, store: Store) -> Result:
 
     Raises:
         DamagedStage: an input is damaged.
-        Diverged: a model's score is NaN.
+        Diverged: a model's score is NaN or infinite.
     """
     parameters = from_json(EnsembleParameters, work.parameters)
     hints = from_json(CpuHints, work.hints)
@@ -56,9 +56,10 @@ def run(work: Assignment, store: Store) -> Result:
         count = predictions.shown(true_task, number)
         scores = [after(number, count, task.seen) for after in members]
         stack, _ = align(scores, [range(task.seen)] * len(scores))
+        _check(stack, parameters.members, number, work.label)
         combined = rule.combine(stack)
         if bool(combined.isnan().any()):
-            raise Diverged(f"{work.label}: scores after task {number} are NaN")
+            raise Diverged(f"{work.label}: scores after task {number + 1} are NaN")
         tables.append(
             predictions.decide(rows.index, parameters.tasks, true_task, number, combined.numpy())
         )
@@ -71,6 +72,18 @@ def run(work: Assignment, store: Store) -> Result:
             "state_bytes": sum(each.state_bytes for each in facts),
         },
     )
+
+
+def _check(stack: Tensor, members: Sequence[Member], number: int, label: str) -> None:
+    """Raises Diverged, with its name, for a model whose scores [E, N, K] are of no use."""
+    found = wrong(stack).nonzero()
+    if len(found):
+        model, row = found[0].tolist()
+        method = members[model].method.name
+        raise Diverged(
+            f"{label}: scores of {method} (member {model + 1} of {len(members)}) after task "
+            f"{number + 1} are NaN or infinite for image {row}"
+        )
 
 
 def _part(work: Assignment, number: int) -> Assignment:

@@ -149,9 +149,9 @@ def _named(error: BadDataError, reading: ImageHints) -> BadDataError:
 
 
 def _hashed(images: Iterable[bytes], digests: "hashlib._Hash") -> Iterator[bytes]:
-    """Passes images on, and their sha256 into the digest of the whole shard."""
+    """Passes images on, and their digests into the digest of the whole shard."""
     for image in images:
-        digests.update(hashlib.sha256(image).digest())
+        digests.update(codec.digest(image))
         yield image
 
 

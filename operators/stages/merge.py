@@ -4,26 +4,28 @@ The models are states after tasks, in the layout of one method's learner; the re
 in the layout of the newest, and is predicted with like any other.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.roles import roles
 from graftwork.methods.contracts.trained import Learner, Task, learned
 from graftwork.methods.networks import network as networks
 from graftwork.operators import building, merging
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
-from graftwork.operators.errors import Diverged
+from graftwork.operators.errors import Diverged, IncompatibleError
 from graftwork.operators.formats.manifests import facts_of
 from graftwork.operators.merging import readers
 from graftwork.operators.merging.apply import Merged
 from graftwork.operators.merging.contract import Merge
-from graftwork.operators.merging.policy import Policy
-from graftwork.operators.merging.readers import InMemory, Mean, Reader, TensorFile
+from graftwork.operators.merging.policy import Policy, decide
+from graftwork.operators.merging.readers import Finite, InMemory, Mean, Reader, TensorFile
 from graftwork.operators.parameters.as_json import from_json
 from graftwork.operators.parameters.combining import MergeParameters
 from graftwork.operators.parameters.hints import NetworkHints, NetworkPlace
@@ -40,7 +42,7 @@ def run(work: Assignment, store: Store) -> Result:
 
     Raises:
         DamagedStage: an input is damaged.
-        Diverged: a merged tensor holds NaN or infinity.
+        Diverged: a tensor of a model, of its statistics or of the result holds NaN or infinity.
         IncompatibleError: the models do not fit together, or the backbone changed since the plan.
     """
     parameters = from_json(MergeParameters, work.parameters)
@@ -53,14 +55,21 @@ def run(work: Assignment, store: Store) -> Result:
         def opened(stage: tuple[str, str], name: str) -> TensorFile:
             return TensorFile(open_files.enter_context(store.file(*stage, name)))
 
-        states = [opened(stage, FILE) for stage in given]
+        # Named as people count tasks: a model is what a task, or a seed, left.
+        states = [
+            Finite(opened(stage, FILE), f"{work.label}: model {number + 1} of {len(given)}")
+            for number, stage in enumerate(given)
+        ]
         base, policy = _surroundings(parameters, hints.network, merge)
         merged = Merged(
             merge,
             states,
             base,
             [
-                Mean([opened(part, STATISTICS) for part in work.inputs(f"statistics {number}")])
+                Finite(
+                    Mean([opened(p, STATISTICS) for p in work.inputs(f"statistics {number}")]),
+                    f"{work.label}: statistics of model {number + 1} of {len(given)}",
+                )
                 for number in range(len(states))
             ]
             if merge.card.statistics
@@ -79,9 +88,31 @@ def run(work: Assignment, store: Store) -> Result:
     )
 
 
+def mismatch(learners: Sequence[LearnerRef], place: NetworkPlace) -> str:
+    """Reason why models of several methods cannot be merged, by the shapes of what they hold.
+
+    Args:
+        learners: the models; nothing of them is there yet.
+        place: of the backbone, whose weights are not read.
+
+    Returns:
+        Empty if they fit together.
+    """
+    models = []
+    for ref in learners:
+        network = loading.load(place.model, "random", place.pooling, place.image_size)
+        learner, backbone = _opened(ref, network, opening.task_of(ref.task))
+        models.append(InMemory(learned(learner, backbone)))
+    try:
+        decide(models, None, averages=True, policy=Policy(same_names=True))
+    except IncompatibleError as error:
+        return error.what
+    return ""
+
+
 def _finite(merged: Merged, label: str) -> Iterator[tuple[str, Tensor]]:
     for name, tensor in merged:
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        if not readers.is_finite(tensor):
             raise Diverged(f"{label}: {name} is NaN or infinite; lower the merge's scale")
         yield name, tensor
 
@@ -94,9 +125,11 @@ def _surroundings(
     task = opening.task_of(parameters.start)
     learner, backbone = _untrained(parameters.learner, place, task)
     newest = parameters.head == "newest"
+    known = roles(learner)
     policy = Policy(
         head=parameters.head,
-        buffers=frozenset(name for name, _ in learner.named_buffers()),
+        statistics=frozenset(name for name, role in known.items() if role == "statistic"),
+        counters=frozenset(name for name, role in known.items() if role == "counter"),
         heads=_heads(parameters.learner, place, learner.state_dict(), task)
         if newest
         else frozenset(),
@@ -118,6 +151,10 @@ def _untrained(ref: LearnerRef, place: NetworkPlace, task: Task) -> tuple[Learne
     network = loading.load_apart(
         place.model, place.weights, place.pooling, ref.network.fingerprint, place.image_size
     )
+    return _opened(ref, network, task)
+
+
+def _opened(ref: LearnerRef, network: Any, task: Task) -> tuple[Learner, list[Tensor]]:
     return loop.open_learner(
         building.trained(ref.method),
         networks.check(network),

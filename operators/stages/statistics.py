@@ -1,23 +1,25 @@
 """Statistics of training images that merges weigh models with: sums, one shard per stage.
 
 Diagonal Fisher information is a sum of squared gradients per image, Gram matrices are sums of
-x x^T over the inputs of every linear layer. Sums and the number of images are stored, never means:
-those of several shards are added before anything is divided.
+x x^T over the inputs of linear layers, both of all weights that training has set, those among them
+that are trained no more. Sums and the number of images are stored, never means: those of several
+shards are added before anything is divided.
 
 Shapes: C classes seen, N rows of a shard.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from safetensors.torch import save as save_tensors
-from torch import Tensor, nn
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from graftwork.methods.contracts.card import State
+from graftwork.methods.contracts.roles import roles
 from graftwork.methods.contracts.trained import Learner
 from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.backbones import loading
@@ -54,21 +56,33 @@ def run(work: Assignment, store: Store) -> Result:
     query = opening.query_of(work, store, hints.selection, rows, parameters.query)
     images = opening.open_rows(model_of, hints, rows, query)
     learner.eval()
+    weights = learned_weights(learner, state)
     seeds = [derive(model_of.seed, "label", int(sample)) for sample in rows.index.sample_ids()]
     kind = parameters.statistics
     if kind.kind == "fisher":
         assert kind.labels is not None, "the merge says whose labels"
-        sums = squared_gradients(learner, images, settings, kind.labels, seeds)
+        sums = squared_gradients(learner, weights, images, settings, kind.labels, seeds)
     else:
-        sums = gram_matrices(learner, images, settings)
+        sums = gram_matrices(learner, weights, images, settings)
     sums[Mean.COUNT] = torch.tensor(len(rows))
     return Result(
         files={merge.STATISTICS: save_tensors(sums)}, facts={"images_forwarded": len(rows)}
     )
 
 
+def learned_weights(learner: Learner, state: State) -> State:
+    """Tensors of a learner by name that hold what training has set, parameters and buffers.
+
+    Args:
+        state: as stored, which leaves the untouched backbone out.
+    """
+    own, known = learner.state_dict(keep_vars=True), roles(learner)
+    return {name: own[name] for name in state if known[name] == "weight"}
+
+
 def squared_gradients(
     learner: Learner,
+    weights: State,
     images: Images,
     settings: Settings,
     labels: str,
@@ -79,11 +93,11 @@ def squared_gradients(
     One image at a time: the gradient of a batch's mean says nothing of the images' own.
 
     Args:
+        weights: the learner's own tensors that are measured.
         labels: "model_sample", "model_expectation", "ground_truth".
         seeds: of the label that is drawn for each image.
     """
-    named = {name: p for name, p in learner.named_parameters() if p.requires_grad}
-    parameters = list(named.values())
+    parameters = [tensor.requires_grad_() for tensor in weights.values()]
     sums = [torch.zeros_like(p) for p in parameters]
     targets = images.targets.tolist()
     scores = _scores(learner, images, settings)
@@ -96,7 +110,7 @@ def squared_gradients(
             for total, gradient in zip(sums, gradients, strict=True):
                 if gradient is not None:
                     total.addcmul_(gradient, gradient, value=weight)
-    return {name: total.cpu() for name, total in zip(named, sums, strict=True)}
+    return {name: total.cpu() for name, total in zip(weights, sums, strict=True)}
 
 
 def _labels(logs: Tensor, labels: str, target: int, seed: int) -> Iterator[tuple[int, float]]:
@@ -112,41 +126,45 @@ def _labels(logs: Tensor, labels: str, target: int, seed: int) -> Iterator[tuple
 
 
 @torch.no_grad()
-def gram_matrices(learner: Learner, images: Images, settings: Settings) -> State:
-    """Sum over images of x x^T [in, in] over a layer's inputs x, by the name of its weight."""
-    sums: State = {}
-    with _watched(learner, sums):
+def gram_matrices(learner: Learner, weights: State, images: Images, settings: Settings) -> State:
+    """Sum over images of x x^T [in, in] over a layer's inputs x, by the name of its weight.
+
+    Args:
+        weights: the learner's own tensors that are measured, where a linear layer has them.
+    """
+    watch = _Watch({id(tensor): name for name, tensor in weights.items()})
+    with watch:
         for _ in _scores(learner, images, settings):
             pass  # what counts goes into the layers
-    return {name: total.float().cpu() for name, total in sums.items()}
+    return {name: total.float().cpu() for name, total in watch.sums.items()}
 
 
-@contextmanager
-def _watched(learner: Learner, sums: State) -> Iterator[None]:
-    """Adds up what goes into every linear layer."""
+class _Watch(TorchFunctionMode):
+    """Adds up what goes into linear layers, be they modules or not.
 
-    def watch(name: str) -> Any:
-        def add(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            rows = inputs[0].detach().flatten(0, -2).float()
-            total = sums.get(name)
+    Args:
+        names: of the layers' weights, by identity.
+    """
+
+    def __init__(self, names: Mapping[int, str]) -> None:
+        super().__init__()
+        self._names, self.sums = names, State()
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Any,
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
+    ) -> Any:
+        given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
+        if func is F.linear and (name := self._names.get(id(given["weight"]))):
+            rows = given["input"].detach().flatten(0, -2).float()
             # The products are no part of the forward pass: autocast would round them.
             with torch.autocast(rows.device.type, enabled=False):
-                sums[name] = rows.T @ rows if total is None else total.addmm_(rows.T, rows)
-
-        return add
-
-    # Hooks, which are of no use in training: this network is neither compiled nor copied, and they
-    # go before it does.
-    handles = [
-        layer.register_forward_pre_hook(watch(f"{name}.weight"))
-        for name, layer in learner.named_modules()
-        if isinstance(layer, nn.Linear)
-    ]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+                total = self.sums.get(name)
+                self.sums[name] = rows.T @ rows if total is None else total.addmm_(rows.T, rows)
+        return func(*args, **kwargs or {})
 
 
 def _scores(learner: Learner, images: Images, settings: Settings) -> Iterator[Tensor]:

@@ -20,6 +20,7 @@ import pyarrow.parquet as pq
 from graftwork.operators.data.dataset import Dataset, Split
 from graftwork.operators.errors import BadDataError
 from graftwork.operators.files import access
+from graftwork.operators.names import normal
 from graftwork.operators.streams.stream import Piece, first_seen
 
 REQUIRED, IDENTITIES, COMPARED = ("task", "split"), ("image", "place"), ("class", "domain")
@@ -139,7 +140,17 @@ def _read(url: str) -> pa.Table:
             key=_KEY,
         )
     kept = [name for name in COLUMNS if name in table.column_names]
-    return table.select(kept).cast(pa.schema([(name, pa.string()) for name in kept]))
+    texts = table.select(kept).cast(pa.schema([(name, pa.string()) for name in kept]))
+    # Names are kept in this form; paths are compared in it.
+    return pa.table({name: _normal(texts[name]) for name in kept})
+
+
+def _normal(texts: pa.ChunkedArray) -> pa.ChunkedArray:
+    """Texts in NFC; not by Arrow, whose NFC takes characters apart."""
+    if pc.all(pc.string_is_ascii(texts)).as_py() is not False:
+        return texts
+    whole = [text if text is None else normal(text) for text in texts.to_pylist()]
+    return pa.chunked_array([whole], pa.string())
 
 
 def _found(
@@ -179,7 +190,7 @@ def _found(
 def _ends(split: Split, depth: int) -> pa.Array:
     """The last names of every image's path, as many as a file gives."""
     ends = (
-        "/".join(split.where.name(row).split(posixpath.sep)[-1 - depth :])
+        normal("/".join(split.where.name(row).split(posixpath.sep)[-1 - depth :]))
         for row in range(len(split))
     )
     return pa.array(list(ends), pa.string())

@@ -6,7 +6,6 @@ every epoch decodes them anew, in any order, and the memory is the operating sys
 Shapes: B batch, N rows of the task, D width, h and w the preprocessed height and width.
 """
 
-import hashlib
 import os
 import tempfile
 import weakref
@@ -30,7 +29,7 @@ class TaskRows:
 
     Args:
         encoded: the encoded images [N], read once.
-        digests: uint8 [N, 32], sha256 of each as indexed.
+        digests: uint8 [N, 32], `codec.digest` of each as indexed.
         samples: int64 [N], ids that follow from the images' bytes.
         name: what people call the image at a position.
         targets: int64 [N], columns.
@@ -69,7 +68,7 @@ class TaskRows:
         for image in encoded:
             self._file.write(image)
             ends.append(ends[-1] + len(image))
-            found.append(hashlib.sha256(image).digest())
+            found.append(codec.digest(image))
         self._file.flush()
         self._ends = ends
         hashes = np.frombuffer(b"".join(found), np.uint8).reshape(-1, 32)

@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from graftwork.operators.errors import BadDataError, ConfigError, StorageError, together
+from graftwork.operators.files import kinds
 from graftwork.operators.serving import inputs, lookup
 from graftwork.operators.serving.inputs import Inputs
 from graftwork.pipelines.running.progress import Display
@@ -103,6 +104,8 @@ def predict(
         model = lookup.fetch(uri, found, Path(folder))
         task = f' · up to task "{found.task}"' if found.task else ""
         display.say(f"{found.pipeline}: {found.name}{task}: {len(wanted)} images")
+        if left_out := kinds.said(wanted.left_out):
+            display.say(f"warning{left_out}")
         counted = stack.enter_context(display.counting("images"))
         for predictions in _predictions(request, where, wanted, model):
             bad = [(p.name, p.problem) for p in predictions if p.problem]

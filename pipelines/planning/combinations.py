@@ -66,7 +66,8 @@ def resolve(loaded: Loaded, methods: Sequence[Method], memo: Memo) -> tuple[Comb
     program = program_digest()
     for asked in entries:
         facts, wrong = _facts(asked, memo, program)
-        members, unfit = members_of(asked, methods, found, len(spec.seeds))
+        statistics = facts.get("card", {}).get("statistics", "")
+        members, unfit = members_of(asked, methods, found, len(spec.seeds), statistics)
         problems += wrong + unfit
         if wrong or unfit:
             continue
@@ -124,9 +125,18 @@ def _facts(
 
 
 def members_of(
-    asked: Combination, methods: Sequence[Method], earlier: Sequence[Combined], seeds: int
+    asked: Combination,
+    methods: Sequence[Method],
+    earlier: Sequence[Combined],
+    seeds: int,
+    statistics: str = "",
 ) -> tuple[tuple[str, ...], list[tuple[str, str]]]:
-    """Labels of the members, and what is wrong with them."""
+    """Labels of the members, and what is wrong with them.
+
+    Args:
+        seeds: of the spec.
+        statistics: what a merge measures of its models; empty for nothing.
+    """
     at, labels, problems = f"{asked.path}.of", [], []
     known = {method.label: method for method in methods}
     merged = {other.label for other in earlier if asked.section == "ensemble"}
@@ -143,13 +153,20 @@ def members_of(
         else:
             labels.append(name if name in known else named[0])
             if asked.section == "merge":
-                problems += [(at, what) for what in _unmergeable(known[labels[-1]], asked.over)]
+                reasons = _unmergeable(known[labels[-1]], asked.kind, asked.over, statistics)
+                problems += [(at, what) for what in reasons]
     if asked.over == "seeds" and seeds < 2:
         problems.append((f"{asked.path}.over", "needs at least 2 seeds, got 1; give more seeds"))
     return tuple(labels), problems
 
 
-def _unmergeable(method: Method, over: str) -> Iterator[str]:
+def _unmergeable(method: Method, kind: str, over: str, statistics: str) -> Iterator[str]:
+    """Reasons against a merge of a method's models.
+
+    Args:
+        kind: name of the merge.
+        statistics: what it measures of its models; empty for nothing.
+    """
     if method.facts.contract != "trained":
         yield (
             f"{method.name} has no checkpoint of a network after every task to merge; "
@@ -157,6 +174,17 @@ def _unmergeable(method: Method, over: str) -> Iterator[str]:
         )
     elif method.facts.upper_bound and over != "seeds":
         yield f"{method.name} trains on all tasks at once and has one checkpoint only"
+    elif method.facts.apart and over == "tasks":
+        yield (
+            f"{method.name} trains weights of its own for every task and leaves those of earlier "
+            "tasks as they are, so that its models over tasks differ in nothing that a merge could "
+            "change; merge over seeds"
+        )
+    elif statistics == "gram" and not method.facts.linear_layers:
+        yield (
+            f"{method.name} predicts with weights that are no linear layers of their own, which "
+            f"{kind} needs to measure; take another merge"
+        )
 
 
 def listed(names: Sequence[str]) -> str:

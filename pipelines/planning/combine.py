@@ -7,28 +7,35 @@ method it came from. An ensemble reads scores that are there. Neither trains any
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+from graftwork.operators.store.memo import Memo
 from graftwork.pipelines.planning.combinations import Combined
 from graftwork.pipelines.planning.ensembled import ensemble
-from graftwork.pipelines.planning.merged import merge
+from graftwork.pipelines.planning.merged import check, merge
 from graftwork.pipelines.planning.methods import CardFacts, Method
 from graftwork.pipelines.planning.runs import Cell, Run
 from graftwork.pipelines.planning.shared import Shared
 
 
-def combine(shared: Shared, combinations: Iterable[Combined], runs: Sequence[Run]) -> Iterator[Run]:
+def combine(
+    shared: Shared, combinations: Iterable[Combined], runs: Sequence[Run], memo: Memo
+) -> Iterator[Run]:
     """The runs of all combinations.
 
     Args:
         runs: of the spec's methods.
+        memo: knows which methods' models fit together.
 
     Raises:
         ConfigError: a stream with one task, where tasks are to be combined.
+        IncompatibleError: methods to merge whose models hold other tensors.
     """
     known: dict[str, list[Run]] = {}
     for run in runs:
         known.setdefault(run.method.label, []).append(run)
     for entry in combinations:
-        made = [_run(shared, entry, parents) for parents in _cells(entry, known)]
+        cells = list(_cells(entry, known))
+        check(shared, entry, cells[0], memo)
+        made = [_run(shared, entry, parents) for parents in cells]
         known[entry.label] = made
         yield from made
 
@@ -62,7 +69,7 @@ def _as_method(entry: Combined, parents: Sequence[Run]) -> Method:
     shown = {"of": list(entry.members), "over": asked.over}
     if asked.over == "seeds":
         shown["seeds"] = [run.seed for run in parents]
-    if asked.section == "merge":
+    if asked.head is not None:
         shown["head"] = asked.head
     return Method(
         name=entry.label,

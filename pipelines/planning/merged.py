@@ -1,6 +1,7 @@
 """Stages of a merge: statistics, merged states, predictions with them."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -8,15 +9,18 @@ import numpy as np
 
 from graftwork.operators.data import sources
 from graftwork.operators.data.holdout import sampled
-from graftwork.operators.errors import ConfigError
+from graftwork.operators.errors import ConfigError, IncompatibleError
+from graftwork.operators.keys import program_digest
 from graftwork.operators.parameters.as_json import to_json
 from graftwork.operators.parameters.combining import MergeParameters, StatisticsParameters
 from graftwork.operators.parameters.hints import NetworkHints
 from graftwork.operators.stage import Resources, Stage
+from graftwork.operators.store.memo import Memo
 from graftwork.pipelines.planning.combinations import Combined, Weighing
 from graftwork.pipelines.planning.methods import Method
 from graftwork.pipelines.planning.reads import Hints
 from graftwork.pipelines.planning.runs import Cell, Model, Run
+from graftwork.pipelines.planning.shared import Shared
 from graftwork.pipelines.planning.trained import predicted, served_learner
 
 
@@ -55,6 +59,31 @@ def merge(cell: Cell, entry: Combined, parents: tuple[Run, ...]) -> Run:
         served=None if votes else served_learner(merged[-1]),
         parents=parents,
     )
+
+
+def check(shared: Shared, entry: Combined, parents: Sequence[Run], memo: Memo) -> None:
+    """Refuses a merge of methods whose models hold other tensors; asks the memo first.
+
+    Raises:
+        IncompatibleError: they do not fit together; the tensors are named.
+    """
+    if entry.asked.section != "merge" or entry.asked.over != "methods":
+        return
+    learners = [replace(run.models[-1].learner, seed=0) for run in parents]
+    preimage = {
+        "kind": "mergeable",
+        "learners": [to_json(learner) for learner in learners],
+        "source": program_digest(),
+    }
+    known = memo.get(preimage)
+    if known is None:
+        # It imports torch.
+        from graftwork.operators.stages.merge import mismatch
+
+        known = mismatch(learners, shared.where()).encode()
+        memo.put(preimage, known)
+    if known:
+        raise IncompatibleError(known.decode(), key=f"{entry.asked.path}.of")
 
 
 def _merge_stage(

@@ -30,6 +30,8 @@ class CardFacts:
     query: bool = False
     independent: bool = False
     shared: tuple[str, ...] = ()
+    apart: bool = False
+    linear_layers: bool = True
     images: bool = True
     network: str = "vit"
     reference: bool = False

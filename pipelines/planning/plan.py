@@ -127,7 +127,7 @@ def _make_plan(loaded: Loaded, memo: Memo, examine: Examine) -> Plan:
         data=data,
         backbone=backbone,
         preprocessing=preprocessing,
-        runs=(*runs, *combine.combine(shared, combinations, runs)),
+        runs=(*runs, *combine.combine(shared, combinations, runs, memo)),
     )
 
 

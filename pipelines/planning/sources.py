@@ -9,6 +9,7 @@ from graftwork.operators.data.dataset import Dataset
 from graftwork.operators.data.parts import Examine, here
 from graftwork.operators.data.records import Records, name_of
 from graftwork.operators.errors import BadDataError, ConfigError, MissingData
+from graftwork.operators.files import kinds
 from graftwork.operators.files.access import absolute
 from graftwork.operators.stage import Stage
 from graftwork.operators.store.memo import Memo
@@ -79,6 +80,15 @@ def _listed(task: ListedTask, number: int, memo: Memo, examine: Examine) -> Sour
             key=f"{key}.sealed",
         )
     return Source(dataset=found, key=key, task=task.name, record=name, sealed=task.sealed)
+
+
+def remarks(found: Iterable[Source]) -> list[str]:
+    """What may be missing from data sets, in one line, and what contradicts itself, for people."""
+    datasets = [source.dataset for source in found]
+    every = kinds.together(entries for each in datasets for entries in each.left_out.values())
+    said = kinds.said(every)
+    lines = [f"warning{said} (graftwork doctor lists all)"] if said else []
+    return lines + [f"warning: {note}" for each in datasets for note in each.notes]
 
 
 def keep(found: Iterable[Source], memo: Memo) -> None:

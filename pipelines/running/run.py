@@ -62,8 +62,9 @@ def _run(loaded: Loaded, where: Where, display: Display, connection: Lasting) ->
         f"{pipeline}: {training} training and {test} test images, "
         f"{len(plan.data.classes)} classes, {len(plan.runs)} runs, {len(plan.stages)} stages"
     )
-    if plan.left_out:
-        display.say(plan.left_out)
+    for line in (plan.left_out, *sources.remarks(plan.sources)):
+        if line:
+            display.say(line)
     tracker.start(
         name=time.strftime("%Y-%m-%d %H:%M:%S"),
         params=recording.pipeline_params(plan),

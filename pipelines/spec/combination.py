@@ -29,7 +29,7 @@ class Combination:
         of: methods, as the spec calls them.
         over: what the members differ in.
         name: for people; empty if none was given.
-        head: of a merge: what happens to classifiers.
+        head: of a merge: what happens to classifiers; None leaves it to the merge.
         given: the other fields.
     """
 
@@ -39,7 +39,7 @@ class Combination:
     of: tuple[str, ...]
     over: str
     name: str
-    head: Literal["merge", "newest"]
+    head: Literal["merge", "newest"] | None
     given: dict[str, Any]
 
 
@@ -75,7 +75,7 @@ def read(section: str, number: int, entry: Entry) -> Combination:
         of=(of,) if isinstance(of, str) else tuple(of),
         over=_over(section, fields),
         name=fields.get("name", ""),
-        head=fields.get("head", HEADS[0]),
+        head=fields.get("head"),
         given={name: value for name, value in fields.items() if name not in own},
     )
 

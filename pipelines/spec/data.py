@@ -17,6 +17,7 @@ from graftwork.pipelines.spec.fields import (
     choice,
     integer,
     listing,
+    naming,
     no_duplicates,
     optional,
     real,
@@ -80,7 +81,6 @@ class BuiltinDataset(Section):
 
 
 places = listing("paths or URLs", single=True)
-_Name = Annotated[str, text(200)]
 
 
 def checked_at(key: str | int, check: Callable[[Any], Any], value: Any) -> Any:
@@ -97,7 +97,7 @@ def _classes(value: Any) -> str | tuple[str, ...] | None:
         return optional(PLACE).check(value)
     if not value:
         raise refuse("must name at least one class, got an empty list")
-    names = tuple(checked_at(index, text(200).check, name) for index, name in enumerate(value))
+    names = tuple(checked_at(index, naming().check, name) for index, name in enumerate(value))
     return no_duplicates(names)
 
 

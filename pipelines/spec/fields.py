@@ -15,6 +15,7 @@ from pydantic_core import CoreSchema, PydanticCustomError, core_schema
 
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.files import urls
+from graftwork.operators.names import normal
 from graftwork.pipelines.spec.problems import nearest, shown
 from graftwork.pipelines.spec.yaml_source import Path, scalar
 
@@ -147,6 +148,12 @@ def name_of_files(longest: int = 100) -> Rule:
         return value
 
     return Rule(check, says)
+
+
+def naming(longest: int = 200, forbidden: str = "") -> Rule:
+    """Text that names a class, a domain or a task: kept in the one form that names have."""
+    rule = text(longest, forbidden)
+    return Rule(lambda value: normal(rule.check(value)), rule.says)
 
 
 def choice(words: Sequence[str]) -> Rule:

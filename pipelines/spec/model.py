@@ -126,8 +126,9 @@ class Features(Section):
     shard_size: Annotated[int, integer(1, MAX_COUNT)] = Field(
         default=512, description="images per shard; another value computes the features again"
     )
-    pooling: Annotated[Literal["token", "avg"], choice(("token", "avg"))] = Field(
-        default="token", description="class token, or mean of the patch tokens"
+    pooling: Annotated[Literal["token", "avg", "map"], choice(("token", "avg", "map"))] = Field(
+        default="token",
+        description="class token, the network's attention pooling, or mean of the patch tokens",
     )
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
+from graftwork.operators.names import normal
 from graftwork.operators.streams.scenario import FORMER, LISTED, MAX_SEED, OrderName, expand
 from graftwork.pipelines.spec.data import MAX_COUNT, checked_at
 from graftwork.pipelines.spec.data import seed as seeding
@@ -63,10 +64,11 @@ def _ids(what: str, value: Any) -> list[int] | list[str]:
     numbers = all(isinstance(item, int) and not isinstance(item, bool) for item in value)
     if not numbers and not all(isinstance(item, str) for item in value):
         raise refuse(f"{what} must hold class ids, or names in quotes")
+    value = [normal(item) if isinstance(item, str) else item for item in value]
     repeated = [item for index, item in enumerate(value) if item in value[:index]]
     if repeated:
         raise refuse(f"{what} must not repeat {shown(repeated[0])}")
-    return list(value)
+    return value
 
 
 def _stop_or_groups(value: Any) -> int | tuple[list[int] | list[str], ...] | None:

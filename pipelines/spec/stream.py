@@ -5,6 +5,7 @@ from typing import Annotated, Any
 
 from pydantic import AfterValidator, Field, ValidationInfo, field_validator
 
+from graftwork.operators.names import normal
 from graftwork.pipelines.spec.data import (
     BUILTIN_DATASETS,
     HOLDOUT_SAYS,
@@ -26,15 +27,15 @@ from graftwork.pipelines.spec.fields import (
     choice,
     flag,
     listing,
+    naming,
     optional,
     optionally,
     refuse,
-    text,
 )
 from graftwork.pipelines.spec.problems import shown
 
-_name = text(200, forbidden="/")
-_class = text(200)
+_name = naming(200, forbidden="/")
+_class = naming(200)
 
 
 def _renaming(value: Any) -> dict[str, str] | None:
@@ -47,9 +48,9 @@ def _renaming(value: Any) -> dict[str, str] | None:
         if not isinstance(new, str) or not 1 <= len(new.strip()) <= 200:
             raise refuse(f"must be {_class.says}, got {shown(new)}", (str(old),))
         # Keys are text wherever a spec has them: numbers are the names of what has no others.
-        if (name := str(old)) in names:
+        if (name := normal(str(old))) in names:
             raise refuse("written twice, as text and as a number; keep one", (name,))
-        names[name] = new
+        names[name] = normal(new)
     return names
 
 
@@ -71,7 +72,7 @@ class ListedTask(Section):
         default=None, description="as dataset.test", validate_default=True
     )
     only: Annotated[
-        tuple[Annotated[str, text(200)], ...] | None,
+        tuple[Annotated[str, _class], ...] | None,
         optionally(listing("names of classes", single=True)),
     ] = Field(default=None, description="names of the classes that the task takes; null: all")
     rename: Annotated[
@@ -82,7 +83,7 @@ class ListedTask(Section):
         default=False,
         description="take the task as the store has recorded it, without a look at its images",
     )
-    domain: Annotated[str, text(200)] = Field(
+    domain: Annotated[str, _class] = Field(
         default="images", description="name of what the images have in common, not a column"
     )
     image: ColumnName = Field(default="image", description="as dataset.image")
