@@ -189,7 +189,11 @@ def absolute(url: str) -> str:
 
 @contextmanager
 def _client(address: str) -> Iterator["JobSubmissionClient"]:
-    if urlsplit(address).scheme not in ("http", "https"):
+    try:
+        usable = urlsplit(address).scheme in ("http", "https") and urlsplit(address).port != 0
+    except ValueError:  # an address of IPv6 or a port that is none
+        usable = False
+    if not usable:
         raise ConfigError(f"--address {address}: expected the dashboard, http://HEAD:8265")
     address = address.rstrip("/")
     with auth.client_environment():

@@ -178,5 +178,11 @@ def _used_keys(store: Store) -> set[str]:
     used: set[str] = set()
     for name in store.blobs.files(RUNS):
         if name.endswith(".json") and (data := store.blobs.get(name)) is not None:
-            used.update(json.loads(data)["stages"])
+            try:
+                used.update(json.loads(data)["stages"])
+            except (ValueError, KeyError, TypeError) as error:
+                raise StorageError(
+                    f"run record {store.blobs.root}/{name} is damaged, and may have named stages "
+                    "that are in use; remove it if that run does not matter any more"
+                ) from error
     return used

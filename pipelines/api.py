@@ -63,7 +63,7 @@ def plan(
         >>> graftwork.plan(spec, store=store).counts["miss"] > 0
         True
     """
-    opened = Store(place(os.fspath(store), None).store)
+    opened = Store(place(os.fspath(store), None).store).for_looking()
     made = make_plan(_loaded(spec), opened.memo)
     sources.seal(made.sources, made.stages, opened.memo)
     return explain(made, opened)

@@ -4,6 +4,7 @@ import faulthandler
 import os
 import signal
 import sys
+from contextlib import suppress
 from dataclasses import asdict
 from typing import Annotated, Literal
 
@@ -12,7 +13,7 @@ from rich.console import Console
 
 from graftwork import __version__
 from graftwork.operators.errors import ConfigError, Interrupted
-from graftwork.pipelines.commands.ending import fail, terminating
+from graftwork.pipelines.commands.ending import fail, ready, terminating
 from graftwork.pipelines.commands.options import (
     DEFAULT_STORE,
     Address,
@@ -105,7 +106,7 @@ def plan(
     from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    opened = Store(place(store, None).store)
+    opened = Store(place(store, None).store).for_looking()
     made = make_plan(loaded, opened.memo)
     sources.seal(made.sources, made.stages, opened.memo)
     for line in sources.remarks(made.sources):
@@ -136,7 +137,7 @@ def doctor(
     from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    inspect(loaded, Store(place(store, None).store), Display(), as_json)
+    inspect(loaded, Store(place(store, None).store).for_looking(), Display(), as_json)
 
 
 app.command(epilog="Example: graftwork split spec.yaml -o split.csv")(split)
@@ -363,12 +364,17 @@ def main() -> None:
     # A crash in a library leaves at least the place where it was; Ray would turn this on, too, but
     # only once it runs. The caller may have done so already.
     if not faulthandler.is_enabled() and sys.stderr is not None:
-        faulthandler.enable()
+        with suppress(OSError, ValueError):  # standard error is no file
+            faulthandler.enable()
+    ready()
     debug = "--debug" in sys.argv
     arguments = [a for a in sys.argv[1:] if a != "--debug"]
     try:
         with terminating():
             sys.exit(_invoke(arguments))
+    except SystemExit as ended:
+        # rich's answer to a closed pipe is status 1.
+        sys.exit(0 if isinstance(ended.__context__, BrokenPipeError) else ended.code)
     except BrokenPipeError:
         # The reader (`head`) went away; Python would complain once more while closing stdout.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

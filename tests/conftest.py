@@ -20,6 +20,7 @@ SINGLE = (
     "test_the_examples_of_the_functions_work_in_their_order",
     "test_workers_find_what_one_process_finds",
     "test_a_run_indexes_and_computes_on_one_ray",
+    "test_no_module_of_the_working_directory_is_imported",
 )
 """Tests that start Ray, in files whose other tests start none."""
 SHAPED = ("test_ragged_conformance",)

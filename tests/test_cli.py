@@ -332,12 +332,12 @@ def test_secrets_are_refused_and_never_echoed(call: Command, spec: str) -> None:
 
 def test_odd_paths(call: Command, tmp_path: Path) -> None:
     for name in ("with space", "ünï-文", "-dash"):
-        (tmp_path / name).mkdir()
+        (tmp_path / name / "store").mkdir(parents=True)
         path = write_spec(tmp_path / name / "-my spec.yaml").relative_to(tmp_path)
         done = call("plan", "--store", f"{name}/store", "--json", "--", path)
         assert done.code == 0, done
         assert json.loads(done.out)["pipeline"] == "tiny"
-        assert (tmp_path / name / "store").is_dir()
+        assert (tmp_path / name / "store/memo").is_dir()
 
 
 # --- weights --------------------------------------------------------------------------------------
@@ -661,6 +661,7 @@ def test_tracking_that_cannot_be_used(call: Command, spec: str) -> None:
 
 
 def test_json_is_the_only_thing_on_stdout(call: Command, spec: str) -> None:
+    Path("store").mkdir()
     for words in (
         ["plan", spec, "--store", "store"],
         ["doctor", spec, "--store", "store"],
@@ -676,6 +677,7 @@ def test_json_is_the_only_thing_on_stdout(call: Command, spec: str) -> None:
 
 
 def test_tables_fit_a_terminal_and_have_no_colours(call: Command, spec: str) -> None:
+    Path("store").mkdir()
     for words in (
         ["plan", spec, "--store", "store"],
         ["doctor", spec, "--store", "store"],

@@ -27,7 +27,8 @@ FLOORS: Mapping[str, tuple[str, ...]] = {
     "operators": (
         ".",
         "assignment errors keys live names seeds versions backbones.shipped",
-        "files images store",
+        "files",
+        "images store",
         "parameters parquet",
         "backbones building ensembling stage tracking",
         "data merging",

@@ -1,6 +1,8 @@
 """The store: commits are whole, once and checked; every kind of damage is found."""
 
+import errno
 import json
+import os
 import pickle
 import random
 import threading
@@ -185,3 +187,43 @@ def test_a_digest_of_sources_sees_every_change_of_every_file(tmp_path: Path) -> 
     }
     found = {written(place, changed) for place, changed in others.items()}
     assert len(found | {whole}) == len(others) + 1
+
+
+def test_a_store_that_is_not_there_is_looked_at_and_not_made(tmp_path: Path) -> None:
+    looking = Store(str(tmp_path / "none")).for_looking()
+    assert looking.memo.get({"a": 1}) is None
+    looking.memo.put({"a": 1}, b"found out")
+    assert looking.memo.get({"a": 1}) == b"found out"
+    assert not looking.has("fit", "0" * 64) and looking.keys("fit") == set()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_store_that_cannot_be_written_is_looked_at(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Store(str(tmp_path))
+    stage = commit(store)
+    store.memo.put({"a": 1}, b"known")
+    before = sorted(tmp_path.rglob("*"))
+    looking = store.for_looking()
+
+    opened = os.open
+
+    def read_only(path: str, flags: int, *mode: int) -> int:
+        if flags & os.O_CREAT:
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        return opened(path, flags, *mode)
+
+    monkeypatch.setattr(os, "open", read_only)
+    assert looking.memo.get({"a": 1}) == b"known"
+    looking.memo.put({"a": 1}, b"newer")
+    assert looking.memo.get({"a": 1}) == b"newer"
+    assert looking.read("fit", stage.key, "data.bin") == b"0123456789"
+    with pytest.raises(StorageError, match="no permission: Read-only file system"):
+        store.memo.put({"a": 1}, b"newer")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_store_that_can_be_written_keeps_what_was_found_out(tmp_path: Path) -> None:
+    Store(str(tmp_path)).for_looking().memo.put({"a": 1}, b"found out")
+    assert Store(str(tmp_path)).memo.get({"a": 1}) == b"found out"

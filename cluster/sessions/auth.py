@@ -28,10 +28,18 @@ def token() -> str | None:
     if path := os.environ.get("RAY_AUTH_TOKEN_PATH"):
         try:
             return Path(path).read_text().strip()
-        except OSError as error:
-            raise ConfigError(f"RAY_AUTH_TOKEN_PATH={path}: {error.strerror}") from error
-    default = Path.home() / ".ray" / "auth_token"
-    return default.read_text().strip() if default.is_file() else None
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise ConfigError(f"RAY_AUTH_TOKEN_PATH={path}: {reason}") from error
+    try:
+        default = Path.home() / ".ray" / "auth_token"
+    except RuntimeError:  # neither HOME nor an entry for the user
+        return None
+    try:
+        return default.read_text().strip() if default.is_file() else None
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ConfigError(f"{default}: the token cannot be read: {reason}") from error
 
 
 QUIET = {"RAY_DEDUP_LOGS_SKIP_REGEX": "."}

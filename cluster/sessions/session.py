@@ -9,8 +9,8 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,8 +102,9 @@ def _local(
     base = base if len(str(base)) <= 20 else Path("/tmp")
     _remove_abandoned(base)
     folder = Path(tempfile.mkdtemp(prefix=PREFIX, dir=base))
-    inherited = os.environ.get("PYTHONPATH")
-    path = [str(shipping.ROOT), *python_path, *([inherited] if inherited else [])]
+    # An empty entry, as of `PYTHONPATH=$PYTHONPATH:x`, would be the working directory.
+    inherited = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
+    path = [str(shipping.ROOT), *python_path, *inherited]
     with ExitStack() as stack:
         stack.callback(shutil.rmtree, folder, ignore_errors=True)
         stack.enter_context(_locked(folder))
@@ -140,6 +141,7 @@ def _local(
                 include_dashboard=False,
                 log_to_driver=False,
                 logging_level=logging.ERROR,
+                job_config=_without_working_directory(),
                 _temp_dir=str(folder),
             )
         except Exception as error:  # Ray raises plain ones
@@ -151,6 +153,26 @@ def _local(
                 "the same command tries again"
             ) from error
         yield Session("local", True, _nodes(), _head())
+
+
+class _Nothing(list[str]):
+    """A list that stays empty."""
+
+    def extend(self, _: Iterable[str]) -> None:
+        return
+
+
+def _without_working_directory() -> Any:
+    """Ray's configuration of a job whose workers import nothing from the working directory.
+
+    Ray puts it, and the folder of the running script, before everything else; a user's `torch/`,
+    `operators/` or `queue.py` there would be imported in place of the real one.
+    """
+    from ray.job_config import JobConfig
+
+    config = JobConfig()
+    config._py_driver_sys_path = _Nothing()
+    return config
 
 
 @contextmanager
@@ -317,7 +339,8 @@ def _require_token(address: str) -> None:
 def _locked(folder: Path) -> Iterator[None]:
     """Marks a folder as in use for as long as this process lives, kill -9 included."""
     with open(folder / "lock", "w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        with suppress(OSError):  # no locks here: then nobody removes what is left of a killed one
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
 
 
@@ -331,5 +354,5 @@ def _remove_abandoned(base: Path) -> None:
             with open(folder / "lock", "a") as file:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(folder, ignore_errors=True)
-        except (FileNotFoundError, BlockingIOError):
-            continue  # gone meanwhile, or in use
+        except OSError:
+            continue  # gone meanwhile, in use, or somebody else's

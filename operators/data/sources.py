@@ -8,14 +8,20 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from graftwork.operators.data import builtin
 from graftwork.operators.errors import BadDataError, ConfigError, MissingData
-from graftwork.operators.files.access import absolute, as_os_errors, file_system, identity, reason
+from graftwork.operators.files.access import (
+    absolute,
+    as_os_errors,
+    file_system,
+    identity,
+    open_file,
+    reason,
+)
 from graftwork.operators.files.kinds import LeftOut
 from graftwork.operators.files.listing import MARK, list_folder, mark
 from graftwork.operators.files.spelling import matches, spelled
@@ -306,7 +312,8 @@ def _read_files(files: list[str]) -> Iterator[bytes | str]:
 def _read_file(url: str) -> bytes | str:
     try:
         if "://" not in url:
-            return Path(url).read_bytes()
+            with open_file(url) as file:
+                return file.read()
         with as_os_errors():
             filesystem, path = file_system(url)
             return filesystem.cat_file(path)

@@ -1,6 +1,8 @@
 """Opening files wherever they are: local paths, object stores, URLs."""
 
+import errno
 import os
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -50,10 +52,19 @@ def open_file(url: str) -> BinaryIO:
         OSError: it cannot be opened.
     """
     if "://" not in url:
-        return open(spelled(url), "rb")
+        # Without waiting, as one does for the other end of a named pipe.
+        file = open(spelled(url), "rb", opener=_at_once)  # noqa: SIM115 (the caller closes it)
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise OSError(errno.EINVAL, "no file, but a pipe or a device")
+        return file
     with as_os_errors():
         filesystem, path = file_system(url)
         return filesystem.open(path, "rb", cache_type="readahead", block_size=4 << 20)
+
+
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def reason(error: OSError) -> str:
@@ -65,12 +76,12 @@ def reason(error: OSError) -> str:
     return " ".join((error.strerror or str(error)).split())[:200] or type(error).__name__
 
 
-def _fingerprint(stat: os.stat_result) -> dict[str, int]:
+def _fingerprint(found: os.stat_result) -> dict[str, int]:
     return {
-        "size": stat.st_size,
-        "mtime": stat.st_mtime_ns,
-        "ctime": stat.st_ctime_ns,
-        "inode": stat.st_ino,
+        "size": found.st_size,
+        "mtime": found.st_mtime_ns,
+        "ctime": found.st_ctime_ns,
+        "inode": found.st_ino,
     }
 
 

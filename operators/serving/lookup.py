@@ -2,7 +2,9 @@
 
 import difflib
 import re
+import sqlite3
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from graftwork.operators.errors import ConfigError, StorageError
 from graftwork.operators.serving.model_files import FOLDER
 from graftwork.operators.tracking import uri as tracking_uri
-from graftwork.operators.tracking.records import MODEL, TASK, VOTES
+from graftwork.operators.tracking.records import MODEL, MODEL_FILE, TASK, VOTES
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -50,12 +52,16 @@ def find(uri: str, run: str) -> Found:
     Raises:
         ConfigError: MLflow cannot be reached, there is no such run, or it has no model.
     """
-    client = connected(uri)
+    with connected(uri) as client:
+        return _find(client, run)
+
+
+def _find(client: "MlflowClient", run: str) -> Found:
     chosen = _by_name(client, run) if "/" in run else _by_id(client, run)
     pipeline = client.get_experiment(chosen.info.experiment_id).name
     kept = chosen.data.tags.get(MODEL)
     for holder in _holders(client, chosen, kept):
-        if any(item.path == f"{FOLDER}/MLmodel" for item in client.list_artifacts(holder, FOLDER)):
+        if _holds_model(client, holder):
             return Found(
                 run_id=chosen.info.run_id,
                 name=chosen.info.run_name or "",
@@ -66,10 +72,23 @@ def find(uri: str, run: str) -> Found:
     if chosen.data.tags.get(VOTES):
         why = "it decides an image by those beside it in the test batch, so that none is kept"
     elif kept:
-        why = "its files were not sent to MLflow; run the pipeline again with another --store"
+        why = (
+            "MLflow has not got its files; run the pipeline again, which sends them from the store"
+        )
     else:
         why = "none was kept (tracking.models of the spec)"
     raise ConfigError(f"{run}: {chosen.info.run_name} has no model: {why}")
+
+
+def _holds_model(client: "MlflowClient", run: str) -> bool:
+    from mlflow.exceptions import MlflowException
+
+    try:
+        return any(item.path == MODEL_FILE for item in client.list_artifacts(run, FOLDER))
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        return False  # deleted for good
 
 
 def fetch(uri: str, found: Found, folder: Path) -> Path:
@@ -83,27 +102,40 @@ def fetch(uri: str, found: Found, folder: Path) -> Path:
     """
     from mlflow.exceptions import MlflowException
 
-    try:
-        place = connected(uri).download_artifacts(found.held_by, f"{FOLDER}/data", str(folder))
-    except (MlflowException, OSError) as error:
-        reason = tracking_uri.mask_all(" ".join(str(error).split())[:200])
-        raise StorageError(f"model of run {found.held_by}: {reason}") from error
-    return Path(place)
+    with connected(uri) as client:
+        try:
+            return Path(client.download_artifacts(found.held_by, f"{FOLDER}/data", str(folder)))
+        except (MlflowException, OSError) as error:
+            raise StorageError(f"model of run {found.held_by}: {_in_short(error)}") from error
 
 
-def connected(uri: str) -> "MlflowClient":
-    """A client, of an MLflow that answers.
+@contextmanager
+def connected(uri: str) -> Iterator["MlflowClient"]:
+    """A client for looking, of an MLflow that answers.
 
     Raises:
         ConfigError: it does not, or nothing was recorded yet.
+        StorageError: it cannot answer a question.
     """
-    tracking_uri.check(uri)
+    tracking_uri.check(uri, reading=True)
     path = tracking_uri.sqlite_path(uri)
     if path is not None and not path.exists():
         raise ConfigError(f"nothing recorded in {path} yet; start with `graftwork run`")
-    from graftwork.operators.tracking.sender import connect
+    from mlflow.exceptions import MlflowException
+    from sqlalchemy.exc import SQLAlchemyError
 
-    return connect(uri)
+    from graftwork.operators.tracking.sender import reading
+
+    try:
+        with reading(uri) as client:
+            yield client
+    except (MlflowException, SQLAlchemyError, sqlite3.Error, OSError) as error:
+        shown = tracking_uri.mask(uri)
+        raise StorageError(f"MLflow at {shown}: {_in_short(error)}", key="tracking") from error
+
+
+def _in_short(error: Exception) -> str:
+    return tracking_uri.mask_all(" ".join(str(error).split())[:200]) or type(error).__name__
 
 
 def pages(search: Any, *args: Any, **kwargs: Any) -> Iterable[Any]:

@@ -2,12 +2,13 @@
 
 Everything durable rests on two of them: `put` writes a new file whole under a name that nobody
 else uses, `put_if_absent` makes a small file appear whole or not at all, and only once. A local
-folder has fsync and hard links for that, an object store its conditional put.
+folder has fsync and `operators/files/appear.py` for that, an object store its conditional put.
 """
 
 import contextlib
 import errno
 import os
+import stat
 import uuid
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -15,6 +16,7 @@ from typing import BinaryIO, Protocol
 import fsspec
 
 from graftwork.operators.errors import ConfigError, StorageError
+from graftwork.operators.files.appear import appear, sync, sync_folder
 
 
 class Blobs(Protocol):
@@ -100,7 +102,7 @@ class LocalBlobs:
                 view = memoryview(data)
                 while view:
                     view = view[os.write(descriptor, view) :]
-                os.fsync(descriptor)
+                sync(descriptor)
             finally:
                 os.close(descriptor)
         except OSError as error:
@@ -110,14 +112,13 @@ class LocalBlobs:
 
     def put_if_absent(self, name: str, data: bytes) -> bool:
         path = self._path(name)
-        temporary = f"{name}.{uuid.uuid4().hex}.tmp"
+        temporary = _temporary(name)
         self.put(temporary, data)
         try:
-            # A hard link fails when the name exists: rename would silently replace the winner.
-            os.link(self._path(temporary), path)
-            _sync_folder(path.parent)
-        except FileExistsError:
-            return False
+            # Not by a plain rename, which would silently replace the winner.
+            if not appear(self._path(temporary), path):
+                return False
+            sync_folder(path.parent)
         except OSError as error:
             raise _storage_error(error, self.root, len(data)) from error
         finally:
@@ -125,25 +126,36 @@ class LocalBlobs:
         return True
 
     def replace(self, name: str, data: bytes) -> None:
-        temporary = f"{name}.{uuid.uuid4().hex}.tmp"
+        temporary = _temporary(name)
         self.put(temporary, data)
-        os.replace(self._path(temporary), self._path(name))
+        try:
+            os.replace(self._path(temporary), self._path(name))
+        except OSError as error:  # a folder of that name, for example
+            self._path(temporary).unlink(missing_ok=True)
+            raise _storage_error(error, self.root, len(data)) from error
 
     def get(self, name: str) -> bytes | None:
-        try:
-            return self._path(name).read_bytes()
-        except (FileNotFoundError, NotADirectoryError):
+        file = self.open(name)
+        if file is None:
             return None
+        try:
+            with file:
+                return file.read()
         except OSError as error:
             raise _storage_error(error, self.root, 0) from error
 
     def open(self, name: str) -> BinaryIO | None:
         try:
-            return self._path(name).open("rb")
+            # Without waiting, as one does for the other end of a named pipe.
+            file = open(self._path(name), "rb", opener=_at_once)  # noqa: SIM115 (the caller closes it)
         except (FileNotFoundError, NotADirectoryError):
             return None
         except OSError as error:
             raise _storage_error(error, self.root, 0) from error
+        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+            file.close()
+            raise StorageError(f"store {self.root}: {name}: it is no file; remove it")
+        return file
 
     def folders(self, name: str) -> list[str]:
         try:
@@ -160,10 +172,15 @@ class LocalBlobs:
             for file in names:
                 path = Path(folder, file)
                 try:
-                    stat = path.stat()
+                    found_at = path.stat()
                 except FileNotFoundError:  # a writer's temporary name, gone in between
                     continue
-                found[path.relative_to(self.root).as_posix()] = (stat.st_size, stat.st_mtime)
+                except OSError as error:
+                    raise _storage_error(error, self.root, 0) from error
+                found[path.relative_to(self.root).as_posix()] = (
+                    found_at.st_size,
+                    found_at.st_mtime,
+                )
         return found
 
     def modified(self, name: str) -> float | None:
@@ -179,24 +196,28 @@ class LocalBlobs:
 
     def remove(self, name: str) -> None:
         path = self._path(name)
-        if path.is_dir():
+        try:
+            if not path.is_dir() or path.is_symlink():
+                path.unlink(missing_ok=True)
+                return
             # Not shutil.rmtree: another process may remove or add files meanwhile.
             for child in list(path.iterdir()):
                 self.remove(child.relative_to(self.root).as_posix())
-            try:
-                path.rmdir()
-            except FileNotFoundError:
-                return
-        else:
-            path.unlink(missing_ok=True)
+            path.rmdir()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise _storage_error(error, self.root, 0) from error
 
     def move(self, name: str, new_name: str) -> None:
         target = self._path(new_name)
-        target.parent.mkdir(parents=True, exist_ok=True)
         try:
+            target.parent.mkdir(parents=True, exist_ok=True)
             os.rename(self._path(name), target)
         except FileNotFoundError:
             return  # another process was faster
+        except OSError as error:
+            raise _storage_error(error, self.root, 0) from error
 
 
 class ObjectBlobs:
@@ -302,12 +323,14 @@ class ObjectBlobs:
         self.fs.mv(self._path(name), self._path(new_name), recursive=True)
 
 
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+def _at_once(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NONBLOCK)
+
+
+def _temporary(name: str) -> str:
+    """A name in the same folder that nobody has; not made of the other, which may be long."""
+    folder, slash, _ = name.rpartition("/")
+    return f"{folder}{slash}{uuid.uuid4().hex}.tmp"
 
 
 def _storage_error(error: OSError, root: str, needed: int) -> StorageError:
@@ -317,4 +340,8 @@ def _storage_error(error: OSError, root: str, needed: int) -> StorageError:
         )
     if isinstance(error, PermissionError) or error.errno == errno.EROFS:
         return StorageError(f"store {root}: no permission: {error.strerror or error}")
+    within = not os.path.exists(root) or os.path.isdir(root)
+    if within and isinstance(error, FileExistsError | NotADirectoryError | IsADirectoryError):
+        where = error.filename2 or error.filename or root
+        return StorageError(f"store {root}: {where}: a file where a folder belongs, or the reverse")
     return StorageError(f"store {root}: {error.strerror or error}")

@@ -28,6 +28,7 @@ from graftwork.operators.assignment import Assignment, Result
 from graftwork.operators.errors import DamagedStage, StorageError
 from graftwork.operators.keys import digest
 from graftwork.operators.store.blobs import Blobs, open_blobs
+from graftwork.operators.store.looking import Looking
 from graftwork.operators.store.memo import Memo
 from graftwork.operators.versions import library_versions
 
@@ -49,6 +50,12 @@ class Store:
 
     def __getstate__(self) -> dict[str, str]:
         return {"url": self.url}
+
+    def for_looking(self) -> "Store":
+        """The same store for a command that computes nothing: it need not be writable, or there."""
+        found = Store(self.url)
+        found.__dict__["blobs"] = Looking(self.blobs)  # in place of the cached property
+        return found
 
     def probe(self) -> None:
         """Writes, reads and removes a file, before hours of work depend on it.

@@ -20,6 +20,7 @@ import fcntl
 import json
 import os
 import shutil
+import tempfile
 import threading
 import time
 import uuid
@@ -29,6 +30,18 @@ from pathlib import Path
 from typing import Any
 
 Operation = dict[str, Any]
+
+
+NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EINVAL)
+"""Answers of a file system on which nothing can be locked, as of some networks."""
+
+
+def on_this_machine() -> Path:
+    """A folder for journals on a local disk, for stores that are remote or cannot lock."""
+    try:
+        return Path.home() / ".cache" / "graftwork" / "journal"
+    except RuntimeError:  # neither HOME nor an entry for the user
+        return Path(tempfile.gettempdir()) / f"graftwork-journal-{os.getuid()}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,9 +91,15 @@ class Journal:
         # Locked and filled under another name: nobody may find it without a lock or a header.
         fresh = folder / f".{name}.new"
         log = os.open(fresh, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_EXCL, 0o600)
-        fcntl.flock(log, fcntl.LOCK_EX)
-        os.write(log, _line(header))
-        os.rename(fresh, path)
+        try:
+            fcntl.flock(log, fcntl.LOCK_EX)
+            os.write(log, _line(header))
+            os.rename(fresh, path)
+        except OSError:
+            os.close(log)
+            with contextlib.suppress(OSError):
+                fresh.unlink()
+            raise
         return cls(path=path, header=dict(header), _log=log, _ack=_open_ack(path))
 
     @classmethod
@@ -89,11 +108,11 @@ class Journal:
         for path in sorted(folder.glob("*.jsonl")):
             try:
                 log = os.open(path, os.O_RDWR | os.O_APPEND)
-            except FileNotFoundError:
-                continue  # sent and removed by another process since the listing
+            except OSError:
+                continue  # no file of ours, or sent by another process since the listing
             try:
                 fcntl.flock(log, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
+            except OSError:  # held, or there are no locks here
                 os.close(log)
                 continue
             lines = _lines(path) if os.fstat(log).st_nlink else []

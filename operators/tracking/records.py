@@ -18,6 +18,8 @@ from graftwork.operators.tracking.journal import Operation
 MODEL = "graftwork.model"
 """Tag with the digest of what a result predicts with; runs with equal ones share a model."""
 VOTES = "graftwork.batch_information_at_test"
+MODEL_FILE = "model/MLmodel"
+"""File of a run that holds its model."""
 TASK = "graftwork.newest_task"
 """Tag with the name of the last task that a result learned."""
 TASKS = "graftwork.tasks"
@@ -42,7 +44,8 @@ class MethodRun:
         metrics: single numbers; `seconds` is also shown as the run's duration.
         curves: numbers per task, logged with step = task.
         artifacts: files, or a function that makes them, called in the tracker's thread; of a cached
-            result only if MLflow does not know the run that computed it.
+            result only if no run that MLflow knows holds its files.
+        files: names of files without which a run does not hold the result.
         dataset: name and digest, shown as the run's input.
         cached: the result was in the store.
         producer_run_id: MLflow id of the run that computed a cached result; looked up by key
@@ -56,6 +59,7 @@ class MethodRun:
     curves: Mapping[str, Sequence[float]] = field(default_factory=dict)
     tags: Mapping[str, str] = field(default_factory=dict)
     artifacts: Artifacts | Callable[[], Artifacts] = field(default_factory=dict)
+    files: Sequence[str] = ()
     dataset: tuple[str, str] | None = None
     cached: bool = False
     producer_run_id: str | None = None
@@ -180,7 +184,7 @@ def method(run: str, record: MethodRun) -> tuple[list[Operation], dict[str, str]
     begin = time_ms - int(1000 * seconds)
     first = start(run, "pipeline", record.name, {**record.tags, **tags}, begin)
     if record.cached and not record.producer_run_id:
-        first["produced_by"] = record.key
+        first |= {"produced_by": record.key, "files": list(record.files)}
     short, long = params(record.params)
     operations = [first]
     # A cached run points to the one that has it all; it repeats what tables and plots compare.

@@ -13,9 +13,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from graftwork.operators.errors import ConfigError
+from graftwork.operators.tracking import database
 from graftwork.operators.tracking.journal import Entry, Journal
-from graftwork.operators.tracking.records import MODEL
-from graftwork.operators.tracking.uri import sqlite_path
+from graftwork.operators.tracking.records import MODEL, MODEL_FILE
+from graftwork.operators.tracking.uri import artifact_root, sqlite_path
 
 if TYPE_CHECKING:
     from mlflow.tracking import MlflowClient
@@ -44,6 +46,9 @@ SETTINGS = {
 }
 
 
+CANDIDATES = 20
+"""Runs that are asked for what a result needs, of those that may have it."""
+
 UPLOAD_SECONDS = "120"
 """Seconds that a server gets to answer after each file."""
 
@@ -67,27 +72,57 @@ def connect(uri: str) -> "MlflowClient":
     """A client that is quiet and gives up on a call after four seconds.
 
     Takes seconds the first time: MLflow is imported, and a new database is filled with tables.
+
+    Raises:
+        ConfigError: SQLAlchemy cannot name the database's file.
+        OSError, sqlite3.Error: the database cannot be used now.
     """
     settle_environment()
     logging.getLogger("alembic").setLevel(logging.WARNING)
     from mlflow.tracking import MlflowClient
 
     logging.getLogger("mlflow").setLevel(logging.CRITICAL)
-    if path := sqlite_path(uri):
-        _prepare(path)
-    return MlflowClient(tracking_uri=uri)
-
-
-def _prepare(path: Path) -> None:
-    """Makes sqlite quick (three times as many runs per second) and lets people read meanwhile."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with contextlib.closing(sqlite3.connect(path, timeout=20)) as database:
-        database.execute("PRAGMA journal_mode=WAL")
+    path = sqlite_path(uri)
+    if path is None:
+        return MlflowClient(tracking_uri=uri)
     from sqlalchemy import event
     from sqlalchemy.engine import Engine
 
     if not event.contains(Engine, "connect", _relax):
         event.listen(Engine, "connect", _relax)
+    database.settle(path)
+    return MlflowClient(tracking_uri=as_sqlalchemy(path))
+
+
+@contextlib.contextmanager
+def reading(uri: str) -> "Iterator[MlflowClient]":
+    """A client for looking, also at a database that cannot be written."""
+    path = sqlite_path(uri)
+    if path is None or (os.access(path, os.W_OK) and os.access(path.parent, os.W_OK)):
+        yield connect(uri)
+        return
+    with database.copied(path) as copy:
+        yield connect(f"sqlite:///{database.quoted(copy)}")  # a copy's own folder is writable
+
+
+def as_sqlalchemy(path: Path) -> str:
+    """The URI of a database's file; SQLAlchemy takes %25 for % from its version 2.1 on.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if (quoted := database.quoted(path)) == str(path):
+        return f"sqlite:///{path}"
+    from sqlalchemy.engine import make_url
+
+    for name in (quoted, str(path)):
+        # With the driver's name MLflow makes no folder of the path as it is spelled here.
+        uri = f"sqlite+pysqlite:///{name}"
+        if make_url(uri).database == str(path):
+            return uri
+    raise ConfigError(
+        f"{path}: SQLAlchemy cannot open it; use a path without % ? #", key="tracking"
+    )
 
 
 def _relax(connection: Any, _record: Any) -> None:
@@ -150,11 +185,15 @@ class Sender:
     Args:
         client: from `connect`.
         journal: where the operations and earlier answers are.
+        uri: MLflow's tracking URI, of which `client` is.
     """
 
-    def __init__(self, client: "MlflowClient", journal: Journal) -> None:
+    def __init__(self, client: "MlflowClient", journal: Journal, uri: str) -> None:
         self._client = client
         self._journal = journal
+        self._root = artifact_root(uri)
+        self._database = sqlite_path(uri)
+        self._alive: set[str] | None = None
         self.experiment_id: str | None = None
         address = journal.header["tracking"][:12]
         self._producers = Producers(journal.path.parent / f"producers-{address}.txt")
@@ -201,9 +240,8 @@ class Sender:
         name = self._journal.header["experiment"]
         found = self._client.get_experiment_by_name(name)
         if found is None:
-            root = self._journal.header["artifact_root"]
             try:
-                made = self._client.create_experiment(name, root, EXPERIMENT_TAGS)
+                made = self._client.create_experiment(name, self._root, EXPERIMENT_TAGS)
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
@@ -227,8 +265,8 @@ class Sender:
             tags = operation["tags"] | {EVENT: event}
             if operation["parent"] in self.runs:
                 tags["mlflow.parentRunId"] = self.runs[operation["parent"]]
-            if key := operation.get("produced_by"):
-                producer = self._producer(experiment, key, tags.get(MODEL))
+            if operation.get("produced_by"):
+                producer = self._producer(experiment, operation)
                 tags |= producer
                 if not producer:
                     self.orphans.add(operation["run"])
@@ -243,19 +281,58 @@ class Sender:
             self._producers.remember(_produced(tags["graftwork.key"], tags.get(MODEL)), found)
         return found
 
-    def _producer(self, experiment: str, key: str, model: str | None) -> dict[str, str]:
-        """Tag with the newest run that computed the result with this key, if there is one.
+    def _producer(self, experiment: str, operation: dict[str, Any]) -> dict[str, str]:
+        """Tag with a run that computed a result and still holds its files, if there is one.
 
         Its model has to be the one that would be recorded now: one that names a loader of an older
         program stands in for none.
         """
-        if known := self._producers.recall(_produced(key, model)):
+        key, model = operation["produced_by"], operation["tags"].get(MODEL)
+        files = operation.get("files", [])
+        known = self._producers.recall(_produced(key, model))
+        if known and self._holds(experiment, known, files, model):
             return {"producer_run_id": known}
         wanted = f"tags.`graftwork.key` = '{key}' AND tags.cache = 'miss'"
         if model:
             wanted += f" AND tags.`{MODEL}` = '{model}'"
-        runs = self._client.search_runs([experiment], wanted, max_results=1)
-        return {"producer_run_id": runs[0].info.run_id} if runs else {}
+        for run in self._client.search_runs([experiment], wanted, max_results=CANDIDATES):
+            if self._holds(experiment, run.info.run_id, files, model):
+                return {"producer_run_id": run.info.run_id}
+        return {}
+
+    def _holds(self, experiment: str, run: str, files: list[str], model: str | None) -> bool:
+        """Tells whether a run is there, with files; a model's may be in another one's hands."""
+        if not self._is_active(run):
+            return False
+        missing = [name for name in files if not self._has_file(run, name)]
+        if not model or missing != [MODEL_FILE]:
+            return not missing
+        wanted = f"tags.`{MODEL}` = '{model}'"
+        others = self._client.search_runs([experiment], wanted, max_results=CANDIDATES)
+        return any(self._has_file(other.info.run_id, MODEL_FILE) for other in others)
+
+    def _is_active(self, run: str) -> bool:
+        """Tells whether MLflow has a run that was not deleted. A database is asked once for all."""
+        from mlflow.exceptions import MlflowException
+
+        if self._database is not None:
+            if self._alive is None:
+                self._alive = database.alive(self._database)
+            return run in self._alive
+        try:
+            return self._client.get_run(run).info.lifecycle_stage == "active"
+        except MlflowException as error:
+            if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+                raise
+            return False
+
+    def _has_file(self, run: str, name: str) -> bool:
+        if self._database is not None:
+            folder = self._database.parent / database.ARTIFACTS / run / "artifacts"
+            if (folder / name).exists():
+                return True
+        above = name.rpartition("/")[0] or None
+        return any(item.path == name for item in self._client.list_artifacts(run, above))
 
     def _batch(self, run: str, operation: dict[str, Any]) -> None:
         from mlflow.entities import Metric, Param, RunTag

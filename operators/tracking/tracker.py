@@ -22,7 +22,12 @@ from typing import TYPE_CHECKING, Any, Literal
 from graftwork.operators.errors import StorageError
 from graftwork.operators.tracking import records
 from graftwork.operators.tracking import uri as tracking_uri
-from graftwork.operators.tracking.journal import Journal, Operation
+from graftwork.operators.tracking.journal import (
+    NO_LOCKS,
+    Journal,
+    Operation,
+    on_this_machine,
+)
 from graftwork.operators.tracking.records import Artifacts, MethodRun, RunIds, StageRun
 from graftwork.operators.tracking.sender import Rejected, Sender, connect, settle_environment
 
@@ -50,6 +55,7 @@ class Tracker:
 
     def __init__(self, uri: str, experiment: str, folder: Path) -> None:
         self.uri, self.experiment, self.folder = uri, experiment, folder
+        self._home = folder.absolute().parent
         self.problem = ""
         self._journal: Journal | None = None
         self._sender: Sender | None = None
@@ -83,15 +89,15 @@ class Tracker:
         Raises:
             StorageError: the journal cannot be made.
         """
+        header = {"tracking": self._address(), "experiment": self.experiment}
         try:
-            self._journal = Journal.create(
-                self.folder,
-                {
-                    "tracking": self._address(),
-                    "experiment": self.experiment,
-                    "artifact_root": tracking_uri.artifact_root(self.uri),
-                },
-            )
+            try:
+                self._journal = Journal.create(self.folder, header)
+            except OSError as error:
+                if error.errno not in NO_LOCKS:
+                    raise
+                self.folder = on_this_machine()
+                self._journal = Journal.create(self.folder, header)
         except OSError as error:
             raise StorageError(f"cannot write the journal: {error}", key="tracking") from error
         tags = {**tags, "graftwork.kind": "pipeline"}
@@ -213,8 +219,19 @@ class Tracker:
         return self._journal
 
     def _address(self) -> str:
-        """Digest of the URI, to compare it: the URI itself may hold a password."""
-        return hashlib.sha256(self.uri.encode()).hexdigest()
+        """Digest of the URI, to compare it: the URI itself may hold a password.
+
+        That of a database beside the journals is the same wherever both are moved.
+        """
+        path = tracking_uri.sqlite_path(self.uri)
+        beside = path is not None and path.absolute().parent == self._home
+        name = f"sqlite beside: {path.name}" if path is not None and beside else self.uri
+        return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+
+    def _addresses(self) -> set[str]:
+        """The same, and what earlier programs wrote."""
+        before = hashlib.sha256(self.uri.encode(errors="surrogateescape")).hexdigest()
+        return {self._address(), before}
 
     def _new_name(self) -> str:
         with self._lock:
@@ -278,7 +295,7 @@ class Tracker:
                 self._make_artifacts()
                 if client is None:
                     client = connect(self.uri)
-                    self._sender = Sender(client, self._open())
+                    self._sender = Sender(client, self._open(), self.uri)
                     orphans = [j for j in self._adopt() if not self._replay(client, j)]
                 assert self._sender is not None
                 self._drain(self._sender, self._open(), again=failures > 0)
@@ -344,7 +361,7 @@ class Tracker:
         """Journals that dead runs left for the same MLflow."""
         orphans: list[Journal] = []
         for journal in Journal.orphans(self.folder):
-            if journal.header["tracking"] == self._address():
+            if journal.header["tracking"] in self._addresses():
                 orphans.append(journal)
             else:
                 journal.release()
@@ -356,7 +373,7 @@ class Tracker:
         if "pipeline" not in ended:
             journal.append(records.end("pipeline", "KILLED", journal.modified_ms))
         try:
-            self._drain(Sender(client, journal), journal)
+            self._drain(Sender(client, journal, self.uri), journal)
         except Exception as error:
             reason = tracking_uri.mask_all(str(error))
             log.warning("tracking: records of an earlier run stay in %s: %s", journal.path, reason)

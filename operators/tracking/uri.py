@@ -1,6 +1,7 @@
 """URIs of MLflow: the default, whether one can be reached, and how to name it in public."""
 
 import base64
+import http.client
 import os
 import re
 import socket
@@ -13,6 +14,7 @@ from pathlib import Path
 
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.files import urls
+from graftwork.operators.tracking import database
 
 DATABASE_PORTS = {"postgresql": 5432, "mysql": 3306, "mssql": 1433}
 SECONDS = 4.0
@@ -21,7 +23,7 @@ SECONDS = 4.0
 
 def default_uri(store: Path) -> str:
     """MLflow's database in a local store folder."""
-    return f"sqlite:///{store.absolute() / 'mlflow.db'}"
+    return f"sqlite:///{database.quoted(store.absolute() / 'mlflow.db')}"
 
 
 def mask(uri: str) -> str:
@@ -37,74 +39,68 @@ def mask_all(text: str) -> str:
 def artifact_root(uri: str) -> str | None:
     """Place for a new experiment's artifacts: next to an sqlite file; a server decides itself."""
     path = sqlite_path(uri)
-    return (path.parent / "mlflow-artifacts").absolute().as_uri() if path else None
+    return (path.parent / database.ARTIFACTS).absolute().as_uri() if path else None
 
 
 def sqlite_path(uri: str) -> Path | None:
-    """The file of an `sqlite:///` URI; None for other schemes."""
-    if not uri.startswith("sqlite:"):
+    """The file of an `sqlite:///` URI, in which %25 stands for %; None for other schemes."""
+    if not uri.startswith(("sqlite:", "sqlite+pysqlite:")):
         return None
-    match = re.fullmatch(r"sqlite:///(.+)", uri.split("?")[0])
+    match = re.fullmatch(r"sqlite(?:\+pysqlite)?:///(.+)", uri.split("?")[0])
     if match is None or match[1] == ":memory:":
         raise ConfigError(
             f"{uri!r} names no file; write sqlite:////absolute/path.db", key="tracking"
         )
-    return Path(match[1])
+    return Path(urllib.parse.unquote(match[1]))
 
 
-def check(uri: str) -> None:
+def check(uri: str, reading: bool = False) -> None:
     """Makes sure, within `SECONDS`, that MLflow can be reached; imports nothing of it.
+
+    Args:
+        reading: nothing will be written.
 
     Raises:
         ConfigError: it cannot; the message names the URI without credentials.
     """
-    reason = ["no answer"]
+    found = ["no answer", ""]
     # In a thread: looking up a name of an unknown host may block for much longer.
-    thread = threading.Thread(target=lambda: reason.__setitem__(0, _problem(uri)), daemon=True)
+    thread = threading.Thread(
+        target=lambda: found.__setitem__(slice(2), _problem(uri, reading)), daemon=True
+    )
     thread.start()
     thread.join(SECONDS)
-    if reason[0]:
+    reason, advice = found
+    if reason:
         raise ConfigError(
-            f"cannot reach {urls.mask(mask(uri))}: {reason[0]}; "
-            "start it, or pass another --tracking",
+            f"cannot reach {urls.mask(mask(uri))}: {reason}; "
+            f"{advice or 'start it'}, or pass another --tracking",
             key="tracking",
         )
 
 
-def _problem(uri: str) -> str:
-    """Reason why the URI cannot be used; empty if it can."""
+def _problem(uri: str, reading: bool) -> tuple[str, str]:
+    """Reason why the URI cannot be used, empty if it can, and what to do about it, if known."""
     scheme = uri.split(":")[0].split("+")[0] if ":" in uri else ""
     try:
         if scheme == "sqlite":
-            return _sqlite_problem(uri)
+            path = sqlite_path(uri)
+            assert path is not None
+            return database.problem(path, reading)
         if scheme in ("http", "https"):
-            return _server_problem(uri)
+            return _server_problem(uri), ""
         if scheme in DATABASE_PORTS:
             parts = urllib.parse.urlsplit(uri)
             address = (parts.hostname or "localhost", parts.port or DATABASE_PORTS[scheme])
             socket.create_connection(address, timeout=SECONDS - 1).close()
-            return ""
+            return "", ""
         if scheme.startswith("databricks"):
-            return ""
-    except (OSError, ValueError, ConfigError) as error:
+            return "", ""
+    except (OSError, ValueError, http.client.HTTPException, ConfigError) as error:
         cause = error.what if isinstance(error, ConfigError) else getattr(error, "reason", error)
-        return getattr(cause, "strerror", None) or str(cause) or type(error).__name__
+        return getattr(cause, "strerror", None) or str(cause) or type(error).__name__, ""
     known = "sqlite, http, https, databricks, " + ", ".join(DATABASE_PORTS)
-    return f"{scheme!r} is not one of {known}"
-
-
-def _sqlite_problem(uri: str) -> str:
-    path = sqlite_path(uri)
-    assert path is not None
-    if path.is_dir():
-        return "it is a folder"
-    if path.exists() and path.stat().st_size:
-        with path.open("rb") as file:
-            if file.read(16) != b"SQLite format 3\0":
-                return "the file is not an SQLite database"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    place = path if path.exists() else path.parent
-    return "" if os.access(place, os.W_OK) else "no permission to write"
+    return f"{scheme!r} is not one of {known}", ""
 
 
 def _server_problem(uri: str) -> str:

@@ -33,7 +33,7 @@ def split(
     from graftwork.pipelines.spec.loading import load_resolved
 
     loaded = load_resolved(spec, overrides or ())
-    order, pieces = pieces_of(loaded, Store(place(store, None).store).memo)
+    order, pieces = pieces_of(loaded, Store(place(store, None).store).for_looking().memo)
     data = manifest.write(pieces, str(order), parquet=output.suffix == ".parquet")
     output.parent.mkdir(parents=True, exist_ok=True)
     output.write_bytes(data)

@@ -3,6 +3,7 @@
 import os
 import signal
 import socket
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 
-from graftwork.operators.errors import ConfigError
+from graftwork.operators.errors import ConfigError, StorageError
 from graftwork.operators.tracking import uri as tracking_uri
 
 HOST = "127.0.0.1"
@@ -37,7 +38,7 @@ def serve(uri: str, port: int = 5000, *, announce: Callable[[str], None] = print
     # Its own session: Ctrl-C reaches this process alone, which then ends the server in order.
     server = subprocess.Popen(
         command(port),
-        env=os.environ | environment(uri),
+        env=os.environ | environment(served(uri)),
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
         start_new_session=True,
@@ -56,9 +57,33 @@ def serve(uri: str, port: int = 5000, *, announce: Callable[[str], None] = print
 
 
 def command(port: int) -> list[str]:
-    """The server's command line; the URI, which may hold a password, is not on it."""
-    server = [sys.executable, "-m", "mlflow", "server", "--workers", "1"]
+    """The server's command line; the URI, which may hold a password, is not on it.
+
+    With -P nothing is imported from the working directory, which may hold an `mlflow` of the user.
+    """
+    server = [sys.executable, "-P", "-m", "mlflow", "server", "--workers", "1"]
     return [*server, "--host", HOST, "--port", str(port)]
+
+
+def served(uri: str) -> str:
+    """The URI as the server takes it; a database is built, or its places moved, before.
+
+    Raises:
+        ConfigError: SQLAlchemy cannot name its file.
+        StorageError: it cannot be written.
+    """
+    path = tracking_uri.sqlite_path(uri)
+    if path is None:
+        return uri
+    from graftwork.operators.tracking import database, sender
+
+    sender.settle_environment()
+    try:
+        database.settle(path)
+    except (OSError, sqlite3.Error) as error:
+        shown = tracking_uri.mask(uri)
+        raise StorageError(f"ui: {shown}: {' '.join(str(error).split())}") from error
+    return sender.as_sqlalchemy(path)
 
 
 def environment(uri: str) -> dict[str, str]:
@@ -68,6 +93,7 @@ def environment(uri: str) -> dict[str, str]:
         "MLFLOW_BACKEND_STORE_URI": uri,
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "DO_NOT_TRACK": "true",
+        "PYTHONSAFEPATH": "1",
         "MLFLOW_ALLOW_PICKLE_DESERIALIZATION": "false",
         # Eight processes for the judging of language models, which nobody here asks for.
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",

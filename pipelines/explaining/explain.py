@@ -106,12 +106,17 @@ def mermaid(plan: Plan, store: Store) -> str:
         hits = sum(s.key in stored[s.operator] for s in members)
         count = f"<br/>{hits}/{len(members)} stored" if len(members) > 1 else ""
         style = "hit" if hits == len(members) else "miss"
-        lines.append(f'  {ids[name]}["{name.replace(chr(34), chr(39))}{count}"]:::{style}')
+        lines.append(f'  {ids[name]}["{_text(name)}{count}"]:::{style}')
         for member in members:
             edges |= {(ids[names[s.key]], ids[name]) for s in inputs_of(member)}
     lines += [f"  {a} --> {b}" for a, b in sorted(edges) if a != b]
     lines += ["  classDef hit fill:#d9f2e0,stroke:#2e7d4f", "  classDef miss fill:#fff,stroke:#888"]
     return "\n".join(lines)
+
+
+def _text(name: str) -> str:
+    """A name in Mermaid's quotes, where names of methods and tasks may hold what it understands."""
+    return "".join(f"#{ord(c)};" if c in '#"<>&`\\' else c for c in name)
 
 
 def group(stage: Stage) -> str:

@@ -9,13 +9,15 @@ import statistics
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from graftwork.operators.errors import ConfigError
 from graftwork.operators.evaluation.definitions import GROUPS
-from graftwork.operators.serving.lookup import pages
-from graftwork.operators.tracking import uri as tracking_uri
+from graftwork.operators.serving.lookup import connected, pages
 from graftwork.operators.tracking.records import TASKS
+
+if TYPE_CHECKING:
+    from mlflow.tracking import MlflowClient
 
 METRICS = ("a_avg", "a_last", "forgetting", "bwt", "task_a_avg", "seconds", *GROUPS)
 """Metrics of a row, each with mean and standard deviation; percent, `seconds` in seconds."""
@@ -135,13 +137,12 @@ def leaderboard(uri: str, pipeline: str | None = None) -> list[Row]:
     Raises:
         ConfigError: MLflow cannot be reached, or has no such pipeline.
     """
-    tracking_uri.check(uri)
-    path = tracking_uri.sqlite_path(uri)
-    if path is not None and not path.exists():
-        raise ConfigError(f"results: nothing recorded in {path} yet; start with `graftwork run`")
-    from graftwork.operators.tracking.sender import connect
+    with connected(uri) as client:
+        return aggregate(_records(client, pipeline))
 
-    client = connect(uri)
+
+def _records(client: "MlflowClient", pipeline: str | None) -> Iterable[Record]:
+    """Finished results that MLflow knows, the newest of each key."""
     experiments = {e.name: e.experiment_id for e in pages(client.search_experiments)}
     if pipeline is not None:
         if pipeline not in experiments:
@@ -161,7 +162,7 @@ def leaderboard(uri: str, pipeline: str | None = None) -> list[Row]:
                     metrics=run.data.metrics,
                 )
                 newest.setdefault(f"{run.info.experiment_id}/{key}", record)
-    return aggregate(newest.values())
+    return newest.values()
 
 
 def _tasks(tags: Mapping[str, str]) -> dict[str, str]:

@@ -15,7 +15,14 @@ from graftwork.operators.keys import canonical
 from graftwork.operators.stage import Stage
 from graftwork.operators.store import Store
 from graftwork.operators.streams.stream import Stream
-from graftwork.operators.tracking.records import MODEL, TASK, TASKS, VOTES, Artifacts
+from graftwork.operators.tracking.records import (
+    MODEL,
+    MODEL_FILE,
+    TASK,
+    TASKS,
+    VOTES,
+    Artifacts,
+)
 from graftwork.operators.tracking.tracker import MethodRun
 from graftwork.pipelines.planning.plan import Plan, Run
 from graftwork.pipelines.reporting.content import Cost, StageResult, TaskResult
@@ -86,6 +93,7 @@ def method_run(plan: Plan, store: Store, finished: Finished, with_model: bool) -
             ),
         },
         artifacts=artifacts,
+        files=["predictions.parquet", *([MODEL_FILE] if with_model and identity else [])],
         dataset=(plan.spec.pipeline, plan.data.digest[:16]),
         cached=finished.cached,
     )

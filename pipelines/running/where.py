@@ -5,6 +5,7 @@ from pathlib import Path
 
 from graftwork.operators.errors import ConfigError, StorageError
 from graftwork.operators.tracking import uri as tracking_uri
+from graftwork.operators.tracking.journal import on_this_machine
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,5 +60,5 @@ class Where:
     def journal(self) -> Path:
         """Local folder for records on their way to MLflow."""
         if "://" in self.store and not self.store.startswith("file://"):
-            return Path.home() / ".cache" / "graftwork" / "journal"
+            return on_this_machine()
         return self.folder("") / "journal"

@@ -109,6 +109,10 @@ def _number(value: Any) -> int | float | None:
     return number if isinstance(number, (int, float)) and not isinstance(number, bool) else None
 
 
+FILE_NAME = 240
+"""Bytes of a name that files are named after: systems allow 255, an ending included."""
+
+
 def text(longest: int = 200, forbidden: str = "") -> Rule:
     """Text of 1..longest characters without control characters and `forbidden` ones."""
     says = f"text of 1..{longest} characters" + (f" without {forbidden}" if forbidden else "")
@@ -122,6 +126,25 @@ def text(longest: int = 200, forbidden: str = "") -> Rule:
         for character in forbidden:
             if character in value:
                 raise refuse(f'must not hold "{character}", got {shown(value)}')
+        return value
+
+    return Rule(check, says)
+
+
+def name_of_files(longest: int = 100) -> Rule:
+    """Text that can be the name of a folder or, with an ending, of a file on every system."""
+    plain = text(longest, forbidden="/")
+    says = f"{plain.says}, at most {FILE_NAME} bytes"
+
+    def check(value: Any) -> str:
+        value = plain.check(value)
+        if (size := len(value.encode())) > FILE_NAME:
+            raise refuse(
+                f"must have at most {FILE_NAME} bytes in UTF-8, as files are named after it, got "
+                f"{size} of {len(value)} characters"
+            )
+        if value in (".", ".."):
+            raise refuse(f"must be the name of a folder, got {shown(value)}")
         return value
 
     return Rule(check, says)

@@ -42,6 +42,7 @@ from graftwork.pipelines.spec.fields import (
     integer,
     listing,
     location,
+    name_of_files,
     no_duplicates,
     optional,
     plain,
@@ -227,7 +228,7 @@ def _different(section: str) -> Callable[[tuple[Any, ...]], tuple[Any, ...]]:
 # Not said in the annotations, which Python 3.14 evaluates late: it cannot read formatted text, and
 # `text` is a field by then.
 _SEEDS = listing(f"integers in 0..{MAX_SEED}")
-_NAME = text(100, forbidden="/")
+_NAME = name_of_files()
 
 
 class PipelineSpec(Section):

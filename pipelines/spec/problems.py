@@ -110,7 +110,8 @@ def shown(value: Any) -> str:
     if not isinstance(value, str):
         return str(value)
     text = mask(value)
-    return json.dumps(text if len(text) <= 60 else text[:57] + "...", ensure_ascii=False)
+    shown = json.dumps(text if len(text) <= 60 else text[:57] + "...", ensure_ascii=False)
+    return shown.encode(errors="backslashreplace").decode()
 
 
 def nearest(word: str, known: Sequence[str]) -> str:
