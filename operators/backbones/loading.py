@@ -288,7 +288,7 @@ def pooled_features(network: nn.Module, images: Tensor, pooling: str) -> Tensor:
 
 
 def own_pooling(network: nn.Module) -> str:
-    """How timm pools a network, as it calls it; empty where that is no word of a transformer's."""
+    """Pooling of a network as timm calls it; empty where that is no word of a transformer's."""
     own = getattr(network, "global_pool", "")
     return own if isinstance(own, str) else ""
 

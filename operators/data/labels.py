@@ -33,7 +33,7 @@ def join(columns: Sequence[Column]) -> Column | None:
 
 
 def _kinds(columns: Iterable[Column]) -> set[bool]:
-    """Whether columns hold integers; what has no value goes with both, whatever its type."""
+    """Tells whether columns hold integers; what has no value goes with both, whatever its type."""
     return {column.names is None for column in columns if not column.null.all()}
 
 

@@ -85,7 +85,7 @@ class Tally:
         self.found[what] = count + 1, min(first, name)
 
     def left_out(self) -> tuple[LeftOut, ...]:
-        """What was counted: first what may be a loss, then by its name."""
+        """Counts: first what may be a loss, then by its name."""
         entries = (
             LeftOut(what=what, count=count, first=first, why=_why(what), lost=_lost(what))
             for what, (count, first) in self.found.items()
@@ -94,7 +94,7 @@ class Tally:
 
 
 def together(several: Iterable[tuple[LeftOut, ...]]) -> tuple[LeftOut, ...]:
-    """What several folders leave out, as that of one."""
+    """Sum of what several folders leave out."""
     sums = Tally()
     for entry in (entry for entries in several for entry in entries):
         count, first = sums.found.get(entry.what, (0, entry.first))
@@ -103,7 +103,7 @@ def together(several: Iterable[tuple[LeftOut, ...]]) -> tuple[LeftOut, ...]:
 
 
 def said(left_out: Iterable[LeftOut]) -> str:
-    """What may be a loss, in words that go on a line; empty if nothing is."""
+    """Text for a line about what may be a loss; empty if nothing is."""
     lost = [entry for entry in left_out if entry.lost]
     named = [f"{entry.what}: {entry.count} ({entry.first})" for entry in lost[:_NAMED]]
     more = f" and {len(lost) - _NAMED} more kinds" if len(lost) > _NAMED else ""

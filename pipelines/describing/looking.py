@@ -55,7 +55,7 @@ class Found:
 
 @dataclass
 class Looks:
-    """What was seen of the images of a split so far.
+    """Counts of what was seen of the images of a split so far.
 
     Args:
         images: that were looked at.
@@ -99,7 +99,7 @@ class Looks:
             self.highest = max(look.highest, self.highest or 0)
 
     def listed(self) -> list[Found]:
-        """What images have in common, kind by kind, most frequent first."""
+        """Facts that images have in common, kind by kind, most frequent first."""
         order = ("format", "pixels", "stored")
         entries = [
             Found(kind=kind, what=what, count=count, first=first, done=done)

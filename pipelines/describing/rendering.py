@@ -58,7 +58,7 @@ def render(report: Report) -> RenderableType:
 
 
 def _found_table(report: Report) -> Table:
-    """What the files hold, kind by kind, and what is done about it."""
+    """Table of what the files hold, kind by kind, and what is done about it."""
     table = _table("what the files hold", "train", "test")
     table.add_column("what is done about it")
     rows: dict[tuple[str, str], dict[str, Found]] = {}

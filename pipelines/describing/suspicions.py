@@ -1,4 +1,4 @@
-"""What can be used and is probably not meant: duplicates, leaks, odd classes, odd images.
+"""Suspicions about what can be used and is probably not meant: duplicates, leaks, odd classes, odd images.
 
 Shapes: M images of both splits.
 """

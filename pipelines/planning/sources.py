@@ -83,7 +83,7 @@ def _listed(task: ListedTask, number: int, memo: Memo, examine: Examine) -> Sour
 
 
 def remarks(found: Iterable[Source]) -> list[str]:
-    """What may be missing from data sets, in one line, and what contradicts itself, for people."""
+    """Lines for people about what may be missing from data sets, and what contradicts itself."""
     datasets = [source.dataset for source in found]
     every = kinds.together(entries for each in datasets for entries in each.left_out.values())
     said = kinds.said(every)
