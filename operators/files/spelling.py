@@ -31,7 +31,7 @@ def spelled(path: str) -> str:
 
 
 def matches(pattern: str) -> list[str]:
-    """Paths that a local pattern matches, sorted; in another form of its names if it matches nothing."""
+    """Paths that a local pattern matches, sorted; in another form of its names if it has none."""
     forms = (pattern, *(unicodedata.normalize(form, pattern) for form in ("NFC", "NFD")))
     return next((sorted(found) for p in forms if (found := glob.glob(p, recursive=True))), [])
 

@@ -1,4 +1,4 @@
-"""Suspicions about what can be used and is probably not meant: duplicates, leaks, odd classes, odd images.
+"""Suspicions about what can be used and is hardly meant: duplicates, leaks, odd classes or images.
 
 Shapes: M images of both splits.
 """
