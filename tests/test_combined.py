@@ -263,7 +263,11 @@ def test_methods_with_other_tensors_are_refused(folder: Path, tmp_path: Path) ->
     lora = [{"lora": {**FINETUNE, "rank": 2}}, {"lora": {**FINETUNE, "rank": 3}}]
     for methods_, of_, said in (
         ([{"finetune": FINETUNE}, lora[0]], ["finetune", "lora"], "is missing in model"),
-        (lora, ["lora rank=2", "lora rank=3"], r"qkv.down.weight \[\d, 2, 16\], \[\d, 3, 16\]"),
+        (
+            lora,
+            [f"lora batch_size=4 epochs=1 lr=0.05 rank={rank}" for rank in (2, 3)],
+            r"qkv.up.weight \[48, 2\], \[48, 3\]",
+        ),
     ):
         sections = {"methods": methods_, "merge": [{"mean": {"of": of_}}], "seeds": [0]}
         for _ in range(2):  # looked at, and remembered

@@ -116,6 +116,7 @@ def by_hand(made: Plan, folder: Path, seed: int = 0) -> list[tuple[State, Log]]:
             query=None,
             preprocessing=made.preprocessing,
             seed=seed,
+            task=number,
         )
         state, log = loop.train_task(
             method,
@@ -515,7 +516,9 @@ def test_other_weights_than_planned_are_refused(store: Store, folder: Path) -> N
 
 def test_joint_trains_once_and_answers_for_every_task(store: Store, folder: Path) -> None:
     made = pngs.plan(
-        store, folder, methods=[{"joint": FINETUNE | {"lr": 0.03, "backbone_lr": 1e-3}}]
+        store,
+        folder,
+        methods=[{"joint": FINETUNE | {"lr": 0.03, "backbone_lr": 1e-3, "epochs": 6}}],
     )
     compute(made.stages, store)
     [model], [stage] = of(made, "train"), of(made, "predict")
