@@ -176,6 +176,7 @@ FOREIGN = {
     "_refusal": "Ray raises RuntimeError for another version and for a token",
     "_errors": "Ray's client of jobs raises RuntimeError whatever is wrong",
     "_peer_lost": "gloo raises RuntimeError when a rank dies",
+    "of_the_system": "tempfile says in words alone that no folder of its can be written",
     "_read_pickle": "torch names the code in a pickle in its text alone",
 }
 """Function -> whose errors say in words alone what happened. Never errors of our own."""

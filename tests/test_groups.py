@@ -38,6 +38,7 @@ def test_heavy_files_come_first() -> None:
 def test_the_names_are_those_of_tests() -> None:
     assert all((HERE / f"{file}.py").exists() for file in (*HEAVY, *SHAPED))
     files = ("test_cli.py", "test_api.py", "test_indexing.py", "test_indexing.py")
+    files += ("test_shadow.py",)
     for name, file in zip(SINGLE, files, strict=True):
         assert f"def {name}(" in (HERE / file).read_text()
     conformance = (HERE / "test_conformance.py").read_text()

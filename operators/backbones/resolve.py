@@ -94,7 +94,9 @@ def resolve(
 
     network = loading.load(model, location, pooling, image_size)
     data_config = loading.data_config(network, image_size)
-    seen = examine(network, model, pooling, data_config["input_size"])
+    # A square, as all preprocessing gives; which one suits the network is looked at later.
+    side = min(data_config["input_size"][1:])
+    seen = examine(network, model, pooling, (3, side, side))
     image_fingerprint, text_fingerprint = tower_fingerprints(network) or ("", "")
     backbone = Backbone(
         model=model,

@@ -103,6 +103,7 @@ def load_timm(
     state = {
         name.removeprefix("module.").removeprefix("_orig_mod."): t for name, t in state.items()
     }
+    state = _without_classifier(network, state)
     try:
         _load_strictly(network, state, model, place, size.get("img_size"))
     except IncompatibleError:
@@ -128,7 +129,8 @@ def _as_timm_reads(state: dict[str, Tensor], model: str, size: dict[str, Any]) -
     timm translates the names that authors gave, and leaves out what only their training needs: the
     mask token of Meta's DINOv2, for example. It loads strictly, too.
     """
-    overlay = {"state_dict": dict(state)}
+    # The file has no classifier any more. Where it had one, timm would not load strictly.
+    overlay = {"state_dict": dict(state), "num_classes": 0}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         try:
@@ -142,15 +144,7 @@ def _as_timm_reads(state: dict[str, Tensor], model: str, size: dict[str, Any]) -
 def _load_strictly(
     network: nn.Module, state: dict[str, Tensor], model: str, place: str, image_size: int | None
 ) -> None:
-    classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]
-    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
-    expected = {name: tuple(value.shape) for name, value in network.state_dict().items()}
-    given = {
-        name: value
-        for name, value in state.items()
-        # The pretrained classifier is the one part that a frozen backbone does without.
-        if name in expected or not any(name.startswith(f"{head}.") for head in heads)
-    }
+    given = dict(state)
     if image_size is not None and (table := given.get("pos_embed")) is not None:
         given["pos_embed"] = resample_abs_pos_embed(
             table.float(),  # a half-precision file would round the result
@@ -159,6 +153,18 @@ def _load_strictly(
         )
     _check_names(network, given, model, place)
     network.load_state_dict(given, strict=True)
+
+
+def _without_classifier(network: nn.Module, state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The file's tensors but those of a classifier, which a frozen backbone does without."""
+    classifier = network.pretrained_cfg.get("classifier") or ()  # type: ignore[union-attr]
+    heads = (classifier,) if isinstance(classifier, str) else tuple(classifier)
+    own = network.state_dict()
+    return {
+        name: value
+        for name, value in state.items()
+        if name in own or not any(name.startswith(f"{head}.") for head in heads)
+    }
 
 
 def _check_names(network: nn.Module, given: dict[str, Tensor], model: str, place: str) -> None:
