@@ -1,12 +1,19 @@
 """Two test processes at once: one works through the files that start Ray, in turn."""
 
+import os
 import re
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import pytest
 
 from tests import ray_cluster
+
+# Workers of Ray do not look into the working directory, where operators of tests would be found.
+ROOT = str(Path(__file__).resolve().parent.parent)
+PATHS = [path for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
+if ROOT not in PATHS:
+    os.environ["PYTHONPATH"] = os.pathsep.join([*PATHS, ROOT])
 
 HEAVY = (
     *("test_executor", "test_training", "test_pipeline", "test_serving"),
