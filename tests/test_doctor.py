@@ -3,7 +3,6 @@
 import io
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,9 @@ from rich.console import Console
 
 from graftwork.operators.data import dataset
 from graftwork.operators.errors import BadDataError
-from graftwork.operators.store.memo import Memo
 from graftwork.pipelines.describing import rendering
 from graftwork.pipelines.describing import report as doctor
-
-
-class NoMemo(Memo):
-    def __init__(self) -> None:
-        pass
-
-    def get(self, preimage: Mapping[str, Any]) -> bytes | None:
-        return None
-
-    def put(self, preimage: Mapping[str, Any], content: bytes) -> None:
-        pass
+from tests.no_memo import NoMemo
 
 
 def png(number: int, width: int = 6, height: int = 4) -> bytes:

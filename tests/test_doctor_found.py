@@ -11,21 +11,9 @@ from PIL import Image
 from rich.console import Console
 
 from graftwork.operators.data import dataset
-from graftwork.operators.store.memo import Memo
 from graftwork.pipelines.describing.rendering import render
 from graftwork.pipelines.describing.report import Report, describe
-
-
-class NoMemo(Memo):
-    def __init__(self) -> None:
-        pass
-
-    def get(self, preimage: Mapping[str, Any]) -> bytes | None:
-        return None
-
-    def put(self, preimage: Mapping[str, Any], content: bytes) -> None:
-        pass
-
+from tests.no_memo import NoMemo
 
 NAMES = ((0, "cat"), (1, "dog"))
 NUMBERS = np.random.default_rng(0)

@@ -3,7 +3,6 @@
 import io
 import json
 import unicodedata
-from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -17,18 +16,7 @@ from PIL import Image
 from graftwork.operators.data import dataset
 from graftwork.operators.errors import BadDataError
 from graftwork.operators.parquet.names import claimed, disagreement
-from graftwork.operators.store.memo import Memo
-
-
-class NoMemo(Memo):
-    def __init__(self) -> None:
-        pass
-
-    def get(self, preimage: Mapping[str, Any]) -> bytes | None:
-        return None
-
-    def put(self, preimage: Mapping[str, Any], content: bytes) -> None:
-        pass
+from tests.no_memo import NoMemo
 
 
 def png(number: int) -> bytes:

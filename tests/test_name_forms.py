@@ -2,7 +2,6 @@
 
 import io
 import unicodedata
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -17,24 +16,13 @@ from graftwork.operators.files.spelling import matches, spelled
 from graftwork.operators.names import alike, folded, normal
 from graftwork.operators.serving import inputs
 from graftwork.operators.store import Store
-from graftwork.operators.store.memo import Memo
 from graftwork.pipelines.spec.scenario import Scenario
 from graftwork.pipelines.spec.stream import ListedTask
 from tests import pngs
+from tests.no_memo import NoMemo
 
 ELK = "\u00e4lg"
 ELK_APART = unicodedata.normalize("NFD", ELK)
-
-
-class NoMemo(Memo):
-    def __init__(self) -> None:
-        pass
-
-    def get(self, preimage: Mapping[str, Any]) -> bytes | None:
-        return None
-
-    def put(self, preimage: Mapping[str, Any], content: bytes) -> None:
-        pass
 
 
 def png(number: int) -> bytes:

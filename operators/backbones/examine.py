@@ -64,9 +64,8 @@ def examine(network: nn.Module, model: str, pooling: str, size: Sequence[int]) -
     refused, natural = attachable(network)
     if not refused and not isinstance(network, Clip):
         # What methods read and what is cached are the same, or queries would be of another network.
-        read, cached = (networks.feature(seams.check(network), image), feature)
-        if natural != pooling:
-            cached = loading.pooled_features(network, image, natural)
+        read = networks.feature(seams.check(network), image)
+        cached = feature if natural == pooling else loading.pooled_features(network, image, natural)
         if not torch.allclose(read, cached, rtol=1e-4, atol=1e-5):
             refused = f"{type(network).__name__} is read as {natural}, and pools in another way"
     return Examined(width=feature.shape[1], refused=refused, natural_pooling=natural)

@@ -6,6 +6,7 @@ import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, BinaryIO
 
 from graftwork.operators.errors import ConfigError, GraftworkError
@@ -52,15 +53,28 @@ def open_file(url: str) -> BinaryIO:
         OSError: it cannot be opened.
     """
     if "://" not in url:
-        # Without waiting, as one does for the other end of a named pipe.
-        file = open(spelled(url), "rb", opener=_at_once)  # noqa: SIM115 (the caller closes it)
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise OSError(errno.EINVAL, "no file, but a pipe or a device")
-        return file
+        return open_regular(spelled(url))
     with as_os_errors():
         filesystem, path = file_system(url)
         return filesystem.open(path, "rb", cache_type="readahead", block_size=4 << 20)
+
+
+class NoFileError(OSError):
+    """A pipe or a device stands in the place of a file."""
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Opens a local file for reading, without waiting for the other end of a named pipe.
+
+    Raises:
+        NoFileError: it is no file.
+        OSError: it cannot be opened.
+    """
+    file = open(path, "rb", opener=_at_once)  # noqa: SIM115 (the caller closes it)
+    if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        file.close()
+        raise NoFileError(errno.EINVAL, "no file, but a pipe or a device")
+    return file
 
 
 def _at_once(path: str, flags: int) -> int:

@@ -134,13 +134,12 @@ def _entry(
     # A model that has seen nothing has no statistics.
     if statistic and (base is not None or not averages):
         return copied
-    grows = len({spec.shape for spec in all_specs}) > 1 or _family(name) in later
+    part = _family(name) in later
+    grows = part or len({spec.shape for spec in all_specs}) > 1
     if policy.head == "newest" and (grows or name in policy.heads):
         return copied
     owner = max(specs, key=lambda i: (specs[i].shape[:1], i))
-    lacks = started is not None and (
-        started.shape[:1] < specs[owner].shape[:1] or _family(name) in later
-    )
+    lacks = started is not None and (part or started.shape[:1] < specs[owner].shape[:1])
     if policy.head is None and lacks:
         return copied
     mean = base is not None and started is None

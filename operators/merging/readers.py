@@ -123,11 +123,13 @@ class Finite:
 
     def __init__(self, reader: Reader, what: str) -> None:
         self._reader, self._what, self.specs = reader, what, reader.specs
+        self._seen: set[str] = set()  # merges that look at the whole read a tensor several times
 
     def read(self, name: str) -> Tensor:
         tensor = self._reader.read(name)
-        if not is_finite(tensor):
+        if name not in self._seen and not is_finite(tensor):
             raise Diverged(f"{self._what}: {name} is NaN or infinite; lower its learning rate")
+        self._seen.add(name)
         return tensor
 
 

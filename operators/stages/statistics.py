@@ -157,8 +157,10 @@ class _Watch(TorchFunctionMode):
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
+        if func is not F.linear:  # most of what a network calls
+            return func(*args, **kwargs or {})
         given = dict(zip(("input", "weight"), args, strict=False)) | (kwargs or {})
-        if func is F.linear and (name := self._names.get(id(given["weight"]))):
+        if name := self._names.get(id(given["weight"])):
             rows = given["input"].detach().flatten(0, -2).float()
             # The products are no part of the forward pass: autocast would round them.
             with torch.autocast(rows.device.type, enabled=False):

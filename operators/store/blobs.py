@@ -8,7 +8,6 @@ folder has fsync and `operators/files/appear.py` for that, an object store its c
 import contextlib
 import errno
 import os
-import stat
 import uuid
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -16,6 +15,7 @@ from typing import BinaryIO, Protocol
 import fsspec
 
 from graftwork.operators.errors import ConfigError, StorageError
+from graftwork.operators.files.access import NoFileError, open_regular
 from graftwork.operators.files.appear import appear, sync, sync_folder
 
 
@@ -146,16 +146,14 @@ class LocalBlobs:
 
     def open(self, name: str) -> BinaryIO | None:
         try:
-            # Without waiting, as one does for the other end of a named pipe.
-            file = open(self._path(name), "rb", opener=_at_once)  # noqa: SIM115 (the caller closes it)
+            return open_regular(self._path(name))
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except NoFileError as error:
+            what = f"store {self.root}: {name}: it is no file; remove it"
+            raise StorageError(what) from error
         except OSError as error:
             raise _storage_error(error, self.root, 0) from error
-        if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-            file.close()
-            raise StorageError(f"store {self.root}: {name}: it is no file; remove it")
-        return file
 
     def folders(self, name: str) -> list[str]:
         try:
@@ -321,10 +319,6 @@ class ObjectBlobs:
 
     def move(self, name: str, new_name: str) -> None:
         self.fs.mv(self._path(name), self._path(new_name), recursive=True)
-
-
-def _at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NONBLOCK)
 
 
 def _temporary(name: str) -> str:
